@@ -1,0 +1,108 @@
+"""A home: the one folder that holds everything when no other engine is named."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from loopwright.kernel.errors import BadInput, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Paths under one root. Making a Home does no I/O; `create` does."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, path: Path | str) -> "Home":
+        """A home at `path` ("~" allowed), absolute; reads and writes nothing."""
+        return cls(Path(path).expanduser().absolute())
+
+    @property
+    def config(self) -> Path:
+        return self.root / "home.json"
+
+    @property
+    def ledger_url(self) -> str:
+        """What home.json names under "ledger_url", else SQLite in this folder."""
+        return str(self._settings().get("ledger_url") or f"sqlite:///{self.root / 'ledger.db'}")
+
+    @property
+    def keys(self) -> Path:
+        return self.root / "keys"
+
+    @property
+    def lake(self) -> Path:
+        return self.root / "lake"
+
+    @property
+    def artifacts(self) -> Path:
+        """MLflow's artifact root."""
+        return self.root / "artifacts"
+
+    @property
+    def bundles(self) -> Path:
+        return self.artifacts / "bundles"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions"
+
+    @property
+    def labels(self) -> Path:
+        return self.root / "labels"
+
+    @property
+    def serving(self) -> Path:
+        return self.root / "serving"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def exists(self) -> bool:
+        """Whether `create` has been here."""
+        return self.keys.is_dir()
+
+    def create(self) -> "Home":
+        """Make the folders; is idempotent. Keys are readable by their owner only.
+
+        Raises Unavailable when the disk is full or read-only.
+        """
+        folders = (
+            self.lake, self.bundles, self.predictions, self.labels, self.serving, self.logs, self.cache,
+        )  # fmt: skip
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            self.keys.mkdir(mode=0o700, exist_ok=True)
+            self.keys.chmod(0o700)
+        except OSError as error:
+            raise Unavailable(
+                f"cannot create a home here ({error.strerror or error})",
+                where=str(self.root),
+                next="Name a writable folder: --home DIR or LOOPWRIGHT_HOME.",
+            ) from error
+        return self
+
+    def _settings(self) -> dict[str, object]:
+        try:
+            text = self.config.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise Unavailable(f"cannot read ({error.strerror or error})", where=str(self.config)) from error
+        try:
+            settings = json.loads(text)
+        except ValueError as error:
+            raise BadInput(f"not JSON ({error})", where=str(self.config)) from None
+        if not isinstance(settings, dict):
+            raise BadInput(
+                "not a JSON object", where=str(self.config), wanted='{"ledger_url": "postgresql://…"}'
+            )
+        return settings
