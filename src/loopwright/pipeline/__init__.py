@@ -1,0 +1,1 @@
+"""The default lifecycle of a project: data → features → training → bundle → gates → version."""
