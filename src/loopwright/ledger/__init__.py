@@ -1,0 +1,1 @@
+"""One SQL database under everything: engine, schema, migrations, audit chain, leases."""

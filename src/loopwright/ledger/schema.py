@@ -1,0 +1,367 @@
+"""Every table of the ledger. Names carry `lw_`, because MLflow's own `runs` lives in the same database.
+
+Moments are integer microseconds since 1970-01-01T00:00Z (`Moment`), documents are canonical JSON text (`Json`).
+After a change here, `python scripts/migration` writes the migration; a test holds the two together.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+REVISION = "0001"
+"""The migration this schema stands at."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Moment = BigInteger
+Json = Text
+# SQLite numbers rows by itself only in a column declared exactly INTEGER.
+Serial = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f'"{column}" IN ({listed})', name=column)
+
+
+def _of_version(version: str = "version") -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["model", version], ["lw_versions.model", "lw_versions.version"])
+
+
+users = Table(
+    "lw_users",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("disabled_at", Moment),
+)
+
+tokens = Table(
+    "lw_tokens",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user", Text, ForeignKey("lw_users.name"), nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment),
+    Column("last_used_at", Moment),
+    Column("revoked_at", Moment),
+    Index(None, "user"),
+)
+
+audit = Table(
+    "lw_audit",
+    metadata,
+    Column("seq", Serial, primary_key=True, autoincrement=False),
+    Column("at", Moment, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("payload", Json, nullable=False),
+    Column("prev_hash", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+    Index(None, "subject"),
+)
+
+leases = Table(
+    "lw_leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+)
+
+meta = Table(
+    "lw_meta",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+
+projects = Table(
+    "lw_projects",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("spec", Json, nullable=False),
+    Column("spec_digest", Text, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+)
+
+batches = Table(
+    "lw_batches",
+    metadata,
+    Column("table_name", Text, nullable=False),
+    Column("batch_id", Text, nullable=False),
+    Column("source_digest", Text, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("good", BigInteger, nullable=False),
+    Column("bad", BigInteger, nullable=False),
+    Column("bronze_version", BigInteger),
+    Column("silver_version", BigInteger),
+    Column("report", Json, nullable=False),
+    Column("at", Moment, nullable=False),
+    PrimaryKeyConstraint("table_name", "batch_id"),
+)
+
+snapshots = Table(
+    "lw_snapshots",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("manifest", Json, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("created_at", Moment, nullable=False),
+)
+
+runs = Table(
+    "lw_runs",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("experiment", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("started_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    Column("actor", Text, nullable=False),
+    Column("snapshot", Text),
+    Column("bundle", Text),
+    Column("params", Json, nullable=False),
+    Column("metrics", Json, nullable=False),
+    Column("context", Json, nullable=False),
+    Column("reason", Text, nullable=False),
+    Index(None, "model", "started_at"),
+)
+
+
+versions = Table(
+    "lw_versions",
+    metadata,
+    Column("model", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("bundle", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("snapshot", Text, nullable=False),
+    Column("semver", Text, nullable=False),
+    Column("stage", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("parent", Integer),
+    Column("metrics", Json, nullable=False),
+    Column("annotations", Json, nullable=False),
+    PrimaryKeyConstraint("model", "version"),
+    _one_of("stage", "None", "Staging", "Production", "Archived"),
+    Index(None, "bundle"),
+)
+
+evidence = Table(
+    "lw_evidence",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("version", Integer),
+    Column("bundle", Text),
+    Column("verdict", Text, nullable=False),
+    Column("payload", Json, nullable=False),
+    Column("at", Moment, nullable=False),
+    Index(None, "model", "version"),
+    Index(None, "bundle"),
+)
+
+promotions = Table(
+    "lw_promotions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("stage", Text, nullable=False),
+    Column("bundle", Text, nullable=False),
+    Column("requested_by", Text, nullable=False),
+    Column("requested_at", Moment, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("decided_at", Moment),
+    Column("policy", Json, nullable=False),
+    Column("policy_digest", Text, nullable=False),
+    _of_version(),
+    _one_of("state", "pending", "effective", "rejected", "withdrawn", "reverted"),
+    Index(None, "model", "version"),
+)
+
+approvals = Table(
+    "lw_approvals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("promotion_id", Text, ForeignKey("lw_promotions.id"), nullable=False),
+    Column("reviewer", Text, nullable=False),
+    Column("decision", Text, nullable=False),
+    Column("comment", Text, nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("bundle", Text, nullable=False),
+    UniqueConstraint("promotion_id", "reviewer"),
+    _one_of("decision", "approve", "reject"),
+)
+
+
+rollouts = Table(
+    "lw_rollouts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("baseline", Integer),
+    Column("promotion_id", Text),
+    Column("plan", Json, nullable=False),
+    Column("state", Json, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("started_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    Column("reason", Text, nullable=False),
+    _of_version(),
+    _one_of("status", "running", "paused", "completed", "rolled_back", "aborted"),
+    Index(None, "model", "started_at"),
+)
+
+rollout_events = Table(
+    "lw_rollout_events",
+    metadata,
+    Column("id", Serial, primary_key=True, autoincrement=True),
+    Column("rollout_id", Text, ForeignKey("lw_rollouts.id"), nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("event_time", Moment),
+    Column("kind", Text, nullable=False),
+    Column("payload", Json, nullable=False),
+    Index(None, "rollout_id"),
+)
+
+route_tables = Table(
+    "lw_route_tables",
+    metadata,
+    Column("serial", Serial, primary_key=True, autoincrement=False),
+    Column("document", Json, nullable=False),
+    Column("signature", Text, nullable=False),
+    Column("at", Moment, nullable=False),
+)
+
+segments = Table(
+    "lw_segments",
+    metadata,
+    Column("source", Text, nullable=False),
+    Column("segment", Text, nullable=False),
+    Column("shipped", BigInteger, nullable=False),
+    PrimaryKeyConstraint("source", "segment"),
+)
+
+folds = Table(
+    "lw_folds",
+    metadata,
+    Column("model", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("arm", Text, nullable=False),
+    Column("bucket", Moment, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("model", "version", "arm", "bucket"),
+)
+
+watermarks = Table(
+    "lw_watermarks",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("event_time", Moment, nullable=False),
+)
+
+
+label_batches = Table(
+    "lw_label_batches",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("event_from", Moment),
+    Column("event_to", Moment),
+    Column("path", Text, nullable=False),
+    Column("at", Moment, nullable=False),
+    Index(None, "model"),
+)
+
+windows = Table(
+    "lw_windows",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("start", Moment, nullable=False),
+    Column("end", Moment, nullable=False),
+    Column("verdict", Text, nullable=False),
+    Column("payload", Json, nullable=False),
+    Column("at", Moment, nullable=False),
+    UniqueConstraint("model", "version", "kind", "start", "end"),
+    _one_of("kind", "drift", "quality", "prediction"),
+)
+
+alerts = Table(
+    "lw_alerts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("version", Integer),
+    Column("tier", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("detail", Json, nullable=False),
+    Column("event_time", Moment, nullable=False),
+    Column("opened_at", Moment, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("by", Text),
+    Column("changed_at", Moment, nullable=False),
+    UniqueConstraint("model", "key"),
+    _one_of("tier", "P0", "P1", "P2"),
+    _one_of("state", "open", "acknowledged", "resolved"),
+)
+
+retrains = Table(
+    "lw_retrains",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("event_time", Moment, nullable=False),
+    Column("decision", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("run_id", Text),
+    Column("version", Integer),
+    Column("plan", Json, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    UniqueConstraint("model", "key"),
+    _one_of("decision", "run", "suppress", "ask"),
+    _one_of("state", "proposed", "running", "succeeded", "failed", "suppressed", "waiting"),
+)
