@@ -1,0 +1,78 @@
+"""The manifest names every file of a bundle with its digest; the seal signs the manifest."""
+
+from typing import Any
+
+import msgspec
+
+from loopwright.bundle.keys import PublicKey, SigningKey, verify_any
+from loopwright.bundle.signature import Schema
+from loopwright.kernel.digest import canonical_json, sha256_bytes
+from loopwright.kernel.errors import Tampered
+
+FORMAT = "loopwright-bundle/1"
+MANIFEST = "manifest.json"
+SEAL = "seal.json"
+
+
+class Golden(msgspec.Struct, frozen=True):
+    """Rows with the outputs they must give wherever the bundle runs.
+
+    inputs: columns of JSON values (null allowed); outputs: one list of floats per row; tolerance: absolute.
+    """
+
+    inputs: dict[str, list[Any]]
+    outputs: list[list[float]]
+    tolerance: float = 1e-5
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the bundle is. Its bytes' SHA-256 is the bundle's digest."""
+
+    format: str
+    model: str
+    created_at: str
+    files: dict[str, str]
+    schema: Schema
+    provenance: dict[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        return canonical_json(msgspec.to_builtins(self))
+
+
+class Seal(msgspec.Struct, frozen=True):
+    """A key's word on a manifest."""
+
+    manifest: str
+    key_id: str
+    signature: str
+
+
+def seal_manifest(manifest: bytes, key: SigningKey) -> bytes:
+    """Return seal.json's bytes."""
+    seal = Seal(sha256_bytes(manifest), key.public.key_id, key.sign(manifest))
+    return canonical_json(msgspec.to_builtins(seal))
+
+
+def open_manifest(manifest: bytes, seal: bytes, keys: tuple[PublicKey, ...], *, where: str) -> Manifest:
+    """Parse a manifest that one of `keys` sealed; raises Tampered otherwise."""
+    try:
+        sealed = msgspec.json.decode(seal, type=Seal)
+    except msgspec.MsgspecError as error:
+        raise Tampered(f"{SEAL} is not a seal ({error})", where=where) from None
+    digest = sha256_bytes(manifest)
+    if sealed.manifest != digest:
+        raise Tampered("the seal is for another manifest", where=where, got=digest, wanted=sealed.manifest)
+    verify_any(manifest, sealed.signature, sealed.key_id, keys, where=where)
+    return parse_manifest(manifest, where=where)
+
+
+def parse_manifest(manifest: bytes, *, where: str) -> Manifest:
+    """Parse without a key; raises Tampered for what is no manifest of this format."""
+    try:
+        parsed = msgspec.json.decode(manifest, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise Tampered(f"{MANIFEST} is not a manifest ({error})", where=where) from None
+    if parsed.format != FORMAT:
+        raise Tampered("a bundle of another format", where=where, got=parsed.format, wanted=FORMAT)
+    return parsed

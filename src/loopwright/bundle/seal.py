@@ -1,0 +1,163 @@
+"""Builds a bundle: writes its files, its manifest and its seal, and makes the folder plain MLflow can load."""
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loopwright.bundle.keys import SigningKey
+from loopwright.bundle.manifest import FORMAT, MANIFEST, SEAL, Golden, Manifest, seal_manifest
+from loopwright.bundle.signature import Schema
+from loopwright.bundle.transform import load_transform
+from loopwright.kernel.clock import iso
+from loopwright.kernel.digest import canonical_json, sha256_bytes
+from loopwright.kernel.errors import BadInput, Conflict, Unavailable
+
+_LOADER = "loopwright_bundle_v1"
+_PYTHON = ".".join(map(str, sys.version_info[:3]))
+
+
+@dataclass(frozen=True, slots=True)
+class SealedBundle:
+    """A bundle that was just built; `digest` is the SHA-256 of its manifest.json."""
+
+    path: Path
+    digest: str
+
+
+def build_bundle(
+    dest: Path,
+    *,
+    model: str,
+    onnx: bytes,
+    schema: Schema,
+    transform: str | None,
+    state: Mapping[str, Any],
+    golden: Golden,
+    reference: Mapping[str, Any],
+    card: str,
+    provenance: Mapping[str, Any],
+    created_at: datetime,
+    key: SigningKey,
+) -> SealedBundle:
+    """Write a sealed bundle to `dest` (must not exist) and return it; `dest` appears whole or not at all.
+
+    transform: numpy-only source, or None when features are inputs by the same name. The same arguments give the same
+    digest. Raises BadInput for a transform or golden rows that cannot work, Conflict when `dest` exists.
+    """
+    if dest.exists():
+        raise Conflict(
+            "something is there already", where=str(dest), next="Choose a folder that does not exist."
+        )
+    if transform is not None:
+        load_transform(transform)
+    _check_golden(golden, schema)
+    contents: dict[str, bytes] = {
+        "model.onnx": onnx,
+        "state.json": canonical_json(dict(state)),
+        "golden.json": canonical_json(msgspec.to_builtins(golden)),
+        "reference.json": canonical_json(dict(reference)),
+        "card.md": card.encode(),
+        "MLmodel": _mlmodel(model, schema, created_at),
+        f"code/{_LOADER}.py": Path(__file__).with_name("mlflow_loader.py").read_bytes(),
+        "requirements.txt": _requirements(),
+        "python_env.yaml": _python_env(),
+    }
+    if transform is not None:
+        contents["transform.py"] = transform.encode()
+    manifest = Manifest(
+        format=FORMAT,
+        model=model,
+        created_at=iso(created_at),
+        files={name: sha256_bytes(data) for name, data in contents.items()},
+        schema=schema,
+        provenance=dict(provenance),
+    ).to_bytes()
+    contents[MANIFEST] = manifest
+    contents[SEAL] = seal_manifest(manifest, key)
+    _write(dest, contents)
+    return SealedBundle(path=dest, digest=sha256_bytes(manifest))
+
+
+def _write(dest: Path, contents: Mapping[str, bytes]) -> None:
+    staging = dest.with_name(f".{dest.name}.{secrets.token_hex(6)}")
+    try:
+        for name, data in contents.items():
+            path = staging / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        os.rename(staging, dest)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot write the bundle ({error.strerror or error})",
+            where=str(dest),
+            next="Check free space and permissions.",
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_golden(golden: Golden, schema: Schema) -> None:
+    rows = len(golden.outputs)
+    names = [field.name for field in schema.inputs]
+    if rows == 0 or sorted(golden.inputs) != sorted(names):
+        raise BadInput(
+            "golden rows must cover every input",
+            where="golden",
+            got=sorted(golden.inputs),
+            wanted=str(sorted(names)),
+        )
+    lengths = {len(column) for column in golden.inputs.values()} | {rows}
+    widths = {len(row) for row in golden.outputs}
+    if len(lengths) != 1 or widths != {len(schema.outputs)}:
+        raise BadInput(
+            "golden inputs and outputs differ in size", where="golden", got=sorted(lengths | widths)
+        )
+
+
+def _mlmodel(model: str, schema: Schema, created_at: datetime) -> bytes:
+    """MLflow's own description. Numbers are `any`: MLflow refuses integers for `double` columns, our loader converts."""
+    inputs = [
+        {"type": "string" if field.dtype == "string" else "any", "name": field.name, "required": True}
+        for field in schema.inputs
+    ]
+    outputs = [{"type": "double", "name": name, "required": True} for name in schema.outputs]
+    description = {
+        "flavors": {
+            "python_function": {
+                "loader_module": _LOADER,
+                "code": "code",
+                "env": {"virtualenv": "python_env.yaml"},
+                "python_version": _PYTHON,
+            }
+        },
+        "signature": {"inputs": json.dumps(inputs), "outputs": json.dumps(outputs), "params": None},
+        "metadata": {"loopwright_model": model, "loopwright_format": FORMAT},
+        "utc_time_created": created_at.strftime("%Y-%m-%d %H:%M:%S.%f"),
+    }
+    # JSON is YAML, so MLflow's YAML reader takes this as it is.
+    return json.dumps(description, indent=1, sort_keys=True).encode()
+
+
+def _requirements() -> bytes:
+    lines = []
+    for package in ("numpy", "onnxruntime", "pandas"):
+        try:
+            lines.append(f"{package}=={version(package)}")
+        except PackageNotFoundError:
+            lines.append(package)
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _python_env() -> bytes:
+    env = {"python": _PYTHON, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
+    return json.dumps(env, indent=1).encode()
