@@ -1,6 +1,6 @@
 """Every table of the ledger. Names carry `lw_`, because MLflow's own `runs` lives in the same database.
 
-Moments are integer microseconds since 1970-01-01T00:00Z (`Moment`), documents are canonical JSON text (`Json`).
+A `Moment` is integer microseconds since 1970-01-01T00:00Z, `Json` is canonical JSON text.
 After a change here, `python scripts/migration` writes the migration; a test holds the two together.
 """
 
@@ -161,10 +161,11 @@ versions = Table(
     metadata,
     Column("model", Text, nullable=False),
     Column("version", Integer, nullable=False),
-    Column("bundle", Text, nullable=False),
-    Column("run_id", Text, nullable=False),
-    Column("snapshot", Text, nullable=False),
-    Column("semver", Text, nullable=False),
+    # Null for what a plain MLflow client registered: it has no seal and can never be promoted.
+    Column("bundle", Text),
+    Column("run_id", Text),
+    Column("snapshot", Text),
+    Column("semver", Text),
     Column("stage", Text, nullable=False),
     Column("author", Text, nullable=False),
     Column("created_at", Moment, nullable=False),
