@@ -13,7 +13,7 @@ from loopwright.kernel.errors import Unavailable
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write `data` so that readers and crashes see the old file or the new one, never a part.
 
-    Creates missing folders. Raises Unavailable when the disk is full or read-only; nothing is left behind then.
+    Creates missing folders. A full or read-only disk raises Unavailable and leaves nothing behind.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:

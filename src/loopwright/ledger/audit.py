@@ -29,13 +29,14 @@ class AuditRow:
         """Return the row as exported; `at` is ISO 8601."""
         return {
             "seq": self.seq, "at": iso(self.at), "actor": self.actor, "action": self.action,
-            "subject": self.subject, "payload": dict(self.payload), "prev_hash": self.prev_hash, "hash": self.hash,
+            "subject": self.subject, "payload": dict(self.payload),
+            "prev_hash": self.prev_hash, "hash": self.hash,
         }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ChainReport:
-    """Whether the chain holds. `broken_at` is the first sequence number that does not fit; `head` the last hash."""
+    """Whether the chain holds. `broken_at`: the first number that does not fit; `head`: the last hash."""
 
     rows: int
     ok: bool
@@ -73,9 +74,10 @@ def next_row(
 
 
 def check_chain(rows: Iterable[AuditRow], head: tuple[int, str] | None) -> ChainReport:
-    """Walk `rows` in order of `seq`. `head` is what was recorded apart as the last (seq, hash), None for an empty log.
+    """Walk `rows` in order of `seq`.
 
-    Any changed, removed, inserted or reordered row is found, the last ones by `head`.
+    `head` is what was recorded apart as the last (seq, hash), None for an empty log. Any changed, removed,
+    inserted or reordered row is found, the last ones by `head`.
     """
     seq, previous, count = 0, GENESIS, 0
     for row in rows:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
@@ -125,7 +125,7 @@ class Ledger:
 
 
 def become_writer(connection: Connection) -> None:
-    """Make the open transaction the only writer until it ends. SQLite's BEGIN IMMEDIATE has done so already."""
+    """Make the open transaction the only writer until it ends; SQLite's BEGIN IMMEDIATE has done so."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
 
@@ -158,13 +158,13 @@ def _explained(url: str) -> Iterator[None]:
         yield
     except DatabaseError as error:
         said = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
-        next = _remedy(said)
-        if not next and not isinstance(error, OperationalError):
+        remedy = _remedy(said)
+        if not remedy and not isinstance(error, OperationalError):
             raise
         raise Unavailable(
             f"the ledger does not answer ({said})",
             where=_without_password(url),
-            next=next or "Check that the database runs and that the URL is right.",
+            next=remedy or "Check that the database runs and that the URL is right.",
         ) from error
 
 
@@ -178,5 +178,5 @@ def _remedy(said: str) -> str:
         "no such table": "The ledger is not migrated; any command on the home does that: loopwright status.",
         "database is locked": "Another process has held the write lock for 30 s; see: loopwright doctor.",
     }
-    lowered: Any = said.lower()
+    lowered = said.lower()
     return next((remedy for sign, remedy in remedies.items() if sign in lowered), "")

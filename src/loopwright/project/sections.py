@@ -1,0 +1,225 @@
+"""The sections of `loop.yaml`. A field's description is what errors say was wanted; defaults are safe."""
+
+from datetime import timedelta
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from loopwright.kernel.errors import BadInput
+from loopwright.project.values import Change, Duration, Factor, Holdout, Limit, Moment, Points, Share
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+File = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Frozen, and closed: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class Source(Section):
+    """One table's origin. `contract` is a path in the project; `key` names columns that identify a row."""
+
+    uri: Text = Field(description="package://…, file://…, http(s)://… or a path in the project")
+    contract: File = Field(description="the path of an ODCS contract, like contracts/flights.odcs.yaml")
+    event_time: Text | None = Field(None, description="the column that says when a row happened")
+    key: tuple[Text, ...] | None = Field(None, description="a list of columns that identify a row")
+
+
+class Label(Section):
+    """`available_after`: how long after its event a label is known at the earliest."""
+
+    name: Text = Field(description="the label's column or name")
+    available_after: Duration = Field(timedelta(), description="a duration, like 6h")
+
+
+class Data(Section):
+    """`holdout`: the last part of event time kept for evaluation, a share (float) or a length (timedelta)."""
+
+    sources: dict[Name, Source] = Field(
+        min_length=1, description="at least one source: name: {uri, contract}"
+    )
+    label: Label = Field(description="{name: …, available_after: …}")
+    as_of: Moment | None = Field(None, description="a time with a zone, like 2013-04-01T00:00:00Z")
+    holdout: Holdout = Field(0.2, description="a share like 20% or a length like 14d")
+
+
+class Train(Section):
+    """`entry` is FILE:FUNCTION; `conf` a YAML file of parameters."""
+
+    entry: Annotated[str, StringConstraints(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")] = Field(
+        "train.py:train", description="FILE.py:FUNCTION, like train.py:train"
+    )
+    conf: File | None = Field(None, description="the path of a YAML file, like conf/train.yaml")
+    seed: int = Field(0, ge=0, lt=2**32, description="a whole number from 0")
+
+    @property
+    def file(self) -> str:
+        """The file of `entry`."""
+        return self.entry.rpartition(":")[0]
+
+    @property
+    def function(self) -> str:
+        """The function of `entry`."""
+        return self.entry.rpartition(":")[2]
+
+
+class Search(Section):
+    """A hyperparameter search before the final fit."""
+
+    metric: Text = Field(description="a metric's name, like roc_auc")
+    direction: Literal["maximize", "minimize"] = Field("maximize", description="maximize or minimize")
+    trials: int = Field(20, ge=1, le=100_000, description="a whole number from 1")
+
+
+class Baseline(Section):
+    """The new model may be worse than the one in Production by at most `tolerance`, at this confidence."""
+
+    metric: Text = Field(description="a metric's name, like roc_auc")
+    tolerance: float = Field(0.0, ge=0, description="a number from 0, in the metric's unit")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="a number between 0.5 and 1, like 0.95")
+
+
+class Fairness(Section):
+    """The largest gap of `metric` between groups of `attribute`."""
+
+    attribute: Text = Field(description="an input's name")
+    metric: Text = Field(description="a fairness metric's name, like equal_opportunity")
+    max_gap: float = Field(ge=0, le=1, description="a number from 0 to 1")
+
+
+class Gates(Section):
+    """What a model must show before it is registered."""
+
+    metrics: dict[str, Limit] = Field({}, description='metric: limit, like roc_auc: ">= 0.68"')
+    latency_p99_ms: Limit | None = Field(None, description='a limit, like "<= 20"')
+    baseline: Baseline | None = Field(None, description="{metric, tolerance, confidence}")
+    behaviour: File | None = Field(None, description="the path of a Python file, like tests/behaviour.py")
+    fairness: Fairness | None = Field(None, description="{attribute, metric, max_gap}")
+
+
+class Approvals(Section):
+    """How many reviewers each stage needs."""
+
+    staging: int = Field(1, ge=0, le=20, description="a whole number from 0")
+    production: int = Field(2, ge=0, le=20, description="a whole number from 0")
+
+
+class Policy(Section):
+    """Who must agree, and how long everything is kept."""
+
+    tier: Literal["low", "medium", "high"] = Field("high", description="low, medium or high")
+    approvals: Approvals = Field(Approvals(), description="{staging: 1, production: 2}")
+    author_may_approve: bool = Field(False, description="true or false")
+    retain: Duration = Field(timedelta(days=365.25 * 7), description="a duration, like 7y")
+
+
+class Step(Section):
+    """A share of traffic, how long (event time) it is held, and what the next step requires."""
+
+    weight: Share = Field(gt=0, description="a percentage, like 5%")
+    hold: Duration = Field(timedelta(), description="a duration, like 4h")
+    require: Literal["no_harm", "pass"] = Field("no_harm", description="no_harm or pass")
+
+
+class Rollback(Section):
+    """When a canary is worse than stable: error rate (absolute), p99 (factor), business (relative)."""
+
+    error_rate: Points = Field(0.001, gt=0, le=1, description='percentage points, like "+0.1pp"')
+    latency_p99: Factor = Field(1.5, gt=1, description='a factor above 1, like "x1.5"')
+    business: dict[str, Change] = Field({}, description='metric: change, like on_time_notice: "-2%"')
+
+
+_DEFAULT_STEPS = (
+    Step(weight=0.01, hold=timedelta(hours=1)),
+    Step(weight=0.05, hold=timedelta(hours=4)),
+    Step(weight=0.25, hold=timedelta(hours=24), require="pass"),
+    Step(weight=1.0),
+)
+
+
+class Delivery(Section):
+    """How traffic is brought to a version that was promoted."""
+
+    strategy: Literal["canary", "blue_green", "shadow", "instant"] = Field(
+        "canary", description="canary, blue_green, shadow or instant"
+    )
+    shadow_first: Duration = Field(timedelta(hours=1), description="a duration, like 1h; 0s for none")
+    steps: tuple[Step, ...] = Field(
+        _DEFAULT_STEPS, min_length=1, description="a list of {weight, hold, require}"
+    )
+    rollback: Rollback = Field(Rollback(), description="{error_rate, latency_p99, business}")
+
+    @model_validator(mode="after")
+    def _steps_climb(self) -> Self:
+        weights = [step.weight for step in self.steps]
+        climbing = all(low < high for low, high in pairwise(weights))
+        if not climbing or weights[-1] != 1.0:
+            shown = ", ".join(f"{weight:.6g}" for weight in (100 * w for w in weights))
+            raise BadInput(
+                "steps that do not climb to 100%",
+                got=f"{shown} (percent)",
+                wanted="rising weights, the last 100%",
+            )
+        return self
+
+
+class Drift(Section):
+    """The PSI (bias-corrected) that alarms, and the features it is watched on."""
+
+    psi: Positive = Field(0.25, description="a number above 0, like 0.2")
+    features: Literal["all"] | tuple[Text, ...] = Field("all", description="all, or a list of feature names")
+
+
+class Quality(Section):
+    """How far `metric` may fall below the registered value, relatively."""
+
+    metric: str = Field("", description="a metric's name; empty for the task's usual one")
+    drop: Share = Field(0.05, gt=0, description="a percentage, like 5%")
+
+
+class Slo(Section):
+    """What users were promised."""
+
+    latency_p99_ms: Positive = Field(100.0, description="milliseconds above 0")
+    availability: Share = Field(0.999, gt=0, description="a percentage, like 99.9%")
+
+
+class Monitoring(Section):
+    """Windows are of event time."""
+
+    window: Duration = Field(timedelta(days=1), gt=timedelta(), description="a duration above zero, like 1d")
+    drift: Drift = Field(Drift(), description="{psi, features}")
+    quality: Quality = Field(Quality(), description="{metric, drop}")
+    slo: Slo = Field(Slo(), description="{latency_p99_ms, availability}")
+
+
+class Budget(Section):
+    """A bound on runs that nobody asked for."""
+
+    runs_per_week: int = Field(4, ge=1, le=10_000, description="a whole number from 1")
+
+
+_SCHEDULES = {"daily": timedelta(days=1), "weekly": timedelta(weeks=1), "monthly": timedelta(days=30)}
+
+
+class Retraining(Section):
+    """When to train again. Without this section: never by itself."""
+
+    schedule: Literal["daily", "weekly", "monthly"] | None = Field(
+        None, description="daily, weekly or monthly"
+    )
+    on: tuple[Literal["drift", "quality_drop", "source_change"], ...] = Field(
+        ("quality_drop",), description="a list of drift, quality_drop, source_change"
+    )
+    cooldown: Duration = Field(timedelta(days=2), description="a duration, like 2d")
+    budget: Budget = Field(Budget(), description="{runs_per_week: 4}")
+
+    @property
+    def every(self) -> timedelta | None:
+        """The length of `schedule`; a month is 30 days."""
+        return _SCHEDULES[self.schedule] if self.schedule else None
