@@ -1,0 +1,1 @@
+"""Pure numpy statistics: drift distances, mergeable profiles, sequential tests, bootstrap, metrics."""
