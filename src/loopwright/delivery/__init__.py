@@ -1,0 +1,1 @@
+"""How traffic is brought to a promoted version: plan, judge, rollout, route table."""

@@ -1,0 +1,116 @@
+"""Writes the route table from what is recorded: who is stable, and where the running rollout stands."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import Connection
+
+from loopwright.bundle.approval import sign_record
+from loopwright.bundle.keys import SigningKey
+from loopwright.bundle.routes import Arm, ModelRoute, RouteTable, VersionRoute, sign_routes
+from loopwright.delivery.plan import Plan
+from loopwright.delivery.rollout import Canary, Paused, Shadow, Smoke, State
+from loopwright.delivery.store import (
+    Rollout,
+    active_rollout,
+    add_routes,
+    completions,
+    last_routes,
+    models_with_rollouts,
+)
+from loopwright.kernel.clock import iso
+from loopwright.kernel.digest import digest_json
+from loopwright.registry.promotion import approval_record
+
+
+def arms(plan: Plan, state: State, *, version: int, baseline: int) -> tuple[Arm, ...]:
+    """The arms of a rollout that has not ended; `stable` and `canary` together always answer everything.
+
+    A canary of weight 0 (blue-green before its smoke test) is there so that servers load it. A shadow's weight is the
+    share of requests copied to it and takes nothing from stable.
+    """
+    match state:
+        case Paused():
+            return arms(plan, state.inner, version=version, baseline=baseline)
+        case Shadow():
+            return (Arm("stable", baseline, 1.0), Arm("shadow", version, plan.shadow_share))
+        case Smoke():
+            return (Arm("stable", baseline, 1.0), Arm("canary", version, 0.0))
+        case Canary(weight=weight):
+            return (Arm("stable", baseline, 1.0 - weight), Arm("canary", version, weight))
+        case _:
+            return (Arm("stable", baseline, 1.0),)
+
+
+def previous_versions(history: Sequence[tuple[int, bool]]) -> list[int]:
+    """Versions that traffic can go back to, nearest first, from (version, was a rollback) in order of completion.
+
+    A rollback to v undoes everything after v, so rolling back twice goes further back, never to what was left.
+    """
+    standing: list[int] = []
+    for version, rollback in history:
+        if rollback and version in standing:
+            del standing[standing.index(version) + 1 :]
+            continue
+        if version in standing:
+            standing.remove(version)
+        standing.append(version)
+    return standing[-2::-1]
+
+
+def stable_version(conn: Connection, model: str) -> int | None:
+    """The version that answers by default: the last one brought to all traffic. None before the first."""
+    done = completions(conn, model)
+    return done[-1][0].version if done else None
+
+
+def rollback_targets(conn: Connection, model: str) -> list[int]:
+    """Versions `rollback_now` can go to, nearest first."""
+    return previous_versions([(rollout.version, rollback) for rollout, rollback in completions(conn, model)])
+
+
+def route_table(conn: Connection, key: SigningKey, now: datetime) -> tuple[int, bytes]:
+    """Return the current signed route table and its serial; records a new one exactly when its content changed.
+
+    Needs a write transaction. Every version in it carries its approval, signed by `key`; a version without one
+    raises Refused (from the registry) and no table is written.
+    """
+    models = {}
+    for model in models_with_rollouts(conn):
+        route = _model_route(conn, model, key)
+        if route is not None:
+            models[model] = route
+    content = digest_json([key.public.key_id, msgspec.to_builtins(models)])
+    standing = last_routes(conn)
+    if standing is not None and standing[2] == content:
+        return standing[0], standing[1].encode()
+    serial = standing[0] + 1 if standing else 1
+    signed = sign_routes(RouteTable(serial, iso(now), models), key)
+    add_routes(conn, serial, signed.decode(), content, msgspec.json.decode(signed)["signature"], now)
+    return serial, signed
+
+
+def current_routes(conn: Connection) -> tuple[int, bytes] | None:
+    """The newest route table as recorded; reads only. None before the first."""
+    standing = last_routes(conn)
+    return (standing[0], standing[1].encode()) if standing else None
+
+
+def _model_route(conn: Connection, model: str, key: SigningKey) -> ModelRoute | None:
+    done = completions(conn, model)
+    if not done:
+        return None
+    standing = done[-1][0]
+    running: Rollout | None = active_rollout(conn, model)
+    split: tuple[Arm, ...] = (Arm("stable", standing.version, 1.0),)
+    if running is not None and running.baseline is not None:
+        split = arms(running.plan, running.state, version=running.version, baseline=running.baseline)
+    # One salt for a whole rollout keeps a user on the canary as it grows; another for the next spreads the risk.
+    salt = (running or standing).id
+    return ModelRoute(model, salt, split, {str(arm.version): _version(conn, model, arm.version, key) for arm in split})
+
+
+def _version(conn: Connection, model: str, version: int, key: SigningKey) -> VersionRoute:
+    record = approval_record(conn, model, version)
+    return VersionRoute(record.bundle, sign_record(record, key))
