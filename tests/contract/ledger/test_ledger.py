@@ -1,0 +1,282 @@
+"""What every engine of the ledger promises."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import CheckConstraint, inspect, select, text
+from sqlalchemy.exc import DatabaseError, IntegrityError
+
+from loopwright.kernel.errors import BadInput, Unavailable
+from loopwright.ledger import store
+from loopwright.ledger.engine import VERSION_TABLE, Ledger
+from loopwright.ledger.schema import (
+    REVISION,
+    approvals,
+    audit,
+    metadata,
+    promotions,
+    rollout_events,
+    versions,
+)
+
+NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
+
+
+def write_rows(ledger: Ledger, count: int) -> None:
+    with ledger.write() as conn:
+        for number in range(count):
+            store.append(
+                conn,
+                at=NOON,
+                actor="ada",
+                action="note",
+                subject=f"thing/{number % 2}",
+                payload={"n": number},
+            )
+
+
+class TestMigrations:
+    def test_they_make_exactly_the_schema(self, any_ledger: Ledger) -> None:
+        with any_ledger.read() as conn:
+            context = MigrationContext.configure(conn, opts={"version_table": VERSION_TABLE})
+            assert compare_metadata(context, metadata) == []
+
+    def test_they_write_every_constraint_and_index_by_name(self, any_ledger: Ledger) -> None:
+        found = inspect(any_ledger.engine)
+        for table in metadata.sorted_tables:
+            checks = {constraint["name"] for constraint in found.get_check_constraints(table.name)}
+            wanted = {str(c.name) for c in table.constraints if isinstance(c, CheckConstraint)}
+            assert checks == wanted
+            indexes = {index["name"] for index in found.get_indexes(table.name)}
+            assert {str(index.name) for index in table.indexes} <= indexes
+
+    def test_migrating_again_changes_nothing(self, any_ledger: Ledger) -> None:
+        write_rows(any_ledger, 2)
+        any_ledger.migrate()
+        with any_ledger.read() as conn:
+            assert len(store.rows(conn)) == 2
+
+    def test_processes_that_start_together_migrate_once(self, ledger_url: str) -> None:
+        ledgers = [Ledger.open(ledger_url) for _ in range(4)]
+        failures: list[Exception] = []
+
+        def start(ledger: Ledger) -> None:
+            try:
+                ledger.migrate()
+            except Exception as error:  # noqa: BLE001  # whatever it is, the test shows it
+                failures.append(error)
+
+        threads = [threading.Thread(target=start, args=[ledger]) for ledger in ledgers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for ledger in ledgers:
+            ledger.dispose()
+        assert failures == []
+
+    def test_a_database_of_a_newer_release_is_left_alone(self, any_ledger: Ledger) -> None:
+        with any_ledger.write() as conn:
+            conn.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+        with pytest.raises(Unavailable, match=f"got revision 9999, wanted revision {REVISION}"):
+            any_ledger.migrate()
+
+    def test_other_peoples_tables_are_left_alone(self, ledger_url: str) -> None:
+        ledger = Ledger.open(ledger_url)
+        with ledger.write() as conn:
+            conn.execute(text("CREATE TABLE runs (run_uuid TEXT)"))
+        ledger.migrate()
+        assert {column["name"] for column in inspect(ledger.engine).get_columns("runs")} == {"run_uuid"}
+        ledger.dispose()
+
+
+class TestTransactions:
+    def test_an_act_and_its_audit_row_commit_together_or_not_at_all(self, any_ledger: Ledger) -> None:
+        with pytest.raises(ZeroDivisionError), any_ledger.write() as conn:
+            store.put_meta(conn, "colour", "blue")
+            store.append(conn, at=NOON, actor="ada", action="paint", subject="door", payload={})
+            raise ZeroDivisionError
+        with any_ledger.read() as conn:
+            assert store.get_meta(conn, "colour") is None
+            assert store.rows(conn) == []
+            assert store.verify(conn).ok
+
+    def test_writers_wait_for_each_other(self, any_ledger: Ledger) -> None:
+        """Check-then-write by eight threads loses no update."""
+        with any_ledger.write() as conn:
+            store.put_meta(conn, "count", "0")
+
+        def add() -> None:
+            for _ in range(5):
+                with any_ledger.write() as conn:
+                    store.put_meta(conn, "count", str(int(store.get_meta(conn, "count") or "0") + 1))
+                    store.append(conn, at=NOON, actor="ada", action="add", subject="count", payload={})
+
+        threads = [threading.Thread(target=add) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with any_ledger.read() as conn:
+            assert store.get_meta(conn, "count") == "40"
+            assert store.verify(conn).rows == 40
+            assert store.verify(conn).ok
+
+    def test_reading_leaves_no_trace(self, any_ledger: Ledger) -> None:
+        with any_ledger.read() as conn:
+            store.put_meta(conn, "colour", "blue")
+        with any_ledger.read() as conn:
+            assert store.get_meta(conn, "colour") is None
+
+    def test_a_promotion_of_a_version_that_does_not_exist_is_refused_by_the_database(
+        self, any_ledger: Ledger
+    ) -> None:
+        with pytest.raises(IntegrityError), any_ledger.write() as conn:
+            conn.execute(
+                promotions.insert().values(
+                    id="pr_1", model="m", version=1, stage="Production", bundle="b", requested_by="ada",
+                    requested_at=0, reason="", state="pending", policy="{}", policy_digest="d",
+                )
+            )  # fmt: skip
+
+    def test_a_word_that_is_no_stage_is_refused_by_the_database(self, any_ledger: Ledger) -> None:
+        with pytest.raises(IntegrityError), any_ledger.write() as conn:
+            conn.execute(versions.insert().values(**version(stage="production")))
+
+    def test_one_reviewer_has_one_word_on_a_promotion(self, any_ledger: Ledger) -> None:
+        approval = dict(promotion_id="pr_1", reviewer="bob", decision="approve", comment="", at=0, bundle="b")
+        with any_ledger.write() as conn:
+            conn.execute(versions.insert().values(**version()))
+            conn.execute(
+                promotions.insert().values(
+                    id="pr_1", model="m", version=1, stage="Production", bundle="b", requested_by="ada",
+                    requested_at=0, reason="", state="pending", policy="{}", policy_digest="d",
+                )
+            )  # fmt: skip
+            conn.execute(approvals.insert().values(id="ap_1", **approval))
+        with pytest.raises(IntegrityError), any_ledger.write() as conn:
+            conn.execute(approvals.insert().values(id="ap_2", **approval))
+
+    def test_events_of_a_rollout_need_the_rollout(self, any_ledger: Ledger) -> None:
+        with pytest.raises(IntegrityError), any_ledger.write() as conn:
+            conn.execute(rollout_events.insert().values(rollout_id="ro_x", at=0, kind="step", payload="{}"))
+
+
+def version(stage: str = "None") -> dict[str, object]:
+    return {
+        "model": "m", "version": 1, "bundle": "b", "run_id": "r", "snapshot": "s", "semver": "1.0.0",
+        "stage": stage, "author": "ada", "created_at": 0, "metrics": "{}", "annotations": "{}",
+    }  # fmt: skip
+
+
+class TestAudit:
+    def test_rows_come_back_as_they_were_written(self, any_ledger: Ledger) -> None:
+        moment = datetime(2013, 7, 1, 12, 0, 0, 123456, tzinfo=UTC)
+        payload = {"why": "naïve – “quotes”", "figures": (1, 2.5, None, True), "nested": {"b": 1, "a": [2]}}
+        with any_ledger.write() as conn:
+            written = store.append(
+                conn, at=moment, actor="ada", action="note", subject="thing", payload=payload
+            )
+        with any_ledger.read() as conn:
+            assert store.rows(conn) == [written]
+            assert store.verify(conn).ok
+        assert written.at == moment
+        assert written.payload["figures"] == [1, 2.5, None, True]
+
+    def test_a_payload_that_is_no_json_is_refused(self, any_ledger: Ledger) -> None:
+        with pytest.raises(BadInput), any_ledger.write() as conn:
+            store.append(conn, at=NOON, actor="ada", action="note", subject="x", payload={"n": float("nan")})
+
+    @pytest.mark.parametrize(
+        "statement", ["UPDATE lw_audit SET actor = 'eve'", "DELETE FROM lw_audit WHERE seq = 2"]
+    )
+    def test_the_database_refuses_to_change_it(self, any_ledger: Ledger, statement: str) -> None:
+        write_rows(any_ledger, 3)
+        with pytest.raises(DatabaseError, match="append-only"), any_ledger.write() as conn:
+            conn.execute(text(statement))
+
+    def test_rows_are_found_by_subject_actor_action_and_time(self, any_ledger: Ledger) -> None:
+        write_rows(any_ledger, 6)
+        with any_ledger.write() as conn:
+            store.append(
+                conn, at=NOON + timedelta(hours=1), actor="bob", action="look", subject="thing/0", payload={}
+            )
+        with any_ledger.read() as conn:
+            assert [row.seq for row in store.rows(conn, subject="thing/0")] == [1, 3, 5, 7]
+            assert [row.seq for row in store.rows(conn, actor="bob")] == [7]
+            assert [row.seq for row in store.rows(conn, action="look")] == [7]
+            assert [row.seq for row in store.rows(conn, since=NOON + timedelta(minutes=1))] == [7]
+            assert [row.seq for row in store.rows(conn, until=NOON + timedelta(minutes=1), limit=2)] == [5, 6]
+
+    def test_a_chain_longer_than_one_fetch_holds(self, any_ledger: Ledger) -> None:
+        write_rows(any_ledger, 2_500)
+        with any_ledger.read() as conn:
+            report = store.verify(conn)
+        assert (report.rows, report.ok, report.broken_at) == (2_500, True, None)
+
+    def test_tampering_around_the_triggers_is_found(self, any_ledger: Ledger) -> None:
+        write_rows(any_ledger, 5)
+        with any_ledger.write() as conn:
+            if any_ledger.engine.dialect.name == "sqlite":
+                conn.execute(text("DROP TRIGGER lw_audit_no_update"))
+            else:
+                conn.execute(text("ALTER TABLE lw_audit DISABLE TRIGGER ALL"))
+            conn.execute(audit.update().where(audit.c.seq == 3).values(payload='{"n":99}'))
+        with any_ledger.read() as conn:
+            report = store.verify(conn)
+        assert (report.ok, report.broken_at) == (False, 3)
+
+    def test_the_last_row_cannot_vanish_unseen(self, any_ledger: Ledger) -> None:
+        write_rows(any_ledger, 5)
+        with any_ledger.write() as conn:
+            if any_ledger.engine.dialect.name == "sqlite":
+                conn.execute(text("DROP TRIGGER lw_audit_no_delete"))
+            else:
+                conn.execute(text("ALTER TABLE lw_audit DISABLE TRIGGER ALL"))
+            conn.execute(audit.delete().where(audit.c.seq == 5))
+        with any_ledger.read() as conn:
+            report = store.verify(conn)
+        assert (report.ok, report.broken_at) == (False, 5)
+
+    def test_the_numbers_have_no_gaps(self, any_ledger: Ledger) -> None:
+        write_rows(any_ledger, 2)
+        with pytest.raises(ZeroDivisionError), any_ledger.write() as conn:
+            store.append(conn, at=NOON, actor="ada", action="note", subject="x", payload={})
+            raise ZeroDivisionError
+        write_rows(any_ledger, 2)
+        with any_ledger.read() as conn:
+            assert list(conn.scalars(select(audit.c.seq).order_by(audit.c.seq))) == [1, 2, 3, 4]
+
+
+class TestLeases:
+    HOUR = timedelta(hours=1)
+
+    def take(self, ledger: Ledger, holder: str, at: datetime) -> bool:
+        with ledger.write() as conn:
+            return store.acquire(conn, "leader", holder, self.HOUR, at)
+
+    def test_one_holder_at_a_time(self, any_ledger: Ledger) -> None:
+        assert self.take(any_ledger, "a", NOON)
+        assert not self.take(any_ledger, "b", NOON + timedelta(minutes=59))
+
+    def test_the_holder_renews_it(self, any_ledger: Ledger) -> None:
+        assert self.take(any_ledger, "a", NOON)
+        assert self.take(any_ledger, "a", NOON + timedelta(minutes=59))
+        assert not self.take(any_ledger, "b", NOON + timedelta(minutes=61))
+
+    def test_a_lease_that_ran_out_goes_to_who_asks(self, any_ledger: Ledger) -> None:
+        assert self.take(any_ledger, "a", NOON)
+        assert self.take(any_ledger, "b", NOON + self.HOUR)
+        with any_ledger.read() as conn:
+            assert store.holder_of(conn, "leader", NOON + self.HOUR) == "b"
+
+    def test_only_the_holder_gives_it_back(self, any_ledger: Ledger) -> None:
+        assert self.take(any_ledger, "a", NOON)
+        with any_ledger.write() as conn:
+            store.release(conn, "leader", "b")
+            assert store.holder_of(conn, "leader", NOON) == "a"
+            store.release(conn, "leader", "a")
+            assert store.holder_of(conn, "leader", NOON) is None
