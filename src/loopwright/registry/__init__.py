@@ -1,0 +1,1 @@
+"""Versions, approvals, policy, lineage, and the governed MLflow registry. Import from the modules."""

@@ -1,0 +1,268 @@
+"""Stands before MLflow's app: who may come in, which routes exist, which artifacts may be written, how much may be sent.
+
+Pure ASGI, because MLflow serves artifacts by native routes that its own request hooks never see. Decisions rest on the
+path as it is routed, decoded until nothing is left to decode; never on the body.
+"""
+
+import json
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+from urllib.parse import parse_qs, unquote
+
+import anyio.to_thread
+
+from loopwright.kernel.actor import Actor, Role, require
+from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Refused, Unauthenticated
+from loopwright.registry.identity import current_actor
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Registered = Callable[[list[str], str], list[tuple[str, int]]]
+"""Given artifact URIs and a prefix: which registered versions' files lie at or under them."""
+
+API_LIMIT = 32 * 2**20
+ARTIFACT_LIMIT = 8 * 2**30
+
+_API = re.compile(r"/(?:ajax-)?api/\d+\.\d+/(mlflow|mlflow-artifacts)/(.*)")
+_ARTIFACT = re.compile(r"(?:artifacts|presigned|mpu/(?:create|complete|abort))(?:/(.*))?")
+_OFFERED = frozenset(
+    (
+        "artifacts", "datasets", "experiments", "get-online-trace-details", "issues", "label-schemas", "logged-models",
+        "metrics", "model-versions", "params", "registered-models", "review-queues", "runs", "scorers", "server-info",
+        "traces", "unified-traces", "upload-artifact", "users", "webhooks", "gateway-info",
+    )
+)  # fmt: skip
+"""MLflow's tracking and registry. Its gateway, jobs, assistant and workspaces run code or keep secrets: not offered."""
+_NEVER = re.compile(
+    r"artifacts/presigned-upload-url|runs/create-promptlab-run|issues/.*invoke|scorers/online-config.*"
+)
+_READING_POSTS = re.compile(
+    r"(?:[a-z-]+/)*(?:search|search-datasets|get-latest-versions|batchGetInfos|calculate-filter-correlation)"
+    r"|traces/metrics|artifacts/presigned-download-url|metrics/get-history-bulk.*"
+)
+_PAGES = re.compile(
+    r"/(?:|health|version|graphql|get-artifact|model-versions/get-artifact|static-files(?:/.*)?)"
+)
+_SPANS = "/v1/traces"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What a request needs to pass: a role, a size, and, for an artifact write, the path below MLflow's root."""
+
+    role: Role
+    limit: int = API_LIMIT
+    writes: str | None = None
+    run: str | None = None
+    """Set when `writes` lies below a run's artifacts instead of the root."""
+
+
+class Guard:
+    """Wraps MLflow's app. `fallback` acts when authentication set nobody (local mode); None means 401."""
+
+    def __init__(self, app: App, *, registered: Registered, fallback: Actor | None = None) -> None:
+        self.app = app
+        self.registered = registered
+        self.fallback = fallback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        path = below_mount(scope["path"], scope.get("root_path", ""))
+        try:
+            actor = current_actor.get() or self.fallback
+            if actor is None:
+                raise Unauthenticated(
+                    "nobody is signed in", where="mlflow", next="Send a token: set MLFLOW_TRACKING_TOKEN."
+                )
+            passage = judge(scope["method"], path, scope.get("query_string", b"").decode("latin-1"))
+            require(actor, passage.role, f"{scope['method']} {path}")
+            if passage.writes is not None:
+                await anyio.to_thread.run_sync(partial(self._check_write, passage))
+            bounded = _Bounded(receive, send, passage.limit, _declared_length(scope))
+        except LoopwrightError as error:
+            await _answer(send, error.http_status, error)
+            return
+        # MLflow's own checks (CORS, hosts) compare whole paths: it must see itself at the root.
+        inner = dict(scope, path=path, raw_path=path.encode("utf-8"), root_path="")
+        token = current_actor.set(actor)
+        try:
+            await bounded.run(self.app, inner)
+        finally:
+            current_actor.reset(token)
+
+    def _check_write(self, passage: Passage) -> None:
+        path = passage.writes or ""
+        segments = path.split("/")
+        if passage.run is None and segments[0].casefold() == "bundles":
+            raise Refused(
+                "sealed bundles are immutable: nothing under bundles/ is written or deleted through this API",
+                where=f"mlflow-artifacts:/{path}", next="Train and register a new version instead.",
+            )  # fmt: skip
+        if passage.run is not None:
+            found = self.registered([], f"run:{passage.run}")
+        else:
+            above = ["mlflow-artifacts:/" + "/".join(segments[: n + 1]) for n in range(len(segments))]
+            found = self.registered(above, f"mlflow-artifacts:/{path}/")
+        if found:
+            model, version = found[0]
+            raise Refused(
+                f"these files are what {model}/{version} was registered from; they stay as they are",
+                where=f"mlflow-artifacts:/{path}",
+            )
+
+
+def below_mount(path: str, root_path: str) -> str:
+    """The path as MLflow's routes see it: without the prefix the app is mounted under."""
+    root = root_path.rstrip("/")
+    if root and (path == root or path.startswith(root + "/")):
+        path = path[len(root) :]
+    return path or "/"
+
+
+def judge(method: str, path: str, query: str = "") -> Passage:
+    """Say what a request needs. Raises NotFound for routes not offered here, BadInput for a path that hides another."""
+    reading = method in ("GET", "HEAD", "OPTIONS")
+    if _PAGES.fullmatch(path):
+        # GraphQL is only read from: MLflow's schema has no mutation that changes anything.
+        if reading or (method == "POST" and path == "/graphql"):
+            return Passage(Role.VIEWER)
+        raise _not_offered(method, path)
+    if path == _SPANS and method == "POST":
+        return Passage(Role.DEVELOPER, ARTIFACT_LIMIT)
+    api = _API.fullmatch(path)
+    if api is None:
+        raise _not_offered(method, path)
+    service, rest = api.groups()
+    if service == "mlflow-artifacts":
+        return _judge_artifact(method, reading, rest)
+    clean_path(rest)
+    if rest.split("/")[0] not in _OFFERED or _NEVER.fullmatch(rest):
+        raise _not_offered(method, path)
+    if rest == "upload-artifact":
+        named = parse_qs(query)
+        run, target = named.get("run_uuid", [""])[-1], named.get("path", [""])[-1]
+        return Passage(Role.DEVELOPER, ARTIFACT_LIMIT, clean_path(target), clean_path(run))
+    if reading or (method == "POST" and _READING_POSTS.fullmatch(rest)):
+        return Passage(Role.VIEWER)
+    return Passage(Role.DEVELOPER)
+
+
+def clean_path(path: str) -> str:
+    """Decode `path` until nothing is left to decode; raises BadInput for one that could name another place."""
+    decoded = path
+    for _ in range(8):
+        once = unquote(decoded)
+        if once == decoded:
+            break
+        decoded = once
+    else:
+        raise BadInput("a path encoded too many times", where="mlflow", got=path)
+    strange = "\\" in decoded or any(ord(sign) < 32 or ord(sign) == 127 for sign in decoded)
+    if strange or any(part in ("", ".", "..") for part in decoded.split("/")):
+        raise BadInput(
+            "a path that could name another place", where="mlflow", got=path, wanted="plain segments"
+        )
+    return decoded
+
+
+def _judge_artifact(method: str, reading: bool, rest: str) -> Passage:
+    match = _ARTIFACT.fullmatch(rest)
+    if match is None:
+        raise _not_offered(method, rest)
+    if not match[1]:
+        if reading:
+            return Passage(Role.VIEWER)
+        raise _not_offered(method, rest)
+    target = clean_path(match[1])
+    return Passage(Role.VIEWER) if reading else Passage(Role.DEVELOPER, ARTIFACT_LIMIT, target)
+
+
+def _not_offered(method: str, path: str) -> NotFound:
+    return NotFound("this part of MLflow is not offered here", where="mlflow", got=f"{method} {path}")
+
+
+def _declared_length(scope: Scope) -> int:
+    values = {value for name, value in scope.get("headers", ()) if name.lower() == b"content-length"}
+    if not values:
+        return 0
+    if len(values) > 1 or not (text := values.pop().decode("latin-1")).isdigit():
+        raise BadInput("a length that is not one number", where="Content-Length")
+    return int(text)
+
+
+class _TooLarge(Exception):
+    """The body grew past its limit; what the app answers is dropped."""
+
+
+class _Bounded:
+    """Counts the body as it streams and answers 413 instead of the app once it is too large."""
+
+    def __init__(self, receive: Receive, send: Send, limit: int, declared: int) -> None:
+        self._receive, self._send, self._limit, self._declared = receive, send, limit, declared
+        self._seen = 0
+        self._state: Literal["open", "answering", "refused"] = "open"
+
+    async def run(self, app: App, scope: Scope) -> None:
+        if self._declared > self._limit:
+            await self._refuse()
+            return
+        try:
+            await app(scope, self._take, self._give)
+        except _TooLarge:
+            await self._refuse()
+        except ExceptionGroup as group:
+            if group.subgroup(_TooLarge) is None:
+                raise
+            await self._refuse()
+
+    async def _take(self) -> Message:
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        if self._seen > self._limit:
+            raise _TooLarge
+        return message
+
+    async def _give(self, message: Message) -> None:
+        if self._state == "refused":
+            return
+        self._state = "answering"
+        await self._send(message)
+
+    async def _refuse(self) -> None:
+        if self._state == "open":
+            await _answer(
+                self._send, 413, BadInput("too large", where="mlflow", wanted=f"at most {self._limit} bytes")
+            )
+        self._state = "refused"
+
+
+_CODES: dict[
+    int, Literal["UNAUTHENTICATED", "PERMISSION_DENIED", "ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE"]
+] = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "ENDPOINT_NOT_FOUND",
+}
+
+
+async def _answer(send: Send, status: int, error: LoopwrightError) -> None:
+    """Answer as MLflow's clients expect errors; our 422 is their 400."""
+    status = 400 if status == 422 else status
+    code = _CODES.get(status, "INVALID_PARAMETER_VALUE")
+    body = json.dumps({"error_code": code, "message": str(error)}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,75 @@
+"""MLflow's own server inside our process: tracking, registry and artifacts on the home, behind the guard."""
+
+import os
+import warnings
+from collections.abc import Sequence
+
+from loopwright.kernel.actor import Actor
+from loopwright.kernel.home import Home
+from loopwright.ledger.engine import Ledger
+from loopwright.registry import entry, store
+from loopwright.registry.guard import App, Guard
+from loopwright.registry.mlflow_tables import ensure_mlflow_tables
+
+
+def create_mlflow_app(
+    home: Home, ledger: Ledger, *, allowed_hosts: Sequence[str] = (), actor: Actor | None = None
+) -> App:
+    """Return MLflow's app on `home` and `ledger` as an ASGI app; mount it anywhere, e.g. under /mlflow.
+
+    `allowed_hosts`: further Host headers to answer to, with port ("*": any); loopback and private addresses always are.
+    `actor`: who acts when `identity.current_actor` is unset; None answers 401. One app per process: MLflow keeps its
+    stores in module globals, so a second call redirects the first.
+    """
+    ensure_mlflow_tables(ledger)
+    url = entry.governed_url(ledger.url)
+    # MLflow reads its configuration from the environment, some of it while it is imported.
+    os.environ.update(
+        {
+            "_MLFLOW_SERVER_FILE_STORE": url,
+            "_MLFLOW_SERVER_REGISTRY_STORE": url,
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": home.artifacts.as_uri(),
+            "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+    )
+    with warnings.catch_warnings():
+        # Starlette's WSGI bridge is deprecated; MLflow 3.17 has no other.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from mlflow.server import fastapi_app, security_utils
+
+    hosts = [*security_utils.get_default_allowed_hosts(), *allowed_hosts]
+    os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(dict.fromkeys(hosts))
+    _install(url)
+    return Guard(
+        fastapi_app.create_fastapi_app(),
+        registered=lambda uris, below: _registered(ledger, uris, below),
+        fallback=actor,
+    )
+
+
+def _install(url: str) -> None:
+    """Point MLflow's module globals at our stores, also where MLflow's own client code runs inside the server."""
+    from mlflow import set_registry_uri, set_tracking_uri
+    from mlflow.server import handlers as server
+    from mlflow.tracking._model_registry.utils import _model_registry_store_registry
+    from mlflow.tracking._tracking_service.utils import _tracking_store_registry
+
+    for scheme in entry.SCHEMES:
+        _tracking_store_registry.register(scheme, entry.tracking)
+        _model_registry_store_registry.register(scheme, entry.registry)
+        server._tracking_store_registry.register(scheme, entry.tracking)
+        server._model_registry_store_registry.register(scheme, entry.registry)
+    server._tracking_store = entry.tracking(url, "mlflow-artifacts:/")
+    server._model_registry_store = entry.registry(url)
+    set_tracking_uri(url)
+    set_registry_uri(url)
+
+
+def _registered(ledger: Ledger, uris: list[str], below: str) -> list[tuple[str, int]]:
+    with ledger.read() as conn:
+        if below.startswith("run:"):
+            return store.ml_sources_in_run(conn, below.removeprefix("run:"))
+        return store.ml_sources_at(conn, uris, below)

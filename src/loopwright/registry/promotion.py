@@ -1,0 +1,379 @@
+"""Asks for, approves, rejects and takes back promotions. A promotion takes effect by itself when policy is satisfied.
+
+Each act writes its rows, the stage here and in MLflow, and its audit row in the caller's one transaction.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from loopwright.kernel.actor import SYSTEM, Actor, Role, require
+from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, Tampered
+from loopwright.kernel.ids import new_id
+from loopwright.kernel.stage import Stage
+from loopwright.ledger import store as ledger
+from loopwright.registry import store
+from loopwright.registry.policy import Assessment, Policy, Promotion, assess, check_reviewer
+from loopwright.registry.records import Approval, Decision, Version
+from loopwright.registry.versions import current
+
+PRODUCTION_ALIASES = ("champion", "production")
+STAGING_ALIASES = ("staging",)
+RESERVED_ALIASES = frozenset(
+    (*PRODUCTION_ALIASES, *STAGING_ALIASES, "prod", "live", "stable", "canary", "challenger", "shadow")
+)
+"""Aliases that say where a version stands: they follow governance, no client may set or delete them."""
+
+
+def request_promotion(
+    conn: Connection,
+    *,
+    model: str,
+    version: int,
+    stage: Stage,
+    actor: Actor,
+    reason: str,
+    now: datetime,
+    policy: Policy | None = None,
+) -> Promotion:
+    """Ask to move a version to Staging or Production; may come back effective when policy wants no approval.
+
+    `policy` defaults to what the model's project says. Raises Refused (no role, no sealed bundle), BadInput (stage),
+    Conflict (asked already, or there already).
+    """
+    require(actor, Role.DEVELOPER, f"request a promotion of {model}/{version}")
+    found = store.get_version(conn, model, version)
+    if stage not in (Stage.STAGING, Stage.PRODUCTION):
+        raise BadInput(
+            "not a stage to promote to", where=found.subject, got=stage.value, wanted="Staging or Production"
+        )
+    if found.stage is stage:
+        raise Conflict(f"the version is in {stage.value} already", where=found.subject)
+    rules = policy or store.project_policy(conn, model)
+    if found.bundle is None:
+        raise Refused(
+            f"cannot be promoted to {stage.value}: missing {assess(found, None, (), rules, stage)}",
+            where=found.subject,
+        )
+    if store.find_promotions(conn, model=model, version=version, stage=stage, state="pending"):
+        raise Conflict(
+            f"a promotion to {stage.value} is waiting already",
+            where=found.subject,
+            next=_how_to_approve(found),
+        )
+    promotion = Promotion(
+        new_id("pr"), model, version, stage, found.bundle, actor.name, now, reason, "pending", None, rules,
+        rules.digest,
+    )  # fmt: skip
+    store.insert_promotion(conn, promotion)
+    _audit(conn, promotion, now, actor, "promotion.requested", {"reason": reason, "policy": rules.digest})
+    return settle(conn, promotion, now=now, actor=actor)
+
+
+def approve(
+    conn: Connection,
+    *,
+    model: str,
+    version: int,
+    reviewer: Actor,
+    now: datetime,
+    comment: str = "",
+    bundle: str | None = None,
+    promotion: str | None = None,
+) -> Promotion:
+    """Record one reviewer's yes; the promotion takes effect when nothing is missing any more.
+
+    `bundle` is the digest the reviewer looked at. Raises Refused for the author, the requester, a second word by one
+    person, a missing role or other bytes; NotFound when nothing waits.
+    """
+    return _speak(conn, "approve", model, version, reviewer, now, comment, bundle, promotion)
+
+
+def reject(
+    conn: Connection,
+    *,
+    model: str,
+    version: int,
+    reviewer: Actor,
+    now: datetime,
+    comment: str = "",
+    bundle: str | None = None,
+    promotion: str | None = None,
+) -> Promotion:
+    """Record one reviewer's no; it ends the promotion. Raises like `approve`."""
+    return _speak(conn, "reject", model, version, reviewer, now, comment, bundle, promotion)
+
+
+def withdraw(
+    conn: Connection, *, model: str, version: int, actor: Actor, now: datetime, reason: str = ""
+) -> Promotion:
+    """Take a waiting request back: by who made it, or an admin."""
+    promotion = _pending(conn, model, version, None)
+    if actor.name != promotion.requested_by:
+        require(actor, Role.ADMIN, f"withdraw {promotion.requested_by}'s request")
+    store.decide_promotion(conn, promotion.id, "withdrawn", now)
+    _audit(conn, promotion, now, actor, "promotion.withdrawn", {"reason": reason})
+    return replace(promotion, state="withdrawn", decided_at=now)
+
+
+def settle(conn: Connection, promotion: Promotion, *, now: datetime, actor: Actor) -> Promotion:
+    """Make a pending promotion effective if nothing is missing; return it as it then stands.
+
+    Raises Tampered when MLflow's row names other bytes than the version's.
+    """
+    version = store.get_version(conn, promotion.model, promotion.version)
+    verdict = _assess(conn, version, promotion, promotion.policy, promotion.stage)
+    if promotion.state != "pending" or not verdict.satisfied:
+        return promotion
+    source = store.ml_source(conn, version.model, version.version)
+    if source != version.source:
+        raise Tampered(
+            "MLflow's row names other bytes than the registered bundle; nothing was promoted",
+            where=version.subject, got=source, wanted=version.source or "",
+        )  # fmt: skip
+    store.decide_promotion(conn, promotion.id, "effective", now)
+    store.set_stage(conn, version.model, version.version, promotion.stage, now)
+    _point_aliases(conn, version.model)
+    _audit(
+        conn, promotion, now, actor, "promotion.effective",
+        {
+            "from": version.stage.value, "approved_by": list(promotion.approved_by),
+            "requested_by": promotion.requested_by, "policy": promotion.policy_digest,
+            "evidence": list(verdict.evidence),
+        },
+    )  # fmt: skip
+    return replace(promotion, state="effective", decided_at=now)
+
+
+def assessment(conn: Connection, *, model: str, version: int, stage: Stage) -> Assessment:
+    """Say what the version lacks for `stage` now, in plain words."""
+    found = store.get_version(conn, model, version)
+    waiting = store.find_promotions(conn, model=model, version=version, stage=stage, state="pending")
+    promotion = waiting[-1] if waiting else None
+    policy = promotion.policy if promotion else store.project_policy(conn, model)
+    return _assess(conn, found, promotion, policy, stage)
+
+
+def list_promotions(
+    conn: Connection, *, model: str | None = None, version: int | None = None, state: str | None = None
+) -> list[Promotion]:
+    """Promotions that match, oldest first, with what reviewers said."""
+    return store.find_promotions(conn, model=model, version=version, state=state)
+
+
+def archive(
+    conn: Connection, *, model: str, version: int, why: str, now: datetime, actor: Actor = SYSTEM
+) -> Version:
+    """Move a version to Archived; delivery does so when a newer one has all traffic.
+
+    Raises Conflict for the version that governance wants in Production: only a rollback takes that away.
+    """
+    require(actor, Role.DEVELOPER, f"archive {model}/{version}")
+    found = store.get_version(conn, model, version)
+    wanted = current(conn, model=model)
+    if wanted is not None and wanted.version == version:
+        raise Conflict(
+            "this is the version that serves; it leaves Production by a rollback or when its successor has taken over",
+            where=found.subject, next=f"loopwright rollback {model}",
+        )  # fmt: skip
+    return _restage(conn, found, Stage.ARCHIVED, actor, now, "version.archived", {"why": why})
+
+
+def demote(conn: Connection, *, model: str, version: int, why: str, now: datetime, actor: Actor) -> Version:
+    """Move a Staging or Archived version back to None. Raises Conflict for one in Production."""
+    require(actor, Role.DEVELOPER, f"demote {model}/{version}")
+    found = store.get_version(conn, model, version)
+    if found.stage is Stage.PRODUCTION:
+        raise Conflict(
+            "a version leaves Production only by a rollback or when its successor has taken over",
+            where=found.subject, next=f"loopwright rollback {model}",
+        )  # fmt: skip
+    return _restage(conn, found, Stage.NONE, actor, now, "version.demoted", {"why": why})
+
+
+def revert(
+    conn: Connection,
+    *,
+    model: str,
+    version: int,
+    to_version: int | None,
+    why: str,
+    now: datetime,
+    evidence: Sequence[str] = (),
+    actor: Actor = SYSTEM,
+) -> Version | None:
+    """Take `version` out of Production and leave exactly `to_version` there (None: nothing).
+
+    `version` is archived and its promotion reverted, so that it needs new approvals to come back. Returns the version
+    now in Production. Raises Conflict when `version` is not in Production, Refused when `to_version` was never
+    approved for it.
+    """
+    found = store.get_version(conn, model, version)
+    if found.stage is not Stage.PRODUCTION or version == to_version:
+        raise Conflict(
+            "not a version to revert",
+            where=found.subject,
+            got=f"stage {found.stage.value}",
+            wanted="Production",
+        )
+    effective = store.effective_productions(conn, model)
+    target = _approved_before(conn, effective, model, to_version) if to_version is not None else None
+    for promotion in effective:
+        if promotion.version == version:
+            store.decide_promotion(conn, promotion.id, "reverted", now)
+    for other in store.list_versions(conn, model):
+        if other.stage is Stage.PRODUCTION and other.version != to_version:
+            store.set_stage(conn, model, other.version, Stage.ARCHIVED, now)
+    if target is not None:
+        store.set_stage(conn, model, target.version, Stage.PRODUCTION, now)
+        target = replace(target, stage=Stage.PRODUCTION)
+    _point_aliases(conn, model)
+    ledger.append(
+        conn, at=now, actor=actor.name, action="version.reverted", subject=found.subject,
+        payload={"to": to_version, "why": why, "evidence": list(evidence), "bundle": found.bundle},
+    )  # fmt: skip
+    return target
+
+
+def rollback_target(conn: Connection, *, model: str) -> Version | None:
+    """The version that served before the current one and was not reverted, None when there is none."""
+    wanted = current(conn, model=model)
+    for promotion in store.effective_productions(conn, model):
+        if wanted is None or promotion.version != wanted.version:
+            return store.get_version(conn, model, promotion.version)
+    return None
+
+
+def rollback(
+    conn: Connection, *, model: str, actor: Actor, reason: str, now: datetime, to_version: int | None = None
+) -> Version:
+    """Put the previous approved version (or `to_version`) back in Production and archive the current one.
+
+    Needs the role approver and no new approval: going back to approved bytes must take seconds.
+    """
+    require(actor, Role.APPROVER, f"roll back {model}")
+    wanted = current(conn, model=model)
+    if wanted is None:
+        store.get_version(conn, model, to_version or 1)
+        raise Conflict("no version is in Production", where=model)
+    target = to_version
+    if target is None:
+        previous = rollback_target(conn, model=model)
+        if previous is None:
+            raise Refused("there is no earlier approved version to go back to", where=wanted.subject)
+        target = previous.version
+    back = revert(
+        conn, model=model, version=wanted.version, to_version=target, why=reason, now=now, actor=actor
+    )
+    if back is None:
+        raise NotFound("the version to go back to is gone", where=model, got=target)
+    return back
+
+
+def _speak(
+    conn: Connection,
+    decision: Decision,
+    model: str,
+    version: int,
+    reviewer: Actor,
+    now: datetime,
+    comment: str,
+    reviewed: str | None,
+    promotion_id: str | None,
+) -> Promotion:
+    require(reviewer, Role.APPROVER, f"{decision} {model}/{version}")
+    found = store.get_version(conn, model, version)
+    promotion = _pending(conn, model, version, promotion_id)
+    check_reviewer(reviewer, found, promotion, promotion.policy, reviewed=reviewed)
+    approval = Approval(reviewer.name, decision, comment, now, promotion.bundle)
+    store.insert_approval(conn, promotion.id, approval)
+    said = replace(promotion, approvals=(*promotion.approvals, approval))
+    action = "approval.given" if decision == "approve" else "promotion.rejected"
+    _audit(conn, said, now, reviewer, action, {"comment": comment, "policy": promotion.policy_digest})
+    if decision == "reject":
+        store.decide_promotion(conn, said.id, "rejected", now)
+        return replace(said, state="rejected", decided_at=now)
+    return settle(conn, said, now=now, actor=reviewer)
+
+
+def _pending(conn: Connection, model: str, version: int, promotion_id: str | None) -> Promotion:
+    found = store.get_version(conn, model, version)
+    if promotion_id is not None:
+        named = store.find_promotions(conn, model=model, version=version, id=promotion_id)
+        if not named:
+            raise NotFound("no such promotion", where=found.subject, got=promotion_id)
+        return named[0]
+    waiting = store.find_promotions(conn, model=model, version=version, state="pending")
+    if not waiting:
+        decided = store.find_promotions(conn, model=model, version=version)
+        last = decided[-1] if decided else None
+        what = f"the last one is {last.state}" if last else "nobody has requested one"
+        raise NotFound(
+            f"no promotion waits for a decision ({what})", where=found.subject,
+            next=f"Request it: loopwright promote {model} --version {version} --to production",
+        )  # fmt: skip
+    return waiting[-1]
+
+
+def _assess(
+    conn: Connection, version: Version, promotion: Promotion | None, policy: Policy, stage: Stage
+) -> Assessment:
+    recorded = (
+        store.find_evidence(conn, model=version.model, bundle=version.bundle)
+        if version.bundle is not None
+        else []
+    )
+    return assess(version, promotion, recorded, policy, stage)
+
+
+def _approved_before(conn: Connection, effective: list[Promotion], model: str, version: int) -> Version:
+    target = store.get_version(conn, model, version)
+    if not any(p.version == version and p.bundle == target.bundle for p in effective):
+        raise Refused(
+            "was never approved for Production, or its approval was reverted", where=target.subject,
+            next=f"Request it: loopwright promote {model} --version {version} --to production",
+        )  # fmt: skip
+    return target
+
+
+def _restage(
+    conn: Connection,
+    found: Version,
+    stage: Stage,
+    actor: Actor,
+    now: datetime,
+    action: str,
+    payload: dict[str, Any],
+) -> Version:
+    if found.stage is stage:
+        return found
+    store.set_stage(conn, found.model, found.version, stage, now)
+    _point_aliases(conn, found.model)
+    ledger.append(
+        conn, at=now, actor=actor.name, action=action, subject=found.subject,
+        payload={"from": found.stage.value, **payload},
+    )  # fmt: skip
+    return replace(found, stage=stage)
+
+
+def _point_aliases(conn: Connection, model: str) -> None:
+    for stage, aliases in ((Stage.PRODUCTION, PRODUCTION_ALIASES), (Stage.STAGING, STAGING_ALIASES)):
+        wanted = current(conn, model=model, stage=stage)
+        for alias in aliases:
+            store.point_alias(conn, model, alias, wanted.version if wanted else None)
+
+
+def _audit(
+    conn: Connection, promotion: Promotion, now: datetime, actor: Actor, action: str, payload: dict[str, Any]
+) -> None:
+    ledger.append(
+        conn, at=now, actor=actor.name, action=action, subject=f"{promotion.model}/{promotion.version}",
+        payload={"promotion": promotion.id, "stage": promotion.stage.value, "bundle": promotion.bundle, **payload},
+    )  # fmt: skip
+
+
+def _how_to_approve(version: Version) -> str:
+    return f"Approve it: loopwright approve {version.model} --version {version.version}"

@@ -1,0 +1,399 @@
+"""SQL of the registry: our versions, promotions, approvals, evidence, and MLflow's rows beside them.
+
+Every function works inside the caller's transaction. The ledger has one writer at a time, so reading and then
+writing is safe. MLflow's tables are named here by hand, so that folder mode needs no MLflow import.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, column, delete, func, insert, select, table, update
+
+from loopwright.kernel.clock import from_us, to_us
+from loopwright.kernel.digest import canonical_json
+from loopwright.kernel.errors import NotFound, Tampered, did_you_mean
+from loopwright.kernel.ids import new_id
+from loopwright.kernel.stage import Stage
+from loopwright.kernel.verdict import Verdict
+from loopwright.ledger.schema import approvals, evidence, projects, promotions, versions
+from loopwright.ledger.schema import snapshots as snapshot_rows
+from loopwright.registry.policy import Policy, Promotion
+from loopwright.registry.records import Approval, Evidence, Version, source_of
+
+WORKSPACE = "default"  # MLflow's name for the only workspace of a server without workspaces
+
+ml_models = table(
+    "registered_models",
+    *map(column, ("workspace", "name", "creation_time", "last_updated_time", "description")),
+)
+ml_versions = table(
+    "model_versions",
+    *map(
+        column,
+        (
+            "workspace", "name", "version", "creation_time", "last_updated_time", "description", "user_id",
+            "current_stage", "source", "storage_location", "run_id", "status",
+        ),
+    ),
+)  # fmt: skip
+ml_aliases = table("registered_model_aliases", *map(column, ("workspace", "name", "alias", "version")))
+ml_model_tags = table("registered_model_tags", *map(column, ("workspace", "name", "key", "value")))
+ml_tags = table("model_version_tags", *map(column, ("workspace", "name", "version", "key", "value")))
+ml_runs = table("runs", *map(column, ("run_uuid", "experiment_id", "lifecycle_stage")))
+
+
+# Versions
+
+
+def insert_version(conn: Connection, version: Version) -> None:
+    conn.execute(
+        insert(versions).values(
+            model=version.model, version=version.version, bundle=version.bundle, run_id=version.run_id,
+            snapshot=version.snapshot, semver=version.semver, stage=version.stage.value, author=version.author,
+            created_at=to_us(version.created_at), parent=version.parent, metrics=_json(version.metrics),
+            annotations=_json(version.annotations),
+        )
+    )  # fmt: skip
+
+
+def find_version(conn: Connection, model: str, version: int) -> Version | None:
+    query = select(versions).where(versions.c.model == model, versions.c.version == version)
+    row = conn.execute(query).one_or_none()
+    return _version(row) if row else None
+
+
+def get_version(conn: Connection, model: str, version: int) -> Version:
+    """Return the version; raises NotFound naming what there is."""
+    found = find_version(conn, model, version)
+    if found is not None:
+        return found
+    known = [v.version for v in list_versions(conn, model)]
+    if known:
+        listed = ", ".join(map(str, known[-10:]))
+        raise NotFound(f"`{model}` has no version {version}", where="registry", wanted=f"one of {listed}")
+    names = list_models(conn)
+    raise NotFound(
+        f"no model `{model}` is registered",
+        where="registry",
+        wanted=f"one of {', '.join(names[:20])}" if names else "",
+        next=did_you_mean(model, names) or "Train and register one first: loopwright run DIR",
+    )
+
+
+def list_versions(conn: Connection, model: str) -> list[Version]:
+    """All versions of `model`, oldest first."""
+    query = select(versions).where(versions.c.model == model).order_by(versions.c.version)
+    return [_version(row) for row in conn.execute(query)]
+
+
+def list_models(conn: Connection) -> list[str]:
+    """The names of all models that have a version."""
+    return [
+        str(name)
+        for name in conn.execute(select(versions.c.model).distinct().order_by(versions.c.model)).scalars()
+    ]
+
+
+def version_of_bundle(conn: Connection, model: str, bundle: str) -> Version | None:
+    query = select(versions).where(versions.c.model == model, versions.c.bundle == bundle)
+    row = conn.execute(query.order_by(versions.c.version).limit(1)).one_or_none()
+    return _version(row) if row else None
+
+
+def versions_of_runs(conn: Connection, run_ids: list[str]) -> list[tuple[str, str, int]]:
+    """(run, model, version) of every registered version that came from one of `run_ids`, in ours or MLflow's rows."""
+    ours = select(versions.c.run_id, versions.c.model, versions.c.version).where(
+        versions.c.run_id.in_(run_ids)
+    )
+    theirs = select(ml_versions.c.run_id, ml_versions.c.name, ml_versions.c.version).where(
+        ml_versions.c.run_id.in_(run_ids)
+    )
+    found = {(str(r), str(m), int(v)) for query in (ours, theirs) for r, m, v in conn.execute(query)}
+    return sorted(found)
+
+
+def set_annotations(conn: Connection, model: str, version: int, annotations: Mapping[str, str]) -> None:
+    conn.execute(
+        update(versions)
+        .where(versions.c.model == model, versions.c.version == version)
+        .values(annotations=_json(annotations))
+    )
+
+
+def set_stage(conn: Connection, model: str, version: int, stage: Stage, now: datetime) -> None:
+    """Set our stage and MLflow's together. Raises Tampered when MLflow has no such row: then nothing may change."""
+    conn.execute(
+        update(versions)
+        .where(versions.c.model == model, versions.c.version == version)
+        .values(stage=stage.value)
+    )
+    changed = conn.execute(
+        update(ml_versions)
+        .where(*_ml_version(model, version))
+        .values(current_stage=stage.value, last_updated_time=_millis(now))
+    )
+    if changed.rowcount != 1:
+        raise Tampered(
+            "MLflow's row of this version is gone; its stage was not changed",
+            where=f"{model}/{version}",
+            next="Restore the ledger from a backup; see: loopwright audit verify.",
+        )
+
+
+# MLflow's rows
+
+
+def put_ml_model(conn: Connection, model: str, now: datetime) -> None:
+    """Make MLflow's row of the model when there is none."""
+    known = select(ml_models.c.name).where(ml_models.c.workspace == WORKSPACE, ml_models.c.name == model)
+    if conn.execute(known).first() is None:
+        values = {
+            "workspace": WORKSPACE,
+            "name": model,
+            "creation_time": _millis(now),
+            "last_updated_time": _millis(now),
+        }
+        conn.execute(insert(ml_models).values(**values))
+
+
+def is_prompt(conn: Connection, model: str) -> bool:
+    """Whether MLflow keeps a prompt, not a model, under the name."""
+    where = (ml_model_tags.c.workspace == WORKSPACE, ml_model_tags.c.name == model)
+    query = select(ml_model_tags.c.key).where(*where, ml_model_tags.c.key == "mlflow.prompt.is_prompt")
+    return conn.execute(query).first() is not None
+
+
+def next_version(conn: Connection, model: str) -> int:
+    """The number after all that MLflow or we have ever given, deleted ones included."""
+    theirs = select(func.max(ml_versions.c.version)).where(ml_versions.c.name == model)
+    ours = select(func.max(versions.c.version)).where(versions.c.model == model)
+    return max(conn.execute(theirs).scalar() or 0, conn.execute(ours).scalar() or 0) + 1
+
+
+def insert_ml_version(
+    conn: Connection, version: Version, *, description: str, tags: Mapping[str, str]
+) -> None:
+    """Make MLflow's row of a sealed version, so that its clients see and load it."""
+    if version.bundle is None:
+        raise ValueError("MLflow's own store writes the rows of versions without a bundle")
+    now = _millis(version.created_at)
+    source = source_of(version.bundle)
+    # MLflow's column holds 32 characters: a run recorded while tracking was down has no MLflow run.
+    run_id = version.run_id if version.run_id and len(version.run_id) <= 32 else None
+    conn.execute(
+        insert(ml_versions).values(
+            workspace=WORKSPACE, name=version.model, version=version.version, creation_time=now,
+            last_updated_time=now, description=description[:5000] or None, user_id=version.author,
+            current_stage=version.stage.value, source=source, storage_location=source, run_id=run_id, status="READY",
+        )
+    )  # fmt: skip
+    for key, value in tags.items():
+        put_ml_tag(conn, version.model, version.version, key, value)
+
+
+def put_ml_tag(conn: Connection, model: str, version: int, key: str, value: str) -> None:
+    """Set a tag on MLflow's row of the version."""
+    where = {"workspace": WORKSPACE, "name": model, "version": version, "key": key}
+    conn.execute(delete(ml_tags).where(*(ml_tags.c[name] == part for name, part in where.items())))
+    conn.execute(insert(ml_tags).values(**where, value=value))
+
+
+def ml_source(conn: Connection, model: str, version: int) -> str | None:
+    """Where MLflow's clients would load the version from, None when MLflow has no such row."""
+    query = select(ml_versions.c.source, ml_versions.c.storage_location).where(*_ml_version(model, version))
+    row = conn.execute(query).one_or_none()
+    return None if row is None else str(row.storage_location or row.source)
+
+
+def ml_stage(conn: Connection, model: str, version: int) -> str | None:
+    query = select(ml_versions.c.current_stage).where(*_ml_version(model, version))
+    return conn.execute(query).scalar_one_or_none()
+
+
+def has_ml_versions(conn: Connection, model: str) -> bool:
+    """Whether any version was ever registered under the name, deleted ones included."""
+    query = select(ml_versions.c.version).where(
+        ml_versions.c.workspace == WORKSPACE, ml_versions.c.name == model
+    )
+    return conn.execute(query.limit(1)).first() is not None
+
+
+def ml_sources_at(conn: Connection, uris: list[str], below: str) -> list[tuple[str, int]]:
+    """Versions whose files lie at one of `uris` or under the prefix `below`."""
+    place = func.coalesce(ml_versions.c.storage_location, ml_versions.c.source)
+    # Compared as text ranges, not LIKE: no wildcard to escape, and the prefix is exact on both engines.
+    under = func.substr(place, 1, len(below)) == below
+    query = select(ml_versions.c.name, ml_versions.c.version).where(place.in_(uris) | under).limit(5)
+    return [(str(name), int(version)) for name, version in conn.execute(query)]
+
+
+def ml_sources_in_run(conn: Connection, run_id: str) -> list[tuple[str, int]]:
+    """Versions whose files lie among the artifacts of the run."""
+    place = func.coalesce(ml_versions.c.storage_location, ml_versions.c.source)
+    query = select(ml_versions.c.name, ml_versions.c.version).where(
+        place.contains(f"/{run_id}/artifacts", autoescape=True)
+    )
+    return [(str(name), int(version)) for name, version in conn.execute(query.limit(5))]
+
+
+def point_alias(conn: Connection, model: str, alias: str, version: int | None) -> None:
+    """Make MLflow's alias name `version`, or remove it."""
+    where = (ml_aliases.c.workspace == WORKSPACE, ml_aliases.c.name == model, ml_aliases.c.alias == alias)
+    conn.execute(delete(ml_aliases).where(*where))
+    if version is not None:
+        conn.execute(insert(ml_aliases).values(workspace=WORKSPACE, name=model, alias=alias, version=version))
+
+
+def runs_of_experiment(conn: Connection, experiment_id: str) -> list[str]:
+    query = select(ml_runs.c.run_uuid).where(ml_runs.c.experiment_id == int(experiment_id))
+    return [str(run) for run in conn.execute(query).scalars()]
+
+
+# Promotions
+
+
+def insert_promotion(conn: Connection, promotion: Promotion) -> None:
+    conn.execute(
+        insert(promotions).values(
+            id=promotion.id, model=promotion.model, version=promotion.version, stage=promotion.stage.value,
+            bundle=promotion.bundle, requested_by=promotion.requested_by,
+            requested_at=to_us(promotion.requested_at), reason=promotion.reason, state=promotion.state,
+            decided_at=to_us(promotion.decided_at) if promotion.decided_at else None,
+            policy=_json(promotion.policy.to_json()), policy_digest=promotion.policy_digest,
+        )
+    )  # fmt: skip
+
+
+def insert_approval(conn: Connection, promotion_id: str, approval: Approval) -> None:
+    conn.execute(
+        insert(approvals).values(
+            id=new_id("ap"), promotion_id=promotion_id, reviewer=approval.reviewer, decision=approval.decision,
+            comment=approval.comment, at=to_us(approval.at), bundle=approval.bundle,
+        )
+    )  # fmt: skip
+
+
+def decide_promotion(conn: Connection, promotion_id: str, state: str, now: datetime) -> None:
+    conn.execute(
+        update(promotions).where(promotions.c.id == promotion_id).values(state=state, decided_at=to_us(now))
+    )
+
+
+def find_promotions(
+    conn: Connection,
+    *,
+    model: str | None = None,
+    version: int | None = None,
+    stage: Stage | None = None,
+    state: str | None = None,
+    id: str | None = None,
+) -> list[Promotion]:
+    """Promotions that match all that is given, oldest first, with their approvals."""
+    wanted = {"model": model, "version": version, "stage": stage and stage.value, "state": state, "id": id}
+    where = [promotions.c[name] == value for name, value in wanted.items() if value is not None]
+    query = select(promotions).where(*where).order_by(promotions.c.requested_at, promotions.c.id)
+    rows = conn.execute(query).all()
+    spoken: dict[str, list[Approval]] = {row.id: [] for row in rows}
+    said = (
+        select(approvals)
+        .where(approvals.c.promotion_id.in_(list(spoken)))
+        .order_by(approvals.c.at, approvals.c.id)
+    )
+    for row in conn.execute(said):
+        spoken[row.promotion_id].append(
+            Approval(row.reviewer, row.decision, row.comment, from_us(row.at), row.bundle)
+        )
+    return [_promotion(row, tuple(spoken[row.id])) for row in rows]
+
+
+def effective_productions(conn: Connection, model: str) -> list[Promotion]:
+    """Effective promotions of `model` to Production, the latest decision first."""
+    found = find_promotions(conn, model=model, stage=Stage.PRODUCTION, state="effective")
+    return sorted(found, key=lambda p: (p.decided_at or p.requested_at, p.id), reverse=True)
+
+
+def project_policy(conn: Connection, model: str) -> Policy:
+    """The policy the model's project states, the strict default when there is no project."""
+    spec = conn.execute(select(projects.c.spec).where(projects.c.model == model)).scalar_one_or_none()
+    return Policy.from_json(json.loads(spec).get("policy") or {}) if spec else Policy()
+
+
+# Evidence and what lineage reads
+
+
+def insert_evidence(conn: Connection, item: Evidence) -> None:
+    """Keep the evidence; the same content twice is kept once."""
+    if conn.execute(select(evidence.c.digest).where(evidence.c.digest == item.digest)).first() is None:
+        conn.execute(
+            insert(evidence).values(
+                digest=item.digest, kind=item.kind, model=item.model, version=item.version, bundle=item.bundle,
+                verdict=item.verdict.value, payload=_json(item.payload), at=to_us(item.at),
+            )
+        )  # fmt: skip
+
+
+def find_evidence(
+    conn: Connection,
+    *,
+    model: str,
+    version: int | None = None,
+    bundle: str | None = None,
+    kind: str | None = None,
+) -> list[Evidence]:
+    """Evidence of a model, oldest first; that of a version is what names its number or its bundle."""
+    query = select(evidence).where(evidence.c.model == model).order_by(evidence.c.at, evidence.c.digest)
+    if version is not None and bundle is not None:
+        query = query.where((evidence.c.version == version) | (evidence.c.bundle == bundle))
+    elif version is not None:
+        query = query.where(evidence.c.version == version)
+    elif bundle is not None:
+        query = query.where(evidence.c.bundle == bundle)
+    if kind is not None:
+        query = query.where(evidence.c.kind == kind)
+    return [
+        Evidence(
+            row.digest, row.kind, row.model, row.version, row.bundle, Verdict(row.verdict), json.loads(row.payload),
+            from_us(row.at),
+        )
+        for row in conn.execute(query)
+    ]  # fmt: skip
+
+
+def snapshot_manifest(conn: Connection, digest: str) -> dict[str, Any] | None:
+    text = conn.execute(
+        select(snapshot_rows.c.manifest).where(snapshot_rows.c.digest == digest)
+    ).scalar_one_or_none()
+    return json.loads(text) if text else None
+
+
+def _ml_version(model: str, version: int) -> tuple[Any, ...]:
+    return (
+        ml_versions.c.workspace == WORKSPACE,
+        ml_versions.c.name == model,
+        ml_versions.c.version == version,
+    )
+
+
+def _json(value: object) -> str:
+    return canonical_json(dict(value) if isinstance(value, Mapping) else value).decode()
+
+
+def _millis(moment: datetime) -> int:
+    return to_us(moment) // 1000
+
+
+def _version(row: Row[Any]) -> Version:
+    return Version(
+        row.model, row.version, row.bundle, row.run_id, row.snapshot, row.semver, Stage(row.stage), row.author,
+        from_us(row.created_at), row.parent, json.loads(row.metrics), json.loads(row.annotations),
+    )  # fmt: skip
+
+
+def _promotion(row: Row[Any], said: tuple[Approval, ...]) -> Promotion:
+    return Promotion(
+        row.id, row.model, row.version, Stage(row.stage), row.bundle, row.requested_by, from_us(row.requested_at),
+        row.reason, row.state, from_us(row.decided_at) if row.decided_at is not None else None,
+        Policy.from_json(json.loads(row.policy)), row.policy_digest, said,
+    )  # fmt: skip

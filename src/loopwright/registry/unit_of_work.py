@@ -1,0 +1,159 @@
+"""Sessions for MLflow's stores that share one transaction with our acts, on engines set up like the ledger's.
+
+MLflow opens a session per call and begins reading before it writes; on SQLite two such transactions lock each other
+out. Here every writing session takes the write lock at its start, and a session opened inside a writing one joins it.
+"""
+
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    BAD_REQUEST,
+    INTERNAL_ERROR,
+    PERMISSION_DENIED,
+    TEMPORARILY_UNAVAILABLE,
+)
+from mlflow.store.model_registry.dbmodels.models import (
+    SqlModelVersion,
+    SqlModelVersionTag,
+    SqlRegisteredModel,
+    SqlRegisteredModelAlias,
+    SqlRegisteredModelTag,
+    SqlWebhook,
+    SqlWebhookEvent,
+)
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.orm import ORMExecuteState, Session
+
+from loopwright.kernel.errors import LoopwrightError
+from loopwright.ledger.engine import make_engine
+
+GOVERNED = (
+    SqlRegisteredModel, SqlRegisteredModelTag, SqlRegisteredModelAlias, SqlModelVersion, SqlModelVersionTag,
+    SqlWebhook, SqlWebhookEvent,
+)  # fmt: skip
+"""Rows that may be written only inside an act of the governed registry."""
+
+_engines: dict[str, Engine] = {}
+_engines_lock = threading.Lock()
+
+
+def shared_engine(url: str) -> Engine:
+    """Return this process's one engine for `url`, with the functions MLflow's queries expect."""
+    with _engines_lock:
+        if url not in _engines:
+            _engines[url] = make_engine(url)
+            if _engines[url].dialect.name == "sqlite":
+                event.listen(_engines[url], "connect", _add_functions)
+        return _engines[url]
+
+
+class UnitOfWork:
+    """What MLflow calls `ManagedSessionMaker`: a context manager factory, `with maker(read_only=False) as session`."""
+
+    _writing: ContextVar["tuple[Engine, Session] | None"] = ContextVar(
+        "loopwright_mlflow_session", default=None
+    )
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._write_engine = engine.execution_options(sqlite_begin="immediate")
+
+    @contextmanager
+    def __call__(self, read_only: bool = True) -> Iterator[Session]:
+        """Commit at the end, roll back on any error. Inside a writing session of this thread: join it."""
+        outer = self._writing.get()
+        if outer is not None and outer[0] is self.engine:
+            yield outer[1]
+            outer[1].flush()
+            return
+        with Session(self.engine if read_only else self._write_engine) as session:
+            _deny_by_default(session)
+            token = None if read_only else self._writing.set((self.engine, session))
+            try:
+                yield session
+                session.commit()
+            except (MlflowException, LoopwrightError):
+                session.rollback()
+                raise
+            except OperationalError as error:
+                session.rollback()
+                raise MlflowException(message=str(error), error_code=TEMPORARILY_UNAVAILABLE) from error
+            except SQLAlchemyError as error:
+                session.rollback()
+                raise MlflowException(message=str(error), error_code=BAD_REQUEST) from error
+            except Exception as error:
+                session.rollback()
+                raise MlflowException(message=str(error), error_code=INTERNAL_ERROR) from error
+            finally:
+                if token is not None:
+                    self._writing.reset(token)
+
+
+def _deny_by_default(session: Session) -> None:
+    """Refuse any write to the registry's rows that no act of ours announced: MLflow may grow new mutators."""
+
+    @event.listens_for(session, "before_flush")
+    def before_flush(session: Session, _context: object, _instances: object) -> None:
+        touched = [*session.new, *session.dirty, *session.deleted]
+        if "act" not in session.info and any(isinstance(row, GOVERNED) for row in touched):
+            raise _ungoverned()
+
+    @event.listens_for(session, "do_orm_execute")
+    def on_execute(state: ORMExecuteState) -> None:
+        if (state.is_insert or state.is_update or state.is_delete) and "act" not in state.session.info:
+            mapper = state.bind_mapper
+            if mapper is not None and issubclass(mapper.class_, GOVERNED):
+                raise _ungoverned()
+
+
+def _ungoverned() -> MlflowException:
+    return MlflowException(
+        "This call changes the model registry in a way Loopwright does not govern; it was refused.",
+        PERMISSION_DENIED,
+    )
+
+
+def _add_functions(connection: sqlite3.Connection, _record: object) -> None:
+    """Give SQLite what MLflow's own engine gives it: REGEXP, percentile, case-sensitive LIKE."""
+    connection.create_function("regexp", 2, _regexp)
+    connection.create_aggregate("percentile", 2, _Percentile)  # type: ignore[arg-type]
+    connection.execute("PRAGMA case_sensitive_like = true")
+
+
+def _regexp(pattern: str | None, text: str | None) -> bool:
+    if pattern is None or text is None:
+        return False
+    try:
+        return re.search(pattern, text) is not None
+    except re.error:
+        return False
+
+
+class _Percentile:
+    """PERCENTILE_CONT: linear between the two nearest values."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.share = 0.0
+
+    def step(self, value: float | None, share: float | None) -> None:
+        if value is not None:
+            self.values.append(float(value))
+        if share is not None:
+            self.share = float(share)
+
+    def finalize(self) -> float | None:
+        if not self.values:
+            return None
+        ordered = sorted(self.values)
+        place = self.share / 100.0 * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])

@@ -1,0 +1,136 @@
+"""Registers sealed bundles as versions and answers which versions there are."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from loopwright.kernel.actor import Actor, Role, require
+from loopwright.kernel.errors import BadInput, Conflict
+from loopwright.kernel.stage import Stage
+from loopwright.ledger import store as ledger
+from loopwright.registry import store
+from loopwright.registry.records import Version
+
+__all__ = [
+    "Version",
+    "annotate",
+    "current",
+    "get_version",
+    "list_models",
+    "list_versions",
+    "register_version",
+]
+
+TAG_PREFIX = "loopwright."
+"""Tags under this prefix on MLflow's rows are ours; no client may set or delete them."""
+
+
+def register_version(
+    conn: Connection,
+    *,
+    model: str,
+    bundle: str,
+    run_id: str | None,
+    snapshot: str | None,
+    author: Actor,
+    metrics: Mapping[str, float],
+    now: datetime,
+    parent: int | None = None,
+    card: str = "",
+    annotations: Mapping[str, str] | None = None,
+) -> Version:
+    """Register the sealed bundle with digest `bundle` under `model`, in stage None, here and in MLflow's registry.
+
+    The bundle must lie in the depot already. Is idempotent: the same bundle under the same model is one version.
+    Raises BadInput for a name MLflow cannot hold, Refused without the role developer.
+    """
+    require(author, Role.DEVELOPER, f"register a version of {model}")
+    check_name(model)
+    if len(bundle) != 64 or set(bundle) - set("0123456789abcdef"):
+        raise BadInput("not a bundle digest", where="registry", got=bundle, wanted="64 hex digits")
+    standing = store.version_of_bundle(conn, model, bundle)
+    if standing is not None:
+        return standing
+    if store.is_prompt(conn, model):
+        raise Conflict(
+            "a prompt has this name in MLflow", where=model, next="Give the model another name in loop.yaml."
+        )
+    number = store.next_version(conn, model)
+    version = Version(
+        model, number, bundle, run_id, snapshot, _semver(store.list_versions(conn, model)), Stage.NONE, author.name,
+        now, parent, dict(metrics), dict(annotations or {}),
+    )  # fmt: skip
+    tags = {f"{TAG_PREFIX}bundle": bundle, f"{TAG_PREFIX}semver": version.semver or ""}
+    tags |= {
+        f"{TAG_PREFIX}{name}": value for name, value in (("run", run_id), ("snapshot", snapshot)) if value
+    }
+    store.put_ml_model(conn, model, now)
+    store.insert_version(conn, version)
+    store.insert_ml_version(conn, version, description=card, tags=tags)
+    ledger.append(
+        conn, at=now, actor=author.name, action="version.registered", subject=version.subject,
+        payload={"bundle": bundle, "run_id": run_id, "snapshot": snapshot, "semver": version.semver, "parent": parent},
+    )  # fmt: skip
+    return version
+
+
+def get_version(conn: Connection, *, model: str, version: int) -> Version:
+    """Return the version; raises NotFound naming what there is."""
+    return store.get_version(conn, model, version)
+
+
+def list_versions(conn: Connection, *, model: str) -> list[Version]:
+    """All versions of `model`, oldest first."""
+    return store.list_versions(conn, model)
+
+
+def list_models(conn: Connection) -> list[str]:
+    """The names of all models that have a version."""
+    return store.list_models(conn)
+
+
+def current(conn: Connection, *, model: str, stage: Stage = Stage.PRODUCTION) -> Version | None:
+    """The version that governance wants in `stage`: of several, the one promoted last.
+
+    While a rollout runs its baseline is in Production too; this names the new one.
+    """
+    inside = {v.version: v for v in store.list_versions(conn, model) if v.stage is stage}
+    decided = store.find_promotions(conn, model=model, stage=stage, state="effective")
+    order = {p.version: (p.decided_at or p.requested_at, p.id) for p in decided if p.version in inside}
+    return inside[max(order, key=lambda number: order[number])] if order else None
+
+
+def annotate(
+    conn: Connection, *, model: str, version: int, key: str, value: str, actor: Actor, now: datetime
+) -> Version:
+    """Note something on a version ("passed A/B"); it shows as a tag in MLflow. An empty value removes it."""
+    require(actor, Role.DEVELOPER, f"annotate {model}/{version}")
+    if not key or len(key) > 100 or len(value) > 4000:
+        raise BadInput("an annotation that is empty or too long", where=f"{model}/{version}", got=key)
+    found = store.get_version(conn, model, version)
+    notes = {name: note for name, note in {**found.annotations, key: value}.items() if note}
+    store.set_annotations(conn, model, version, notes)
+    store.put_ml_tag(conn, model, version, f"{TAG_PREFIX}note.{key}", value)
+    ledger.append(
+        conn, at=now, actor=actor.name, action="version.annotated", subject=found.subject,
+        payload={"key": key, "value": value},
+    )  # fmt: skip
+    return replace(found, annotations=notes)
+
+
+def check_name(model: str) -> None:
+    """Raise BadInput for a name that MLflow's registry cannot hold."""
+    if not model.strip() or len(model) > 256 or any(sign in model for sign in "/:"):
+        raise BadInput(
+            "not a model name", where="registry", got=model, wanted="1 to 256 characters without / and :"
+        )
+
+
+def _semver(earlier: list[Version]) -> str:
+    numbers = [tuple(map(int, v.semver.split("."))) for v in earlier if v.semver]
+    if not numbers:
+        return "1.0.0"
+    major, minor, _ = max(numbers)
+    return f"{major}.{minor + 1}.0"
