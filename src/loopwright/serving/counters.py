@@ -1,0 +1,124 @@
+"""Counters that every worker can read: one small memory-mapped file per worker slot.
+
+The numbers live in the page cache, so `kill -9` of a worker loses none, its replacement goes on counting in the same file, and
+whichever worker is asked for /metrics adds up all of them. Only the slot's own worker writes to a file.
+"""
+
+import mmap
+import os
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from struct import Struct as Layout
+
+from loopwright.kernel.errors import Unavailable
+
+BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper ends of the latency buckets in seconds; one more bucket is open."""
+
+_ROW = 512
+_KEY = 320
+_NUMBERS = (_ROW - _KEY) // 8
+_ROWS = 512
+_HEADER = Layout("<II")
+_COUNT, _SUM_US, _FIRST_BUCKET = 0, 1, 2
+
+
+@dataclass(slots=True)
+class Series:
+    """One series added up over workers. buckets are not cumulative."""
+
+    count: int = 0
+    sum_us: int = 0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
+
+
+class Counters:
+    """The writing side. Keys are tuples of label values; a key costs 512 bytes once, an increment some 200 ns."""
+
+    def __init__(self, path: Path) -> None:
+        size = _ROW * (_ROWS + 1)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                # Reserves the blocks now: a full disk is an error here, not a SIGBUS later.
+                os.posix_fallocate(descriptor, 0, size)
+                self._map = mmap.mmap(descriptor, size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise Unavailable(f"cannot keep counters ({error.strerror or error})", where=str(path)) from error
+        self._numbers = memoryview(self._map).cast("q")
+        self._rows: dict[tuple[str, ...], int] = {}
+        for row, key in _keys(self._map):
+            self._rows[key] = row
+        _HEADER.pack_into(self._map, 0, os.getpid(), len(self._rows))
+
+    def add(self, key: tuple[str, ...], n: int = 1) -> None:
+        """Add `n` to the key's count."""
+        row = self._rows.get(key) or self._new(key)
+        self._numbers[row + _COUNT] += n
+
+    def observe(self, key: tuple[str, ...], us: int) -> None:
+        """Count one duration in microseconds."""
+        row = self._rows.get(key) or self._new(key)
+        numbers = self._numbers
+        numbers[row + _COUNT] += 1
+        numbers[row + _SUM_US] += us
+        numbers[row + _FIRST_BUCKET + bisect_left(BOUNDS, us / 1e6)] += 1
+
+    def _new(self, key: tuple[str, ...]) -> int:
+        index = len(self._rows) + 1
+        encoded = "\0".join(key).encode()[: _KEY - 4]
+        if index > _ROWS:
+            # Past the limit everything is counted together under the last key rather than lost.
+            return _number_of(_ROWS)
+        start = index * _ROW
+        self._map[start + 4 : start + 4 + len(encoded)] = encoded
+        self._map[start : start + 4] = len(encoded).to_bytes(4, "little")
+        self._rows[key] = _number_of(index)
+        _HEADER.pack_into(self._map, 0, os.getpid(), index)
+        return self._rows[key]
+
+
+def read_counters(folder: Path) -> dict[tuple[str, ...], Series]:
+    """Return every series of every worker's file in `folder`, added up."""
+    total: dict[tuple[str, ...], Series] = {}
+    for path in sorted(folder.glob("*.counters")):
+        with path.open("rb") as stream:
+            data = stream.read()
+        numbers = memoryview(data).cast("q")
+        for row, key in _keys(data):
+            series = total.setdefault(key, Series())
+            series.count += numbers[row + _COUNT]
+            series.sum_us += numbers[row + _SUM_US]
+            for i in range(len(BOUNDS) + 1):
+                series.buckets[i] += numbers[row + _FIRST_BUCKET + i]
+    return total
+
+
+def worker_pids(folder: Path) -> dict[str, int]:
+    """Return the pid that last wrote each slot's file, by slot name."""
+    pids = {}
+    for path in sorted(folder.glob("*.counters")):
+        with path.open("rb") as stream:
+            pids[path.stem] = _HEADER.unpack(stream.read(_HEADER.size))[0]
+    return pids
+
+
+def _keys(data: bytes | mmap.mmap) -> Iterator[tuple[int, tuple[str, ...]]]:
+    if len(data) < _ROW:
+        return
+    _, rows = _HEADER.unpack_from(data, 0)
+    for index in range(1, min(rows, _ROWS) + 1):
+        start = index * _ROW
+        length = int.from_bytes(data[start : start + 4], "little")
+        yield (
+            _number_of(index),
+            tuple(data[start + 4 : start + 4 + length].decode(errors="replace").split("\0")),
+        )
+
+
+def _number_of(index: int) -> int:
+    return (index * _ROW + _KEY) // 8

@@ -1,0 +1,133 @@
+"""The prediction log as workers write it: append-only segments of framed events that survive `kill -9`.
+
+A frame is a 4-byte length, a 4-byte CRC-32 (both little-endian) and that many bytes of msgpack. An event is written with
+one write(2) before the answer leaves, so it is in the kernel's page cache when the client reads its answer: losing the
+process loses nothing. (Losing the machine may lose the last moments; set `durable` to fsync each write.)
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from struct import Struct as Layout
+from typing import Literal
+
+import msgspec
+
+from loopwright.kernel.errors import BadInput, Unavailable
+
+Status = Literal["ok", "error", "fallback"]
+MAX_FRAME = 64 << 20
+_HEAD = Layout("<II")
+
+
+class Event(msgspec.Struct, array_like=True, gc=False):
+    """One version's answer, or failure to answer, for one row.
+
+    event_time, at: microseconds since 1970 UTC. latency_us: 0 when the row came in a request of many rows, because a
+    batch's time is no row's latency. inputs: in the schema's order, null as None. outputs: empty when status is "error".
+    A canary's failure and the stable answer given in its place ("fallback") are two events with one id.
+    """
+
+    id: str
+    unit: str
+    event_time: int
+    at: int
+    model: str
+    version: int
+    arm: str
+    latency_us: int
+    status: Status
+    error: str
+    inputs: list[float | int | bool | str | None]
+    outputs: list[float]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Event)
+
+
+def frame(event: Event) -> bytes:
+    """Return the event's frame."""
+    body = _encoder.encode(event)
+    return _HEAD.pack(len(body), zlib.crc32(body)) + body
+
+
+def whole_frames(data: bytes | memoryview, start: int = 0) -> int:
+    """Return the offset after the last whole frame; a torn tail (a crash in mid-write) is left out.
+
+    Raises BadInput when a whole frame's checksum is wrong: the log was damaged, which no crash of a process does.
+    """
+    offset, end = start, len(data)
+    while end - offset >= _HEAD.size:
+        length, crc = _HEAD.unpack_from(data, offset)
+        if length > MAX_FRAME:
+            raise BadInput("a frame's length is impossible", where=f"event log, byte {offset}", got=length)
+        after = offset + _HEAD.size + length
+        if after > end:
+            break
+        if zlib.crc32(data[offset + _HEAD.size : after]) != crc:
+            raise BadInput("a frame's checksum is wrong", where=f"event log, byte {offset}")
+        offset = after
+    return offset
+
+
+def read_frames(data: bytes) -> Iterator[Event]:
+    """Yield the events of `data`, oldest first, leaving out a torn tail; raises BadInput when damaged."""
+    view = memoryview(data)
+    offset, end = 0, whole_frames(view)
+    while offset < end:
+        length, _ = _HEAD.unpack_from(view, offset)
+        offset += _HEAD.size
+        try:
+            yield _decoder.decode(view[offset : offset + length])
+        except msgspec.MsgspecError as error:
+            raise BadInput(f"not an event ({error})", where=f"event log, byte {offset}") from None
+        offset += length
+
+
+class SegmentWriter:
+    """Appends events to `folder/<name>-<number>.seg`, a new file every `rotate` bytes. One writer per name."""
+
+    def __init__(self, folder: Path, name: str, *, rotate: int = 16 << 20, durable: bool = False) -> None:
+        self._folder = folder
+        self._name = name
+        self._rotate = rotate
+        self._durable = durable
+        self._number = 0
+        self._size = 0
+        self._descriptor = -1
+
+    def append(self, frames: bytes) -> None:
+        """Write `frames` whole or not at all; raises Unavailable when the disk is full or read-only."""
+        try:
+            if self._descriptor < 0 or self._size >= self._rotate:
+                self._next_file()
+            written = os.write(self._descriptor, frames)
+            if written != len(frames):
+                os.ftruncate(self._descriptor, self._size)
+                raise OSError(f"only {written} of {len(frames)} bytes fit")
+            self._size += written
+            if self._durable:
+                os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise Unavailable(
+                f"predictions cannot be logged ({error.strerror or error}), so none is given",
+                where=str(self._folder),
+                next="Free disk space or make the folder writable; serving resumes by itself.",
+            ) from error
+
+    def close(self) -> None:
+        """Close the current file; a later `append` starts a new one."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _next_file(self) -> None:
+        self.close()
+        path = self._folder / f"{self._name}-{self._number:06d}.seg"
+        self._descriptor = os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        self._number += 1
+        self._size = 0

@@ -1,0 +1,96 @@
+"""Turns a verified route table into loaded models; a version without a valid approval or with one wrong byte is refused."""
+
+from collections.abc import Mapping, Sequence
+
+from loopwright.bundle.approval import verify_record
+from loopwright.bundle.depot import BundleDepot
+from loopwright.bundle.keys import PublicKey
+from loopwright.bundle.open import open_bundle
+from loopwright.bundle.routes import ModelRoute, RouteTable
+from loopwright.kernel.errors import LoopwrightError, Refused
+from loopwright.kernel.stage import Stage
+from loopwright.serving.engine import Model, Served
+
+WARM_UPS = 20
+
+
+def check_approval(route: ModelRoute, version: int, keys: Sequence[PublicKey]) -> None:
+    """Return when the route carries a signed approval of exactly this version and these bytes; raise otherwise.
+
+    Tampered: the signature is wrong. Refused: it is for something else, or for a stage that may not take traffic.
+    """
+    entry = route.versions[str(version)]
+    where = f"{route.model} version {version}"
+    record = verify_record(entry.approval, keys)
+    if (record.model, record.version) != (route.model, version):
+        raise Refused(
+            "the approval is for another version", where=where, got=f"{record.model} {record.version}"
+        )
+    if record.bundle != entry.bundle:
+        raise Refused("the approval is for other bytes", where=where, got=entry.bundle, wanted=record.bundle)
+    shadow_only = all(arm.name == "shadow" for arm in route.arms if arm.version == version)
+    allowed = (Stage.PRODUCTION, Stage.STAGING) if shadow_only else (Stage.PRODUCTION,)
+    if record.stage not in allowed:
+        raise Refused(
+            "not approved for traffic",
+            where=where,
+            got=f"an approval for {record.stage}",
+            wanted=" or ".join(allowed),
+            next=f"Promote it: loopwright promote {route.model} {version} --stage Production",
+        )
+
+
+def load_version(route: ModelRoute, version: int, keys: Sequence[PublicKey], depot: BundleDepot) -> Served:
+    """Check the approval, verify and load the bundle, predict its golden rows and warm it up; raises LoopwrightError."""
+    check_approval(route, version, keys)
+    digest = route.versions[str(version)].bundle
+    bundle = open_bundle(depot.path(digest), keys)
+    if bundle.digest != digest or bundle.manifest.model != route.model:
+        raise Refused(
+            "the bundle is another model's",
+            where=f"{route.model} version {version}",
+            got=f"{bundle.manifest.model} {bundle.digest[:12]}",
+        )
+    bundle.smoke()
+    for _ in range(WARM_UPS):
+        # The first predictions are slower; a fresh canary must not be judged by them.
+        bundle.smoke()
+    return Served(version, bundle)
+
+
+def load_models(
+    table: RouteTable,
+    keys: Sequence[PublicKey],
+    depot: BundleDepot,
+    before: Mapping[str, Model],
+    unfetched: Mapping[str, str],
+) -> dict[str, Model]:
+    """Return the table's models, reusing what `before` holds with the same bytes.
+
+    unfetched: reasons by digest for bundles the supervisor refused to keep. A refused canary or shadow is left out and
+    its share goes to stable; when stable itself is refused, what answered before goes on answering.
+    """
+    models: dict[str, Model] = {}
+    for name, route in table.models.items():
+        old = before.get(name)
+        versions: dict[int, Served] = {}
+        refused: dict[int, str] = {}
+        for version in sorted({arm.version for arm in route.arms}):
+            digest = route.versions[str(version)].bundle
+            kept = old.versions.get(version) if old else None
+            try:
+                if kept and kept.bundle.digest == digest:
+                    check_approval(route, version, keys)
+                    versions[version] = kept
+                elif digest in unfetched:
+                    refused[version] = unfetched[digest]
+                else:
+                    versions[version] = load_version(route, version, keys, depot)
+            except LoopwrightError as error:
+                refused[version] = str(error)
+        arms = tuple(arm for arm in route.arms if arm.version in versions)
+        model = Model(name, route.salt, arms, versions, refused)
+        if model.stable is None and old is not None and old.stable is not None:
+            model = Model(name, old.salt, old.arms, old.versions, refused)
+        models[name] = model
+    return models

@@ -1,0 +1,181 @@
+"""What every protocol turns a request into: checked rows of one model's inputs, in schema order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import isinf
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopwright.bundle.signature import Field, Schema
+from loopwright.kernel.clock import parse_time, to_us
+from loopwright.kernel.errors import BadInput, did_you_mean
+
+Value = float | int | bool | str | None
+Columns = dict[str, NDArray[Any]]
+
+RESERVED = ("_id", "_unit", "_event_time")
+MAX_TEXT = 4096
+MAX_ID = 256
+MAX_INT = 2**63 - 1
+# Event times outside these years are mistakes; one of them would push every watermark to the end of time.
+EARLIEST_US = to_us(datetime(1900, 1, 1, tzinfo=UTC))
+LATEST_US = to_us(datetime(2200, 1, 1, tzinfo=UTC))
+
+_INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
+_FLOATS = frozenset(("FP16", "FP32", "FP64"))
+_DATATYPES: dict[str, frozenset[str]] = {
+    "float64": _FLOATS | _INTEGERS,
+    # Floats carry integers and booleans that may be null: NaN is the only null a binary tensor has.
+    "int64": _INTEGERS | _FLOATS,
+    "bool": frozenset(("BOOL",)) | _FLOATS,
+    "string": frozenset(("BYTES",)),
+}
+_PYTHON: dict[str, frozenset[type]] = {
+    "float64": frozenset((float, int)),
+    "int64": frozenset((int, float)),
+    "bool": frozenset((bool, float)),
+    "string": frozenset((str,)),
+}
+_PREFERRED = {"float64": "FP64", "int64": "INT64", "bool": "BOOL", "string": "BYTES"}
+
+
+@dataclass(slots=True)
+class Rows:
+    """Checked rows. `values[i]` is a row in schema order with None for null (what is logged).
+
+    ids and units are "" and event_times 0 where the caller gave none.
+    """
+
+    request_id: str
+    n: int
+    values: list[list[Value]]
+    ids: list[str]
+    units: list[str]
+    event_times: list[int]
+
+
+def v2_datatype(field: Field) -> str:
+    """Return the datatype a client should send for `field`."""
+    return _PREFERRED[field.dtype]
+
+
+def check_values(values: Sequence[Any], field: Field, datatype: str, where: str) -> list[Value]:
+    """Return `values` as logged (NaN becomes None); raises BadInput naming the first row that does not fit."""
+    if datatype not in _DATATYPES[field.dtype]:
+        raise BadInput(
+            f"input `{field.name}` is {field.dtype}",
+            where=f"{where}.datatype",
+            got=datatype,
+            wanted=_PREFERRED[field.dtype],
+        )
+    allowed = _PYTHON[field.dtype]
+    kinds = set(map(type, values))
+    if not kinds <= allowed or field.dtype != "float64" or None in values:
+        return [_check_value(value, field, allowed, where, row) for row, value in enumerate(values)]
+    plain = float not in kinds or all(value - value == 0 for value in values)
+    if not plain or (int in kinds and (min(values) < -MAX_INT or max(values) > MAX_INT)):
+        return [_check_value(value, field, allowed, where, row) for row, value in enumerate(values)]
+    return list(values)
+
+
+def _check_value(value: Any, field: Field, allowed: frozenset[type], where: str, row: int) -> Value:
+    if value is None or value != value:
+        if not field.nullable:
+            raise BadInput(
+                f"input `{field.name}` may not be null", where=f"{where}.data[{row}]", wanted=field.dtype
+            )
+        return None
+    kind = type(value)
+    if kind not in allowed:
+        raise BadInput("a value of another kind", where=f"{where}.data[{row}]", got=value, wanted=field.dtype)
+    if kind is str and len(value) > MAX_TEXT:
+        raise BadInput(
+            "text too long",
+            where=f"{where}.data[{row}]",
+            got=f"{len(value)} characters",
+            wanted=f"at most {MAX_TEXT}",
+        )
+    if kind is int and abs(value) > MAX_INT:
+        raise BadInput("a number too large", where=f"{where}.data[{row}]", wanted="at most 64 bits")
+    if kind is float and isinf(value):
+        raise BadInput("not finite", where=f"{where}.data[{row}]", got=value, wanted=field.dtype)
+    if field.dtype == "int64" and kind is float and not value.is_integer():
+        raise BadInput("not a whole number", where=f"{where}.data[{row}]", got=value, wanted="int64")
+    if field.dtype == "bool" and kind is float and value not in (0.0, 1.0):
+        raise BadInput("not a boolean", where=f"{where}.data[{row}]", got=value, wanted="true or false")
+    checked: Value = value
+    return checked
+
+
+def to_columns(values: Sequence[Sequence[Value]], schema: Schema) -> Columns:
+    """Return the transform's columns: numbers as float64 with NaN, text as object with None. Fresh arrays each time."""
+    if len(values) == 1:
+        row = values[0]
+        return {
+            field.name: np.array([row[i]], dtype=object if field.dtype == "string" else np.float64)
+            for i, field in enumerate(schema.inputs)
+        }
+    return {
+        field.name: np.array(column, dtype=object if field.dtype == "string" else np.float64)
+        for field, column in zip(schema.inputs, zip(*values, strict=True), strict=True)
+    }
+
+
+def check_names(given: Sequence[str], schema: Schema) -> None:
+    """Raise BadInput unless `given` are the schema's inputs (reserved names aside), each once."""
+    wanted = [field.name for field in schema.inputs]
+    known = set(wanted)
+    seen: set[str] = set()
+    for position, name in enumerate(given):
+        if name in seen:
+            raise BadInput("an input given twice", where=f"inputs[{position}].name", got=name)
+        seen.add(name)
+        if name not in known and name not in RESERVED:
+            raise BadInput(
+                f"the model has no input `{name}`",
+                where=f"inputs[{position}].name",
+                wanted=", ".join(wanted),
+                next=did_you_mean(name, [*wanted, *RESERVED]),
+            )
+    missing = [name for name in wanted if name not in seen]
+    if missing:
+        raise BadInput(
+            f"input `{missing[0]}` is missing" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
+            where="inputs",
+            wanted=", ".join(wanted),
+            next="Send null where a nullable value is unknown.",
+        )
+
+
+def check_id(text: object, where: str) -> str:
+    """Return a row's id or unit; raises BadInput for what is no short text."""
+    if not isinstance(text, str):
+        raise BadInput("not text", where=where, got=text, wanted="text (BYTES)")
+    if len(text) > MAX_ID:
+        raise BadInput("too long", where=where, got=f"{len(text)} characters", wanted=f"at most {MAX_ID}")
+    if not text.isprintable():
+        raise BadInput("holds characters that cannot be printed", where=where, got=text)
+    return text
+
+
+def check_event_time(value: object, where: str) -> int:
+    """Return microseconds since 1970 from ISO text (with a zone) or an integer of microseconds; raises BadInput."""
+    if isinstance(value, str):
+        try:
+            moment = to_us(parse_time(value))
+        except (BadInput, OverflowError):
+            raise BadInput(
+                "not a time with a zone", where=where, got=value, wanted="ISO 8601, like 2013-04-01T05:00:00Z"
+            ) from None
+    elif isinstance(value, int) and not isinstance(value, bool):
+        moment = value
+    else:
+        raise BadInput("not a time", where=where, got=value, wanted="ISO 8601 text or integer microseconds")
+    if not EARLIEST_US <= moment < LATEST_US:
+        raise BadInput(
+            "a time outside 1900 to 2200", where=where, got=value, wanted="microseconds since 1970 UTC"
+        )
+    return moment

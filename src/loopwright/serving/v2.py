@@ -1,0 +1,376 @@
+"""Open Inference Protocol V2 over HTTP: JSON requests and answers, with the binary tensor extension."""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+
+from loopwright.bundle.signature import Field, Schema
+from loopwright.kernel.errors import BadInput, LoopwrightError, did_you_mean
+from loopwright.serving.rows import (
+    MAX_INT,
+    MAX_TEXT,
+    Rows,
+    Value,
+    check_event_time,
+    check_id,
+    check_names,
+    check_values,
+    v2_datatype,
+)
+
+_BINARY: dict[str, str] = {
+    "BOOL": "?",
+    **{f"{u}INT{8 * size}": f"<{'u' if u else 'i'}{size}" for u in ("", "U") for size in (1, 2, 4, 8)},
+    **{f"FP{8 * size}": f"<f{size}" for size in (2, 4, 8)},
+}
+
+
+class Malformed(LoopwrightError):
+    """The body is no V2 request at all."""
+
+    http_status = 400
+
+
+class TooLarge(LoopwrightError):
+    """More bytes or rows than one request may bring."""
+
+    http_status = 413
+
+
+class Tensor(msgspec.Struct):
+    """A V2 tensor in a request."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class WantedOutput(msgspec.Struct):
+    """An output the client asks for."""
+
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class InferRequest(msgspec.Struct):
+    """A V2 inference request."""
+
+    inputs: list[Tensor]
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[WantedOutput] | None = None
+
+
+class OutTensor(msgspec.Struct, omit_defaults=True):
+    """A V2 tensor in an answer."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class InferResponse(msgspec.Struct):
+    """A V2 answer. parameters: arm, request_id, and fallback when stable answered for a failing canary."""
+
+    model_name: str
+    model_version: str
+    id: str
+    parameters: dict[str, Any]
+    outputs: list[OutTensor]
+
+
+_request_decoder = msgspec.json.Decoder(InferRequest)
+encode = msgspec.json.Encoder().encode
+
+
+def parse_request(body: bytes, json_length: int | None) -> InferRequest:
+    """Parse a body; json_length: the binary extension's header, or None. Raises Malformed or BadInput."""
+    head = body
+    if json_length is not None:
+        if not 0 < json_length <= len(body):
+            raise Malformed(
+                "longer than the body",
+                where="Inference-Header-Content-Length",
+                got=json_length,
+                wanted=f"at most {len(body)}",
+            )
+        head = body[:json_length]
+    try:
+        request = _request_decoder.decode(head)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"not a V2 inference request ({error})", where="body") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise Malformed(f"not JSON ({reason})", where="body") from None
+    if json_length is not None:
+        _attach_binary(request, memoryview(body)[json_length:])
+    return request
+
+
+def read_rows(request: InferRequest, schema: Schema, *, max_rows: int) -> Rows:
+    """Check a request against the schema; raises BadInput or TooLarge saying which tensor and row is wrong."""
+    tensors = {tensor.name: (position, tensor) for position, tensor in enumerate(request.inputs)}
+    if len(tensors) != len(request.inputs) or tensors.keys() != _input_names(schema):
+        check_names([tensor.name for tensor in request.inputs], schema)
+    n = -1
+    columns: list[list[Value]] = []
+    for field in schema.inputs:
+        position, tensor = tensors[field.name]
+        data = tensor.data
+        if n == 1 and data is not None and len(data) == 1 and tensor.shape in _ONE_ROW:
+            pass
+        else:
+            data = _flat(tensor, position, n, max_rows)
+            n = len(data)
+        if not data:
+            raise BadInput(
+                "no rows", where=f"inputs[{position}].shape", got=tensor.shape, wanted="at least one"
+            )
+        if n == 1 and _is_plain(data[0], tensor.datatype, field.dtype):
+            columns.append(data)
+            continue
+        columns.append(check_values(data, field, tensor.datatype, f"inputs[{position}]"))
+    values: list[list[Value]] = (
+        [[column[0] for column in columns]] if n == 1 else [list(row) for row in zip(*columns, strict=True)]
+    )
+    return _with_reserved(request, tensors, n, values)
+
+
+_ONE_ROW = ([1], [1, 1])
+
+
+def _is_plain(value: Any, datatype: str, dtype: str) -> bool:
+    """True for the values nearly every request brings; all others take the slower way with its exact messages."""
+    if type(value) is float:
+        # Only finite floats give exactly 0 here.
+        return datatype == "FP64" and dtype == "float64" and value - value == 0.0
+    if type(value) is str:
+        return datatype == "BYTES" and dtype == "string" and len(value) <= MAX_TEXT
+    if type(value) is int:
+        return (
+            datatype in ("INT64", "FP64") and dtype in ("int64", "float64") and -MAX_INT <= value <= MAX_INT
+        )
+    return False
+
+
+def _input_names(schema: Schema) -> set[str]:
+    return {field.name for field in schema.inputs}
+
+
+def _with_reserved(
+    request: InferRequest, tensors: Mapping[str, tuple[int, Tensor]], n: int, values: list[list[Value]]
+) -> Rows:
+    request_id = check_id(request.id, "id") if request.id else ""
+    parameters = request.parameters or {}
+    ids, units, times = [""] * n, [""] * n, [0] * n
+    if n == 1:
+        ids[0] = request_id
+    if parameters:
+        if parameters.get("unit") is not None:
+            units = [check_id(parameters["unit"], "parameters.unit")] * n
+        if parameters.get("event_time") is not None:
+            times = [check_event_time(parameters["event_time"], "parameters.event_time")] * n
+    for name in ("_id", "_unit", "_event_time"):
+        if name not in tensors:
+            continue
+        position, tensor = tensors[name]
+        where = f"inputs[{position}]"
+        data = _flat(tensor, position, n, n)
+        if name == "_event_time":
+            if tensor.datatype not in ("BYTES", "INT64"):
+                raise BadInput(
+                    "not a time", where=f"{where}.datatype", got=tensor.datatype, wanted="BYTES or INT64"
+                )
+            times = [check_event_time(value, f"{where}.data[{row}]") for row, value in enumerate(data)]
+            continue
+        checked = [check_id(value, f"{where}.data[{row}]") for row, value in enumerate(data)]
+        if name == "_id":
+            ids = checked
+        else:
+            units = checked
+    return Rows(request_id, n, values, ids, units, times)
+
+
+def _flat(tensor: Tensor, position: int, n: int, max_rows: int) -> list[Any]:
+    """Return the tensor's data as one value per row; `n` is -1 for the first tensor."""
+    where = f"inputs[{position}]"
+    data = tensor.data
+    if data is None:
+        raise BadInput(
+            f"tensor `{tensor.name}` has no data", where=f"{where}.data", wanted="one value per row"
+        )
+    shape = tensor.shape
+    if not 1 <= len(shape) <= 2 or shape[0] < 0 or (len(shape) == 2 and shape[1] != 1):
+        raise BadInput(
+            f"tensor `{tensor.name}` has another shape",
+            where=f"{where}.shape",
+            got=shape,
+            wanted="[rows] or [rows, 1]: one tensor per input",
+        )
+    if shape[0] > max_rows and n < 0:
+        raise TooLarge("too many rows", where=f"{where}.shape", got=shape[0], wanted=f"at most {max_rows}")
+    if data and type(data[0]) is list:
+        if any(type(row) is not list or len(row) != 1 for row in data):
+            raise BadInput("rows of another length", where=f"{where}.data", wanted="one value per row")
+        data = [row[0] for row in data]
+    if len(data) != shape[0]:
+        raise BadInput(
+            "data and shape differ", where=f"{where}.data", got=f"{len(data)} values", wanted=f"{shape[0]}"
+        )
+    if n >= 0 and len(data) != n:
+        raise BadInput(
+            f"tensor `{tensor.name}` has another number of rows",
+            where=f"{where}.shape",
+            got=len(data),
+            wanted=f"{n}",
+        )
+    return data
+
+
+# The binary tensor extension: tensors follow the JSON, in order, little-endian; BYTES as 4-byte length + UTF-8.
+
+
+def _attach_binary(request: InferRequest, payload: memoryview) -> None:
+    offset = 0
+    for position, tensor in enumerate(request.inputs):
+        size = (tensor.parameters or {}).get("binary_data_size")
+        if size is None:
+            continue
+        where = f"inputs[{position}].parameters.binary_data_size"
+        if type(size) is not int or not 0 <= size <= len(payload) - offset:
+            raise BadInput(
+                "more than the body holds", where=where, got=size, wanted=f"{len(payload) - offset}"
+            )
+        tensor.data = unpack_tensor(payload[offset : offset + size], tensor.datatype, f"inputs[{position}]")
+        if len(tensor.shape) == 2 and tensor.shape[1:] != [1]:
+            raise BadInput("one tensor per input", where=f"inputs[{position}].shape", got=tensor.shape)
+        offset += size
+    if offset != len(payload):
+        raise BadInput("bytes after the last tensor", where="body", got=len(payload) - offset)
+
+
+def unpack_tensor(payload: memoryview | bytes, datatype: str, where: str) -> list[Any]:
+    """Return a binary tensor's values; raises BadInput."""
+    if datatype == "BYTES":
+        return _unpack_texts(bytes(payload), where)
+    if datatype not in _BINARY:
+        near = did_you_mean(datatype, [*_BINARY, "BYTES"])
+        raise BadInput("no such datatype", where=f"{where}.datatype", got=datatype, next=near)
+    layout = np.dtype(_BINARY[datatype])
+    if len(payload) % layout.itemsize:
+        raise BadInput(f"not a whole number of {datatype}", where=where, got=f"{len(payload)} bytes")
+    values: list[Any] = np.frombuffer(payload, dtype=layout).tolist()
+    return values
+
+
+def _unpack_texts(payload: bytes, where: str) -> list[str]:
+    texts: list[str] = []
+    offset = 0
+    while offset < len(payload):
+        if offset + 4 > len(payload):
+            raise BadInput("text cut off", where=where)
+        (length,) = struct.unpack_from("<I", payload, offset)
+        offset += 4 + length
+        if offset > len(payload):
+            raise BadInput("text cut off", where=where)
+        try:
+            texts.append(payload[offset - length : offset].decode())
+        except UnicodeDecodeError:
+            raise BadInput("not UTF-8", where=f"{where}.data[{len(texts)}]") from None
+    return texts
+
+
+def pack_tensor(values: Sequence[Any], datatype: str) -> bytes:
+    """The inverse of `unpack_tensor`."""
+    if datatype == "BYTES":
+        encoded = [value.encode() for value in values]
+        return b"".join(struct.pack("<I", len(text)) + text for text in encoded)
+    return np.asarray(values, dtype=_BINARY[datatype]).tobytes()
+
+
+def respond(
+    request: InferRequest,
+    *,
+    model: str,
+    version: int,
+    parameters: dict[str, Any],
+    outputs: Sequence[str],
+    result: Sequence[Sequence[float]],
+    extra: Mapping[str, list[str]],
+) -> tuple[bytes, int | None]:
+    """Return an answer's body, and the length of its JSON part when tensors follow it in binary.
+
+    result: one row of outputs per request row. extra: BYTES tensors by name, such as _version and _arm.
+    """
+    n = len(result)
+    tensors = [
+        OutTensor(name, "FP64", [n], [row[i] for row in result] if n > 1 else [result[0][i]])
+        for i, name in enumerate(outputs)
+    ]
+    tensors += [OutTensor(name, "BYTES", [n], texts) for name, texts in extra.items()]
+    if request.outputs:
+        tensors = _select(request.outputs, tensors)
+    answer = InferResponse(model, str(version), request.id or "", parameters, tensors)
+    binary = _binary_names(request, tensors)
+    if not binary:
+        return encode(answer), None
+    payload = []
+    for tensor in tensors:
+        if tensor.name in binary:
+            packed = pack_tensor(tensor.data or [], tensor.datatype)
+            tensor.data, tensor.parameters = None, {"binary_data_size": len(packed)}
+            payload.append(packed)
+    head = encode(answer)
+    return b"".join((head, *payload)), len(head)
+
+
+def check_outputs(request: InferRequest, schema: Schema) -> None:
+    """Raise BadInput when the client asks for an output the model does not have."""
+    known = (*schema.outputs, "_version", "_arm")
+    for position, wanted in enumerate(request.outputs or ()):
+        if wanted.name not in known:
+            raise BadInput(
+                f"the model has no output `{wanted.name}`",
+                where=f"outputs[{position}].name",
+                wanted=", ".join(schema.outputs),
+                next=did_you_mean(wanted.name, known),
+            )
+
+
+def _select(wanted: Sequence[WantedOutput], tensors: list[OutTensor]) -> list[OutTensor]:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    return [by_name[want.name] for want in wanted if want.name in by_name]
+
+
+def _binary_names(request: InferRequest, tensors: Sequence[OutTensor]) -> set[str]:
+    if request.outputs:
+        return {want.name for want in request.outputs if (want.parameters or {}).get("binary_data") is True}
+    if (request.parameters or {}).get("binary_data_output") is True:
+        return {tensor.name for tensor in tensors}
+    return set()
+
+
+def metadata(name: str, versions: Sequence[int], schema: Schema) -> dict[str, Any]:
+    """Return V2 model metadata."""
+
+    def tensor(name: str, datatype: str) -> dict[str, Any]:
+        return {"name": name, "datatype": datatype, "shape": [-1]}
+
+    def describe(field: Field) -> dict[str, Any]:
+        return {**tensor(field.name, v2_datatype(field)), "parameters": {"nullable": field.nullable}}
+
+    return {
+        "name": name,
+        "versions": [str(version) for version in versions],
+        "platform": "loopwright-onnx",
+        "inputs": [describe(field) for field in schema.inputs],
+        "outputs": [tensor(output, "FP64") for output in schema.outputs],
+    }
