@@ -1,0 +1,1 @@
+"""From a source to a pinned, checked table: source → bronze → check → silver | quarantine → snapshot."""
