@@ -54,12 +54,12 @@ def _install(url: str) -> None:
     """Point MLflow's module globals at our stores, also where MLflow's own client code runs inside the server."""
     from mlflow import set_registry_uri, set_tracking_uri
     from mlflow.server import handlers as server
-    from mlflow.tracking._model_registry.utils import _model_registry_store_registry
+    from mlflow.tracking._model_registry.utils import _get_store_registry
     from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 
     for scheme in entry.SCHEMES:
         _tracking_store_registry.register(scheme, entry.tracking)
-        _model_registry_store_registry.register(scheme, entry.registry)
+        _get_store_registry().register(scheme, entry.registry)
         server._tracking_store_registry.register(scheme, entry.tracking)
         server._model_registry_store_registry.register(scheme, entry.registry)
     server._tracking_store = entry.tracking(url, "mlflow-artifacts:/")

@@ -224,7 +224,7 @@ class GovernedRegistry(SqlAlchemyStore):  # type: ignore[misc]
                     now=act.now,
                     actor=act.actor,
                 )
-            return self.get_model_version(name, version)
+        return self.get_model_version(name, version)
 
     def delete_model_version(self, name: str, version: str) -> None:
         with self._act("version.deleted", name, version):

@@ -5,6 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from loopwright.kernel.errors import LoopwrightError, Refused
 from loopwright.registry import store
@@ -33,57 +34,49 @@ class GuardedTracking(SqlAlchemyStore):  # type: ignore[misc]
         return super().create_experiment(name, artifact_location, tags)
 
     def delete_run(self, run_id: str) -> None:
-        with self.ManagedSessionMaker(read_only=False):
-            self._keep([run_id])
+        with self.ManagedSessionMaker(read_only=False) as session:
+            self._keep(session, [run_id])
             super().delete_run(run_id)
 
     def _hard_delete_run(self, run_id: str) -> None:
-        with self.ManagedSessionMaker(read_only=False):
-            self._keep([run_id])
+        with self.ManagedSessionMaker(read_only=False) as session:
+            self._keep(session, [run_id])
             super()._hard_delete_run(run_id)
 
     def delete_experiment(self, experiment_id: str) -> None:
         with self.ManagedSessionMaker(read_only=False) as session:
             if str(experiment_id).isdigit():
-                self._keep(store.runs_of_experiment(session.connection(), str(experiment_id)))
+                self._keep(session, store.runs_of_experiment(session.connection(), str(experiment_id)))
             super().delete_experiment(experiment_id)
 
     def delete_logged_model(self, model_id: str) -> None:
-        with self.ManagedSessionMaker(read_only=False):
-            location = self.get_logged_model(model_id).artifact_location
-            self._keep_files(location)
+        with self.ManagedSessionMaker(read_only=False) as session:
+            self._keep_files(session, self.get_logged_model(model_id).artifact_location)
             super().delete_logged_model(model_id)
 
     def _hard_delete_logged_model(self, model_id: str) -> None:
-        with self.ManagedSessionMaker(read_only=False):
-            self._keep_files(self.get_logged_model(model_id, allow_deleted=True).artifact_location)
+        with self.ManagedSessionMaker(read_only=False) as session:
+            self._keep_files(session, self.get_logged_model(model_id, allow_deleted=True).artifact_location)
             super()._hard_delete_logged_model(model_id)
 
-    def _keep(self, run_ids: list[str]) -> None:
+    @staticmethod
+    def _keep(session: Session, run_ids: list[str]) -> None:
         """Refuse when a registered version came from one of the runs."""
-        with self.ManagedSessionMaker() as session:
-            # SQLite takes at most some thousand parameters in one statement.
-            for start in range(0, len(run_ids), 500):
-                found = store.versions_of_runs(session.connection(), run_ids[start : start + 500])
-                if found:
-                    run, model, version = found[0]
-                    raise as_mlflow(
-                        Refused(
-                            f"the run {run} is kept: {model}/{version} was trained in it", where="tracking"
-                        )
-                    )
-
-    def _keep_files(self, location: str) -> None:
-        with self.ManagedSessionMaker() as session:
-            found = store.ml_sources_at(session.connection(), [location], location.rstrip("/") + "/")
+        # SQLite takes at most some thousand parameters in one statement.
+        for start in range(0, len(run_ids), 500):
+            found = store.versions_of_runs(session.connection(), run_ids[start : start + 500])
             if found:
-                model, version = found[0]
-                raise as_mlflow(
-                    Refused(
-                        f"the logged model is kept: {model}/{version} was registered from it",
-                        where="tracking",
-                    )
-                )
+                run, model, version = found[0]
+                why = f"the run {run} is kept: {model}/{version} was trained in it"
+                raise as_mlflow(Refused(why, where="tracking"))
+
+    @staticmethod
+    def _keep_files(session: Session, location: str) -> None:
+        found = store.ml_sources_at(session.connection(), [location], location.rstrip("/") + "/")
+        if found:
+            model, version = found[0]
+            why = f"the logged model is kept: {model}/{version} was registered from it"
+            raise as_mlflow(Refused(why, where="tracking"))
 
 
 def check_location(location: str | None) -> None:

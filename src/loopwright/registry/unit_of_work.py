@@ -1,7 +1,8 @@
 """Sessions for MLflow's stores that share one transaction with our acts, on engines set up like the ledger's.
 
 MLflow opens a session per call and begins reading before it writes; on SQLite two such transactions lock each other
-out. Here every writing session takes the write lock at its start, and a session opened inside a writing one joins it.
+out. Here every writing session takes the write lock at its start, and a writing session opened inside another joins
+it. A reading session stays apart: MLflow reads in a fresh one to explain why a flush failed.
 """
 
 import re
@@ -67,9 +68,9 @@ class UnitOfWork:
 
     @contextmanager
     def __call__(self, read_only: bool = True) -> Iterator[Session]:
-        """Commit at the end, roll back on any error. Inside a writing session of this thread: join it."""
+        """Commit at the end, roll back on any error. A writing session inside another one of this thread joins it."""
         outer = self._writing.get()
-        if outer is not None and outer[0] is self.engine:
+        if not read_only and outer is not None and outer[0] is self.engine:
             yield outer[1]
             outer[1].flush()
             return
