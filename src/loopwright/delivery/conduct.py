@@ -1,10 +1,10 @@
 """Carries out what `rollout` decides: state, evidence, audit row, stages and route table in one transaction.
 
-Every function needs a write transaction (`ledger.write()`): either all of it happened or none, so a crash at any point
-leaves a rollout that the next `step_rollout` continues.
+Every function needs a write transaction (`ledger.write()`): either all of it happened or none, so a crash at
+any point leaves a rollout that the next `step_rollout` continues.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -43,25 +43,36 @@ from loopwright.delivery.store import (
     set_state,
 )
 from loopwright.kernel.actor import SYSTEM, Actor, Role, require
+from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import BadInput, Conflict, NotFound
 from loopwright.kernel.ids import new_id
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger.store import append
-from loopwright.registry.promotion import archive, record_evidence, revert
+from loopwright.registry.evidence import record_evidence
+from loopwright.registry.promotion import archive, revert
 from loopwright.registry.versions import get_version
 
 INSTANT = Plan(strategy=Strategy.INSTANT, steps=(Step(1.0),))
 
 
+@dataclass(frozen=True, slots=True)
+class _Act:
+    """Who does it, and when by the wall and by the data."""
+
+    actor: Actor
+    now: datetime
+    event_time: datetime
+
+
 def refuse_while_rolling(conn: Connection, model: str) -> None:
-    """Raise Conflict, saying what to do, while a rollout of `model` runs. For use before a promotion is requested."""
+    """Raise Conflict, saying what to do, while a rollout of `model` runs; for use before a promotion."""
     running = active_rollout(conn, model)
     if running is not None:
         raise Conflict(
             f"version {running.version} of {model} is being rolled out ({describe(running.state)})",
             where=model,
             wanted="no rollout in progress",
-            next=f"Wait for it, finish it (loopwright rollout promote {model}) or end it (loopwright rollout abort {model}).",
+            next=f"Wait for it, or: loopwright rollout promote {model}, loopwright rollout abort {model}.",
         )
 
 
@@ -81,8 +92,8 @@ def start_rollout(
 ) -> Rollout:
     """Begin to bring `version` to traffic; `baseline` defaults to the version that answers now.
 
-    A first version, or strategy `instant`, gets all traffic at once. Called again for the same promotion it returns the
-    rollout that exists. Raises Conflict while another rollout of the model runs.
+    A first version, or strategy `instant`, gets all traffic at once. Called again for the same promotion it
+    returns the rollout that exists. Raises Conflict while another rollout of the model runs.
     """
     if promotion_id is not None:
         for earlier in list_rollouts(conn, model):
@@ -103,10 +114,16 @@ def start_rollout(
         now if isinstance(state, Ended) else None, reason,
     )  # fmt: skip
     add_rollout(conn, rollout)
-    payload = {"version": version, "baseline": baseline, "plan": plan.to_json(), "state": state_to_json(state)}
-    _note(conn, rollout, "started", payload, actor=actor, now=now, event_time=event_time)
+    act = _Act(actor, now, event_time)
+    payload = {
+        "version": version,
+        "baseline": baseline,
+        "plan": plan.to_json(),
+        "state": state_to_json(state),
+    }
+    _note(conn, rollout, "started", payload, act)
     if isinstance(state, Done):
-        _complete(conn, rollout, actor=actor, now=now, event_time=event_time)
+        _complete(conn, rollout, act)
     route_table(conn, key, now)
     return rollout
 
@@ -143,10 +160,9 @@ def step_rollout(
         if move.state != rollout.state or move.why != rollout.reason:
             set_state(conn, rollout.id, move.state, move.why, now)
         return move
-    digest = _record(conn, rollout, move, evidence, now=now, event_time=event_time)
-    _settle(
-        conn, rollout, move.state, move.why, kind="moved", evidence=digest, actor=actor, now=now, event_time=event_time
-    )
+    act = _Act(actor, now, event_time)
+    digest = _record(conn, rollout, move, evidence, act)
+    _settle(conn, rollout, move.state, move.why, "moved", act, evidence=digest)
     route_table(conn, key, now)
     return move
 
@@ -158,7 +174,7 @@ def pause_rollout(
     require(actor, Role.APPROVER, f"pause the rollout of {model}")
     rollout = _running(conn, model)
     state = pause(rollout.state, event_time)
-    return _settle(conn, rollout, state, why, kind="paused", actor=actor, now=now, event_time=event_time)
+    return _settle(conn, rollout, state, why, "paused", _Act(actor, now, event_time))
 
 
 def resume_rollout(
@@ -168,18 +184,24 @@ def resume_rollout(
     require(actor, Role.APPROVER, f"resume the rollout of {model}")
     rollout = _running(conn, model)
     state = resume(rollout.state, event_time)
-    return _settle(conn, rollout, state, why, kind="resumed", actor=actor, now=now, event_time=event_time)
+    return _settle(conn, rollout, state, why, "resumed", _Act(actor, now, event_time))
 
 
 def abort_rollout(
-    conn: Connection, model: str, *, actor: Actor, why: str, event_time: datetime, now: datetime, key: SigningKey
+    conn: Connection,
+    model: str,
+    *,
+    actor: Actor,
+    why: str,
+    event_time: datetime,
+    now: datetime,
+    key: SigningKey,
 ) -> Rollout:
     """All traffic back to the baseline now; the version's stage is reverted."""
     require(actor, Role.APPROVER, f"abort the rollout of {model}")
     rollout = _running(conn, model)
-    settled = _settle(
-        conn, rollout, abort(rollout.state, why), why, kind="aborted", actor=actor, now=now, event_time=event_time
-    )
+    state = abort(rollout.state, why)
+    settled = _settle(conn, rollout, state, why, "aborted", _Act(actor, now, event_time))
     route_table(conn, key, now)
     return settled
 
@@ -200,10 +222,9 @@ def promote_rollout(
     rollout = _running(conn, model)
     state, judgement = promote(rollout.plan, rollout.state, evidence)
     move = Move(state, f"promoted by {actor.name}: {why}", judgement, changed=True)
-    digest = _record(conn, rollout, move, evidence, now=now, event_time=event_time)
-    settled = _settle(
-        conn, rollout, state, move.why, kind="promoted", evidence=digest, actor=actor, now=now, event_time=event_time
-    )
+    act = _Act(actor, now, event_time)
+    digest = _record(conn, rollout, move, evidence, act)
+    settled = _settle(conn, rollout, state, move.why, "promoted", act, evidence=digest)
     route_table(conn, key, now)
     return settled
 
@@ -221,8 +242,8 @@ def rollback_now(
 ) -> Rollout:
     """Bring an earlier version back to all traffic at once; `to_version` defaults to the one before.
 
-    While a rollout runs, "the one before" is its baseline: the rollout is aborted. Raises NotFound when there is nothing
-    to go back to, or `to_version` never answered all traffic.
+    While a rollout runs, "the one before" is its baseline: the rollout is aborted. Raises NotFound when there
+    is nothing to go back to, or `to_version` never answered all traffic.
     """
     require(actor, Role.APPROVER, f"roll back {model}")
     running = active_rollout(conn, model)
@@ -236,12 +257,16 @@ def rollback_now(
     rollout = Rollout(new_id("ro"), model, target, leaving, None, INSTANT, Done(), now, now, now, why)
     add_rollout(conn, rollout)
     digest = record_evidence(
-        conn, kind="rollback", model=model, version=leaving, bundle=get_version(conn, model, leaving).bundle,
-        verdict=Verdict.FAIL, payload={"rollout": rollout.id, "by": actor.name, "why": why, "to_version": target}, at=now,
+        conn, kind="rollback", model=model, version=leaving, verdict=Verdict.FAIL, at=now, actor=actor,
+        bundle=get_version(conn, model=model, version=leaving).bundle,
+        payload={"rollout": rollout.id, "by": actor.name, "why": why, "to_version": target},
     )  # fmt: skip
     payload = {"rollback": True, "version": target, "from_version": leaving, "evidence": digest, "why": why}
-    _note(conn, rollout, "completed", payload, actor=actor, now=now, event_time=event_time, action="rolled_back")
-    revert(conn, model=model, version=leaving, to_version=target, why=why, evidence=digest, actor=actor, now=now)
+    _note(conn, rollout, "completed", payload, _Act(actor, now, event_time), action="rolled_back")
+    revert(
+        conn, model=model, version=leaving, to_version=target, why=why, evidence=(digest,), actor=actor,
+        now=now
+    )  # fmt: skip
     route_table(conn, key, now)
     return rollout
 
@@ -259,7 +284,8 @@ def _target(conn: Connection, model: str, leaving: int | None, wanted: int | Non
     if wanted not in targets:
         raise NotFound(
             f"traffic cannot go back to version {wanted}", where=model, got=f"version {leaving} answers now",
-            wanted=f"one of {', '.join(map(str, targets))}", next="Promote it instead, so that it is approved and rolled out.",
+            wanted=f"one of {', '.join(map(str, targets))}",
+            next="Promote it instead, so that it is approved and rolled out.",
         )  # fmt: skip
     return wanted
 
@@ -267,29 +293,35 @@ def _target(conn: Connection, model: str, leaving: int | None, wanted: int | Non
 def _running(conn: Connection, model: str) -> Rollout:
     rollout = active_rollout(conn, model)
     if rollout is None:
-        raise NotFound(f"no rollout of {model} is running", where=model, next=f"See: loopwright rollout show {model}")
+        raise NotFound(
+            f"no rollout of {model} is running", where=model, next=f"See: loopwright rollout show {model}"
+        )
     return get_rollout(conn, rollout.id, for_change=True)
 
 
-def _record(
-    conn: Connection, rollout: Rollout, move: Move, evidence: Evidence, *, now: datetime, event_time: datetime
-) -> str:
+def _record(conn: Connection, rollout: Rollout, move: Move, evidence: Evidence, act: _Act) -> str:
     """Store what the decision rests on; returns its digest."""
     assert move.judgement is not None  # `advance` and `promote` always judge
-    kind = "smoke" if isinstance(rollout.state, Smoke) else "shadow" if canary_weight(rollout.state) == 0 else "canary"
+    kind = (
+        "smoke"
+        if isinstance(rollout.state, Smoke)
+        else "shadow"
+        if canary_weight(rollout.state) == 0
+        else "canary"
+    )
     payload: dict[str, Any] = {
         "rollout": rollout.id,
-        "event_time": event_time.isoformat(),
+        "event_time": iso(act.event_time),
         "limits": rollout.plan.to_json()["limits"],
         "before": state_to_json(rollout.state),
         "after": state_to_json(move.state),
         "evidence": evidence.to_json(),
         "judgement": move.judgement.to_json(),
     }
-    bundle = get_version(conn, rollout.model, rollout.version).bundle
+    bundle = get_version(conn, model=rollout.model, version=rollout.version).bundle
     return record_evidence(
         conn, kind=kind, model=rollout.model, version=rollout.version, bundle=bundle,
-        verdict=move.judgement.verdict, payload=payload, at=now,
+        verdict=move.judgement.verdict, payload=payload, at=act.now, actor=act.actor,
     )  # fmt: skip
 
 
@@ -298,33 +330,37 @@ def _settle(
     rollout: Rollout,
     state: State,
     why: str,
-    *,
     kind: str,
-    actor: Actor,
-    now: datetime,
-    event_time: datetime,
+    act: _Act,
+    *,
     evidence: str | None = None,
 ) -> Rollout:
     """Record that the rollout is now in `state`, and what follows from it for stages."""
-    set_state(conn, rollout.id, state, why, now)
+    set_state(conn, rollout.id, state, why, act.now)
     payload = {"from": describe(rollout.state), "to": describe(state), "why": why, "evidence": evidence}
-    _note(conn, rollout, kind, payload, actor=actor, now=now, event_time=event_time)
+    _note(conn, rollout, kind, payload, act)
     if isinstance(state, Done):
-        _complete(conn, rollout, actor=actor, now=now, event_time=event_time)
+        _complete(conn, rollout, act)
     if isinstance(state, RolledBack | Aborted) and rollout.baseline is not None:
         revert(
             conn, model=rollout.model, version=rollout.version, to_version=rollout.baseline, why=why,
-            evidence=evidence, actor=actor, now=now,
+            evidence=(evidence,) if evidence else (), actor=act.actor, now=act.now,
         )  # fmt: skip
-    ended = now if isinstance(state, Ended) else None
-    return replace(rollout, state=state, reason=why, updated_at=now, ended_at=ended)
+    ended = act.now if isinstance(state, Ended) else None
+    return replace(rollout, state=state, reason=why, updated_at=act.now, ended_at=ended)
 
 
-def _complete(conn: Connection, rollout: Rollout, *, actor: Actor, now: datetime, event_time: datetime) -> None:
+def _complete(conn: Connection, rollout: Rollout, act: _Act) -> None:
     payload = {"rollback": False, "version": rollout.version, "archived": rollout.baseline}
-    _note(conn, rollout, "completed", payload, actor=actor, now=now, event_time=event_time)
+    _note(conn, rollout, "completed", payload, act)
     if rollout.baseline is not None:
-        archive(conn, model=rollout.model, version=rollout.baseline, why=f"replaced by {rollout.version}", now=now)
+        archive(
+            conn,
+            model=rollout.model,
+            version=rollout.baseline,
+            why=f"replaced by {rollout.version}",
+            now=act.now,
+        )
 
 
 def _note(
@@ -332,14 +368,12 @@ def _note(
     rollout: Rollout,
     kind: str,
     payload: dict[str, Any],
+    act: _Act,
     *,
-    actor: Actor,
-    now: datetime,
-    event_time: datetime,
     action: str | None = None,
 ) -> None:
-    add_event(conn, rollout.id, kind, payload, now=now, event_time=event_time)
+    add_event(conn, rollout.id, kind, payload, now=act.now, event_time=act.event_time)
     append(
-        conn, at=now, actor=actor.name, action=f"rollout.{action or kind}", subject=f"{rollout.model}/{rollout.version}",
-        payload={"rollout": rollout.id, **payload},
+        conn, at=act.now, actor=act.actor.name, action=f"rollout.{action or kind}",
+        subject=f"{rollout.model}/{rollout.version}", payload={"rollout": rollout.id, **payload},
     )  # fmt: skip

@@ -29,7 +29,9 @@ class ArmCounts:
 
     def __post_init__(self) -> None:
         if not 0 <= self.errors <= self.n:
-            raise BadInput("an arm's counts contradict each other", got=f"{self.errors} errors in {self.n} requests")
+            raise BadInput(
+                "an arm's counts contradict each other", got=f"{self.errors} errors in {self.n} requests"
+            )
 
     def to_json(self) -> dict[str, object]:
         """What a reader of the evidence needs to judge again: counts and the whole histogram."""
@@ -52,11 +54,19 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not 0 < self.error_rate < 1:
-            raise BadInput("not a tolerance for error rates", where="delivery.rollback.error_rate",
-                           got=self.error_rate, wanted='more than 0 and less than 1, like "+0.1pp"')
+            raise BadInput(
+                "not a tolerance for error rates",
+                where="delivery.rollback.error_rate",
+                got=self.error_rate,
+                wanted='more than 0 and less than 1, like "+0.1pp"',
+            )
         if self.latency_p99 is not None and self.latency_p99 < 1:
-            raise BadInput("not a ratio of latencies", where="delivery.rollback.latency_p99",
-                           got=self.latency_p99, wanted='at least 1, like "x1.5"')
+            raise BadInput(
+                "not a ratio of latencies",
+                where="delivery.rollback.latency_p99",
+                got=self.latency_p99,
+                wanted='at least 1, like "x1.5"',
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +137,15 @@ def _errors(baseline: ArmCounts, canary: ArmCounts, limits: Limits, alpha: float
 def _latency(baseline: ArmCounts, canary: ArmCounts, limits: Limits, ratio: float, alpha: float) -> _Check:
     """P(canary > ratio × stable's p99) against 1 %.
 
-    FAIL is tested against the upper 97.5 % bound of stable's p99 (order statistics), PASS against its estimate:
-    a p99 of a few hundred requests is itself uncertain, and neither verdict may live off its luck.
+    FAIL is tested against the upper 97.5 % bound of stable's p99 (order statistics), PASS against its
+    estimate: a p99 of a few hundred requests is itself uncertain, and neither verdict may live off its luck.
     """
-    if baseline.n < _BASELINE_FOR_P99:
-        reason = f"latency undecided: p99 needs {_BASELINE_FOR_P99} stable requests, there are {baseline.n}"
+    if baseline.latency.n < _BASELINE_FOR_P99:
+        wanted = f"p99 needs {_BASELINE_FOR_P99} stable requests, there are {baseline.latency.n}"
+        reason = f"latency undecided: {wanted}"
         return _Check(Verdict.INCONCLUSIVE, reason, {"verdict": Verdict.INCONCLUSIVE.value})
     estimate = baseline.latency.quantile(0.99)
-    upper = baseline.latency.quantile(min(1.0, 0.99 + 1.96 * sqrt(0.99 * 0.01 / baseline.n)))
+    upper = baseline.latency.quantile(min(1.0, 0.99 + 1.96 * sqrt(0.99 * 0.01 / baseline.latency.n)))
     pass_at = max(ratio * estimate, limits.latency_floor_us)
     fail_at = max(ratio * upper, limits.latency_floor_us)
     above_pass, above_fail = canary.latency.above(pass_at), canary.latency.above(fail_at)
@@ -145,7 +156,9 @@ def _latency(baseline: ArmCounts, canary: ArmCounts, limits: Limits, ratio: floa
     elif exceedance_judgement(n, above_pass, rate=0.01, alpha=alpha).verdict is Verdict.PASS:
         verdict = Verdict.PASS
     limit, above = (fail_at, above_fail) if verdict is Verdict.FAIL else (pass_at, above_pass)
-    reason = f"latency {_word(verdict)}: {above} of {n} canary requests took over {limit / 1000:.2f} ms, 1 % may"
+    reason = (
+        f"latency {_word(verdict)}: {above} of {n} canary requests took over {limit / 1000:.2f} ms, 1 % may"
+    )
     return _Check(
         verdict,
         reason,

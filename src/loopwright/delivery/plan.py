@@ -1,5 +1,6 @@
 """What a rollout will do, fixed when it starts: strategy, steps, limits. Stored with the rollout as JSON."""
 
+import itertools
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -20,7 +21,8 @@ class Strategy(StrEnum):
 class Require(StrEnum):
     """What a step needs, beyond its hold, before the next one.
 
-    no_harm: the judge does not say FAIL and the arm answered the plan's minimum of requests. pass: the judge says PASS.
+    no_harm: the judge does not say FAIL and the arm answered the plan's minimum of requests. pass: the judge
+    says PASS.
     """
 
     NO_HARM = "no_harm"
@@ -37,8 +39,12 @@ class Step:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight <= 1:
-            raise BadInput("not a share of traffic", where="delivery.steps.weight", got=self.weight,
-                           wanted='more than 0 % and at most 100 %, like "5%"')
+            raise BadInput(
+                "not a share of traffic",
+                where="delivery.steps.weight",
+                got=self.weight,
+                wanted='more than 0 % and at most 100 %, like "5%"',
+            )
         if self.hold < timedelta():
             raise BadInput("a hold cannot be negative", where="delivery.steps.hold", got=str(self.hold))
 
@@ -57,9 +63,9 @@ class Plan:
 
     shadow_first   hold in shadow before any user sees an answer; zero = no shadow
     shadow_share   share of requests copied to the shadow arm (a copy: users are always answered by stable)
-    min_requests   requests a step must have seen, besides its hold, before `no_harm` holds. 20 is the smallest
-                   count at which a candidate that fails for one request in seven shows itself with 95 % certainty
-                   (1 - (6/7)^20); fewer would let a step pass on silence.
+    min_requests   requests a step must have seen, besides its hold, before `no_harm` holds. 20 is the
+                   smallest count at which a candidate that fails for one request in seven shows itself with
+                   95 % certainty (1 - (6/7)^20); fewer would let a step pass on silence.
     """
 
     strategy: Strategy = Strategy.CANARY
@@ -73,24 +79,41 @@ class Plan:
     def __post_init__(self) -> None:
         weights = [step.weight for step in self.steps]
         if not weights or weights[-1] != 1.0:
-            raise BadInput("a rollout must say how it ends", where="delivery.steps", got=_percents(weights),
-                           wanted="a last step of weight 100%")
-        if any(later <= earlier for earlier, later in zip(weights, weights[1:], strict=False)):
-            raise BadInput("steps must grow", where="delivery.steps", got=_percents(weights),
-                           wanted="each weight above the one before, like 1%, 5%, 25%, 100%")
+            raise BadInput(
+                "a rollout must say how it ends",
+                where="delivery.steps",
+                got=_percents(weights),
+                wanted="a last step of weight 100%",
+            )
+        if any(later <= earlier for earlier, later in itertools.pairwise(weights)):
+            raise BadInput(
+                "steps must grow",
+                where="delivery.steps",
+                got=_percents(weights),
+                wanted="each weight above the one before, like 1%, 5%, 25%, 100%",
+            )
         if self.min_requests < 1:
-            raise BadInput("no evidence is never a pass", where="delivery.min_requests", got=self.min_requests,
-                           wanted="at least 1")
+            raise BadInput(
+                "no evidence is never a pass",
+                where="delivery.min_requests",
+                got=self.min_requests,
+                wanted="at least 1",
+            )
         if not 0 < self.shadow_share <= 1:
-            raise BadInput("not a share of requests", where="delivery.shadow_share", got=self.shadow_share,
-                           wanted="more than 0 and at most 1")
+            raise BadInput(
+                "not a share of requests",
+                where="delivery.shadow_share",
+                got=self.shadow_share,
+                wanted="more than 0 and at most 1",
+            )
         if not 0 < self.alpha < 0.5:
-            raise BadInput("not an error probability", where="delivery.alpha", got=self.alpha,
-                           wanted="between 0 and 0.5")
+            raise BadInput(
+                "not an error probability", where="delivery.alpha", got=self.alpha, wanted="between 0 and 0.5"
+            )
 
     @classmethod
     def from_spec(cls, delivery: Any) -> "Plan":
-        """Read loop.yaml's parsed `delivery` section (project.spec); an absent section is the safe default."""
+        """Read the parsed `delivery` section of loop.yaml (project.sections.Delivery)."""
         strategy = Strategy(str(delivery.strategy))
         rollback = delivery.rollback
         limits = Limits(
@@ -117,7 +140,8 @@ class Plan:
             "shadow_first": format_duration(self.shadow_first),
             "shadow_share": self.shadow_share,
             "steps": [
-                {"weight": s.weight, "hold": format_duration(s.hold), "require": s.require.value} for s in self.steps
+                {"weight": s.weight, "hold": format_duration(s.hold), "require": s.require.value}
+                for s in self.steps
             ],
             "limits": {
                 "error_rate": self.limits.error_rate,

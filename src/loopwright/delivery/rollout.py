@@ -1,10 +1,11 @@
 """Decides where a rollout goes next. Pure: it knows no database and no clock; holds run in event time.
 
-    begin ─┬─► Shadow ─► Canary(1 %) ─► Canary(5 %) ─► … ─► Done        strategy canary
-           ├─► Shadow ─► Smoke ─► Canary(100 %) ─► Done                  strategy blue_green
-           ├─► Shadow (until a person promotes or aborts)                strategy shadow
-           └─► Done                                                      strategy instant, or a first version
-    any of them ─► RolledBack (the judge says FAIL) or Aborted (a person says so); Paused wraps Shadow, Smoke, Canary
+begin ─┬─► Shadow ─► Canary(1 %) ─► Canary(5 %) ─► … ─► Done        strategy canary
+       ├─► Shadow ─► Smoke ─► Canary(100 %) ─► Done                  strategy blue_green
+       ├─► Shadow (until a person promotes or aborts)                strategy shadow
+       └─► Done                                                      strategy instant, or a first version
+any of them ─► RolledBack (the judge says FAIL) or Aborted (a person says so); Paused wraps Shadow, Smoke,
+Canary
 """
 
 from dataclasses import dataclass, field, replace
@@ -36,8 +37,8 @@ class Smoke:
 class Canary:
     """The candidate answers `weight` of the requests.
 
-    `began` is when its first step began (counts are read from there), `since` when this step did, and `seen` how
-    many requests it had answered by then.
+    `began` is when its first step began (counts are read from there), `since` when this step did, and `seen`
+    how many requests it had answered by then.
     """
 
     step: int
@@ -114,7 +115,7 @@ class Move:
 
 
 def begin(plan: Plan, *, baseline: int | None, event_time: datetime) -> State:
-    """The first state. Without a stable version there is nothing to protect and nothing to compare with: Done."""
+    """The first state. Without a stable version there is nothing to protect or to compare with: Done."""
     if baseline is None or plan.strategy is Strategy.INSTANT:
         return Done()
     if plan.shadow_first > timedelta() or plan.strategy is Strategy.SHADOW:
@@ -123,10 +124,11 @@ def begin(plan: Plan, *, baseline: int | None, event_time: datetime) -> State:
 
 
 def advance(plan: Plan, state: State, evidence: Evidence, event_time: datetime) -> Move:
-    """Decide on `evidence` as of `event_time`. At most one step a call; the same arguments give the same move.
+    """Decide on `evidence` as of `event_time`. At most one step a call; the same arguments give the same
+    move.
 
-    FAIL always rolls back, also when paused. INCONCLUSIVE never moves a step that requires PASS. Raises Conflict
-    when the rollout has ended.
+    FAIL always rolls back, also when paused. INCONCLUSIVE never moves a step that requires PASS. Raises
+    Conflict when the rollout has ended.
     """
     if isinstance(state, Ended):
         raise Conflict("this rollout has ended", got=describe(state), next="Promote again to start another.")
@@ -140,7 +142,9 @@ def advance(plan: Plan, state: State, evidence: Evidence, event_time: datetime) 
     if hindrance:
         return Move(state, hindrance, judgement, changed=False)
     after = _next(plan, state, evidence, event_time)
-    return Move(after, f"{describe(state)} held: {judgement.why}; now {describe(after)}", judgement, changed=True)
+    return Move(
+        after, f"{describe(state)} held: {judgement.why}; now {describe(after)}", judgement, changed=True
+    )
 
 
 def pause(state: State, event_time: datetime) -> Paused:
@@ -161,19 +165,26 @@ def resume(state: State, event_time: datetime) -> Moving:
 def abort(state: State, why: str) -> Aborted:
     """All traffic back to the baseline. Raises Conflict when it has ended."""
     if isinstance(state, Ended):
-        raise Conflict("this rollout has ended", got=describe(state),
-                       next="To bring the version before back: loopwright rollback MODEL")
+        raise Conflict(
+            "this rollout has ended",
+            got=describe(state),
+            next="To bring the version before back: loopwright rollback MODEL",
+        )
     return Aborted(why)
 
 
 def promote(plan: Plan, state: State, evidence: Evidence) -> tuple[Done, Judgement]:
-    """Skip the remaining steps on a person's word; even a person cannot when the judge says FAIL (Conflict)."""
+    """Skip the remaining steps on a person's word; raises Conflict when the judge says FAIL."""
     if isinstance(state, Ended):
         raise Conflict("this rollout has ended", got=describe(state))
     judgement = _judge(plan, state, evidence)
     if judgement.verdict is Verdict.FAIL:
-        raise Conflict("the judge says FAIL", got=judgement.why, wanted="a candidate within limits",
-                       next="Let it roll back, repair it and promote a new version.")
+        raise Conflict(
+            "the judge says FAIL",
+            got=judgement.why,
+            wanted="a candidate within limits",
+            next="Let it roll back, repair it and promote a new version.",
+        )
     return Done(), judgement
 
 
@@ -214,8 +225,14 @@ def state_to_json(state: State) -> dict[str, Any]:
         case Shadow() | Smoke():
             return {"kind": type(state).__name__, "since": iso(state.since)}
         case Canary():
-            return {"kind": "Canary", "step": state.step, "weight": state.weight, "since": iso(state.since),
-                    "began": iso(state.began), "seen": state.seen}
+            return {
+                "kind": "Canary",
+                "step": state.step,
+                "weight": state.weight,
+                "since": iso(state.since),
+                "began": iso(state.began),
+                "seen": state.seen,
+            }
         case Paused():
             return {"kind": "Paused", "at": iso(state.at), "inner": state_to_json(state.inner)}
         case Done():
@@ -232,8 +249,13 @@ def state_from_json(data: dict[str, Any]) -> State:
         case "Smoke":
             return Smoke(parse_time(data["since"]))
         case "Canary":
-            return Canary(data["step"], data["weight"], parse_time(data["since"]), parse_time(data["began"]),
-                          data["seen"])
+            return Canary(
+                data["step"],
+                data["weight"],
+                parse_time(data["since"]),
+                parse_time(data["began"]),
+                data["seen"],
+            )
         case "Paused":
             inner = state_from_json(data["inner"])
             assert isinstance(inner, Moving)
@@ -247,9 +269,13 @@ def state_from_json(data: dict[str, Any]) -> State:
 
 
 def _anchored(state: Active, event_time: datetime) -> Active:
-    """A rollout begun before any traffic was anchored to the wall clock; a replay's event time may lie years before."""
+    """A rollout begun before any traffic is anchored to the wall clock; a replay may lie years before."""
     if isinstance(state, Paused):
-        return state if state.at <= event_time else replace(state, at=event_time, inner=_back(state.inner, event_time))
+        return (
+            state
+            if state.at <= event_time
+            else replace(state, at=event_time, inner=_back(state.inner, event_time))
+        )
     return _back(state, event_time)
 
 
@@ -275,7 +301,9 @@ def _judge(plan: Plan, state: Active, evidence: Evidence) -> Judgement:
         return Judgement(Verdict.INCONCLUSIVE, ("the smoke test has not run",), {})
     passed = evidence.smoke is Verdict.PASS
     verdict = Verdict.PASS if passed else Verdict.FAIL
-    return Judgement(verdict, (f"golden smoke test: {evidence.smoke.value}",), {"smoke": evidence.smoke.value})
+    return Judgement(
+        verdict, (f"golden smoke test: {evidence.smoke.value}",), {"smoke": evidence.smoke.value}
+    )
 
 
 def _hindrance(

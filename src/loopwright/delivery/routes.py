@@ -21,14 +21,14 @@ from loopwright.delivery.store import (
 )
 from loopwright.kernel.clock import iso
 from loopwright.kernel.digest import digest_json
-from loopwright.registry.promotion import approval_record
+from loopwright.registry.approval import approval_record
 
 
 def arms(plan: Plan, state: State, *, version: int, baseline: int) -> tuple[Arm, ...]:
     """The arms of a rollout that has not ended; `stable` and `canary` together always answer everything.
 
-    A canary of weight 0 (blue-green before its smoke test) is there so that servers load it. A shadow's weight is the
-    share of requests copied to it and takes nothing from stable.
+    A canary of weight 0 (blue-green before its smoke test) is there so that servers load it. A shadow's
+    weight is the share of requests copied to it and takes nothing from stable.
     """
     match state:
         case Paused():
@@ -44,9 +44,11 @@ def arms(plan: Plan, state: State, *, version: int, baseline: int) -> tuple[Arm,
 
 
 def previous_versions(history: Sequence[tuple[int, bool]]) -> list[int]:
-    """Versions that traffic can go back to, nearest first, from (version, was a rollback) in order of completion.
+    """Versions that traffic can go back to, nearest first, from (version, was a rollback) in order of
+    completion.
 
-    A rollback to v undoes everything after v, so rolling back twice goes further back, never to what was left.
+    A rollback to v undoes everything after v, so rolling back twice goes further back, never to what was
+    left.
     """
     standing: list[int] = []
     for version, rollback in history:
@@ -71,10 +73,11 @@ def rollback_targets(conn: Connection, model: str) -> list[int]:
 
 
 def route_table(conn: Connection, key: SigningKey, now: datetime) -> tuple[int, bytes]:
-    """Return the current signed route table and its serial; records a new one exactly when its content changed.
+    """Return the current signed route table and its serial; records a new one exactly when its content
+    changed.
 
-    Needs a write transaction. Every version in it carries its approval, signed by `key`; a version without one
-    raises Refused (from the registry) and no table is written.
+    Needs a write transaction. Every version in it carries its approval, signed by `key`; a version without
+    one raises Refused (from the registry) and no table is written.
     """
     models = {}
     for model in models_with_rollouts(conn):
@@ -106,11 +109,14 @@ def _model_route(conn: Connection, model: str, key: SigningKey) -> ModelRoute | 
     split: tuple[Arm, ...] = (Arm("stable", standing.version, 1.0),)
     if running is not None and running.baseline is not None:
         split = arms(running.plan, running.state, version=running.version, baseline=running.baseline)
-    # One salt for a whole rollout keeps a user on the canary as it grows; another for the next spreads the risk.
+    # One salt for a whole rollout keeps a user on the canary as it grows; another for the next spreads the
+    # risk.
     salt = (running or standing).id
-    return ModelRoute(model, salt, split, {str(arm.version): _version(conn, model, arm.version, key) for arm in split})
+    return ModelRoute(
+        model, salt, split, {str(arm.version): _version(conn, model, arm.version, key) for arm in split}
+    )
 
 
 def _version(conn: Connection, model: str, version: int, key: SigningKey) -> VersionRoute:
-    record = approval_record(conn, model, version)
+    record = approval_record(conn, model=model, version=version)
     return VersionRoute(record.bundle, sign_record(record, key))

@@ -13,14 +13,17 @@ Floats = NDArray[np.float64]
 def agreement(stable: Floats, shadow: Floats, *, task: str) -> dict[str, Any]:
     """Figures over paired answers of shape (n, outputs), row i of both to the same request.
 
-    pairs, mean_difference (shadow - stable), mean_absolute_difference, p99_absolute_difference, over the first output
-    (multiclass: over all outputs); `correlation` (None when an arm is constant); and `same_decision`, the share of rows
-    on which both decide alike: same side of 0.5 (binary), same largest class (multiclass), within 1 % of stable's
-    spread (regression). Rows with a NaN on either side count as `unanswered` and nothing else.
+    pairs, mean_difference (shadow - stable), mean_absolute_difference, p99_absolute_difference, over the
+    first output (multiclass: over all outputs); `correlation` (None when an arm is constant); and
+    `same_decision`, the share of rows on which both decide alike: same side of 0.5 (binary), same largest
+    class (multiclass), within 1 % of stable's spread (regression). Rows with a NaN on either side count as
+    `unanswered` and nothing else.
     """
     stable, shadow = np.atleast_2d(stable.T).T, np.atleast_2d(shadow.T).T
     if stable.shape != shadow.shape:
-        raise BadInput("answers are not paired", got=f"{stable.shape} and {shadow.shape}", wanted="equal shapes")
+        raise BadInput(
+            "answers are not paired", got=f"{stable.shape} and {shadow.shape}", wanted="equal shapes"
+        )
     answered = ~(np.isnan(stable).any(axis=1) | np.isnan(shadow).any(axis=1))
     unanswered = int((~answered).sum())
     stable, shadow = stable[answered], shadow[answered]

@@ -25,7 +25,7 @@ from loopwright.kernel.digest import canonical_json
 from loopwright.kernel.errors import NotFound
 from loopwright.kernel.stage import Stage
 from loopwright.ledger.engine import become_writer
-from loopwright.ledger.schema import promotions, rollout_events, rollouts, route_tables
+from loopwright.ledger.schema import promotions, rollout_events, rollouts, route_tables, versions
 
 _ACTIVE = ("running", "paused")
 
@@ -122,7 +122,7 @@ def set_state(conn: Connection, rollout_id: str, state: State, reason: str, now:
 
 
 def get_rollout(conn: Connection, rollout_id: str, *, for_change: bool = False) -> Rollout:
-    """Return the rollout with this id; raises NotFound. `for_change` makes the transaction the only writer first."""
+    """Return the rollout with this id; raises NotFound. `for_change` becomes the only writer first."""
     if for_change:
         become_writer(conn)
     found = conn.execute(select(rollouts).where(rollouts.c.id == rollout_id)).one_or_none()
@@ -138,7 +138,9 @@ def active_rollout(conn: Connection, model: str) -> Rollout | None:
     return _rollout(found) if found else None
 
 
-def list_rollouts(conn: Connection, model: str | None = None, *, active: bool = False, limit: int = 50) -> list[Rollout]:
+def list_rollouts(
+    conn: Connection, model: str | None = None, *, active: bool = False, limit: int = 50
+) -> list[Rollout]:
     """The newest `limit` rollouts, newest first."""
     query = select(rollouts).order_by(rollouts.c.started_at.desc(), rollouts.c.id.desc()).limit(limit)
     if model is not None:
@@ -154,7 +156,13 @@ def models_with_rollouts(conn: Connection) -> list[str]:
 
 
 def add_event(
-    conn: Connection, rollout_id: str, kind: str, payload: Mapping[str, Any], *, now: datetime, event_time: datetime | None
+    conn: Connection,
+    rollout_id: str,
+    kind: str,
+    payload: Mapping[str, Any],
+    *,
+    now: datetime,
+    event_time: datetime | None,
 ) -> None:
     """Append what happened to the rollout."""
     conn.execute(
@@ -170,7 +178,9 @@ def add_event(
 
 def list_events(conn: Connection, rollout_id: str) -> list[dict[str, Any]]:
     """What happened to the rollout, oldest first."""
-    query = select(rollout_events).where(rollout_events.c.rollout_id == rollout_id).order_by(rollout_events.c.id)
+    query = (
+        select(rollout_events).where(rollout_events.c.rollout_id == rollout_id).order_by(rollout_events.c.id)
+    )
     return [
         {
             "at": iso(from_us(row.at)),
@@ -183,7 +193,7 @@ def list_events(conn: Connection, rollout_id: str) -> list[dict[str, Any]]:
 
 
 def completions(conn: Connection, model: str) -> list[tuple[Rollout, bool]]:
-    """Rollouts that brought a version to all traffic, in the order they did, and whether each was a rollback."""
+    """Rollouts that brought a version to all traffic, in that order, and whether each was a rollback."""
     query = (
         select(rollouts, rollout_events.c.payload.label("event"))
         .join(rollout_events, rollout_events.c.rollout_id == rollouts.c.id)
@@ -205,10 +215,17 @@ class DuePromotion:
 
 
 def due_promotions(conn: Connection) -> list[DuePromotion]:
-    """Effective promotions to Production without a rollout, in the order they took effect."""
+    """Effective promotions to Production without a rollout, in the order they took effect.
+
+    A version that has left Production since (an earlier rollout failed and took it along) waits for a new
+    request.
+    """
+    of_version = (versions.c.model == promotions.c.model) & (versions.c.version == promotions.c.version)
     query = (
         select(promotions)
+        .join(versions, of_version)
         .where(
+            versions.c.stage == Stage.PRODUCTION.value,
             promotions.c.stage == Stage.PRODUCTION.value,
             promotions.c.state == "effective",
             ~exists().where(rollouts.c.promotion_id == promotions.c.id),
@@ -216,7 +233,8 @@ def due_promotions(conn: Connection) -> list[DuePromotion]:
         .order_by(promotions.c.decided_at, promotions.c.id)
     )
     return [
-        DuePromotion(row.id, row.model, row.version, row.requested_by, row.reason) for row in conn.execute(query)
+        DuePromotion(row.id, row.model, row.version, row.requested_by, row.reason)
+        for row in conn.execute(query)
     ]
 
 
@@ -229,7 +247,9 @@ def last_routes(conn: Connection) -> tuple[int, str, str] | None:
     return found.serial, document["signed"], document["content"]
 
 
-def add_routes(conn: Connection, serial: int, signed: str, content: str, signature: str, now: datetime) -> None:
+def add_routes(
+    conn: Connection, serial: int, signed: str, content: str, signature: str, now: datetime
+) -> None:
     """Record a route table. `signed` is the exact text servers get."""
     document = _json({"signed": signed, "content": content})
     conn.execute(

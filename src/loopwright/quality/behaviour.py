@@ -1,4 +1,5 @@
-"""Behavioural checks: what a model must do whatever its metrics say. A project writes them in `tests/behaviour.py`.
+"""Behavioural checks: what a model must do whatever its metrics say. A project writes them in
+`tests/behaviour.py`.
 
     from loopwright.quality.behaviour import directional, invariance, minimum_functionality
 
@@ -15,10 +16,11 @@
         calm = {name: values[inputs["hour"] < 7] for name, values in inputs.items()}
         return calm, lambda predictions: predictions[:, 0] < 0.5
 
-What a check is given: `inputs`, the raw inputs (as a request brings them, before any transform) of up to `rows` rows of the
-holdout, drawn with the run's seed: `dict[str, np.ndarray]`, numbers as float64 with NaN for null, text as object with None
-for null. They are copies: a check may change them in place. How predict is called: once on the rows as they were, once on
-what the check returns, through the sealed bundle, so transform and ONNX are part of what is checked.
+What a check is given: `inputs`, the raw inputs (as a request brings them, before any transform) of up to
+`rows` rows of the holdout, drawn with the run's seed: `dict[str, np.ndarray]`, numbers as float64 with NaN
+for null, text as object with None for null. They are copies: a check may change them in place. How predict is
+called: once on the rows as they were, once on what the check returns, through the sealed bundle, so transform
+and ONNX are part of what is checked.
 The first line of the docstring, or else the name, is the sentence in the report.
 """
 
@@ -77,8 +79,11 @@ class CheckResult:
     detail: str
 
 
-def invariance(*, tolerance: float = 0.0, share: float = 0.99, rows: int = 500) -> Callable[[Function], Function]:
-    """The check returns inputs changed in a way that must not matter; columns it leaves out stay as they were.
+def invariance(
+    *, tolerance: float = 0.0, share: float = 0.99, rows: int = 500
+) -> Callable[[Function], Function]:
+    """The check returns inputs changed in a way that must not matter; columns it leaves out stay as they
+    were.
 
     A row behaves when no output moves by more than `tolerance` (in the outputs' unit).
     """
@@ -94,10 +99,11 @@ def invariance(*, tolerance: float = 0.0, share: float = 0.99, rows: int = 500) 
 def directional(
     direction: Literal["up", "down"], *, share: float = 0.95, rows: int = 500
 ) -> Callable[[Function], Function]:
-    """The check returns inputs changed in a way that must move the first output `direction`, never against it.
+    """The check returns inputs changed in a way that must move the first output `direction`, never against
+    it.
 
-    A row behaves when its first output does not move the other way; besides, the mean must move the right way,
-    so a model that ignores the input does not pass.
+    A row behaves when its first output does not move the other way; besides, the mean must move the right
+    way, so a model that ignores the input does not pass.
     """
     if direction not in ("up", "down"):
         raise BadInput("not a direction", got=direction, wanted='"up" or "down"')
@@ -122,12 +128,16 @@ def minimum_functionality(*, share: float = 0.9, rows: int = 500) -> Callable[[F
 
     def judge(model: Predicts, _inputs: Columns, returned: Any) -> tuple[NDArray[np.bool_], str]:
         if not (isinstance(returned, tuple) and len(returned) == 2 and callable(returned[1])):
-            raise BadInput("a minimum functionality check returns (inputs, holds)", got=type(returned).__name__)
+            raise BadInput(
+                "a minimum functionality check returns (inputs, holds)", got=type(returned).__name__
+            )
         cases, holds = returned
         predictions = model.predict(cases)
         behaved = np.asarray(holds(predictions), dtype=bool)
         if behaved.shape != (len(predictions),):
-            raise BadInput("`holds` gives one boolean a row", got=behaved.shape, wanted=f"({len(predictions)},)")
+            raise BadInput(
+                "`holds` gives one boolean a row", got=behaved.shape, wanted=f"({len(predictions)},)"
+            )
         finite = np.isfinite(predictions).all(axis=1)
         middle = f"median answer {np.median(predictions[:, 0]):.4g}" if len(predictions) else "no rows"
         return behaved & finite, middle
@@ -144,7 +154,7 @@ def load_checks(path: Path) -> tuple[Check, ...]:
     found = [getattr(value, _MARK) for value in vars(module).values() if hasattr(value, _MARK)]
     if not found:
         raise BadInput("no behavioural checks in the file", where=str(path),
-                       wanted="functions under @invariance, @directional or @minimum_functionality")  # fmt: skip
+                       wanted="one under @invariance, @directional or @minimum_functionality")  # fmt: skip
     return tuple(found)
 
 
@@ -154,7 +164,7 @@ def run_check(check: Check, model: Predicts, inputs: Mapping[str, NDArray[Any]],
     try:
         returned = check.function({name: values.copy() for name, values in sample.items()})
         behaved, detail = check.judge(model, sample, returned)
-    except Exception as error:  # the function is the project's: anything may come out of it
+    except Exception as error:  # noqa: BLE001 - the function is the project's: anything may come out of it
         said = f"{type(error).__name__}: {error}"
         return CheckResult(check.name, check.sentence, check.kind, Verdict.ERROR, None, check.share, 0, said)
     if not len(behaved):
@@ -163,7 +173,9 @@ def run_check(check: Check, model: Predicts, inputs: Mapping[str, NDArray[Any]],
     share = float(behaved.mean())
     verdict = Verdict.PASS if share >= check.share else Verdict.FAIL
     said = f"{int(behaved.sum())} of {len(behaved)} rows behave; {detail}"
-    return CheckResult(check.name, check.sentence, check.kind, verdict, share, check.share, len(behaved), said)
+    return CheckResult(
+        check.name, check.sentence, check.kind, verdict, share, check.share, len(behaved), said
+    )
 
 
 def _check(kind: Kind, share: float, rows: int, judge: Callable[..., Any]) -> Callable[[Function], Function]:
@@ -175,7 +187,11 @@ def _check(kind: Kind, share: float, rows: int, judge: Callable[..., Any]) -> Ca
     def decorate(function: Function) -> Function:
         sentence = (function.__doc__ or "").strip().partition("\n")[0].rstrip(".")
         name = function.__name__
-        setattr(function, _MARK, Check(name, sentence or name.replace("_", " "), kind, share, rows, function, judge))
+        setattr(
+            function,
+            _MARK,
+            Check(name, sentence or name.replace("_", " "), kind, share, rows, function, judge),
+        )
         return function
 
     return decorate
@@ -183,11 +199,18 @@ def _check(kind: Kind, share: float, rows: int, judge: Callable[..., Any]) -> Ca
 
 def _merged(inputs: Columns, changed: Any) -> Columns:
     if not isinstance(changed, Mapping):
-        raise BadInput("a check returns changed inputs", got=type(changed).__name__, wanted="a dict of columns")
+        raise BadInput(
+            "a check returns changed inputs", got=type(changed).__name__, wanted="a dict of columns"
+        )
     unknown = sorted(set(changed) - set(inputs))
     if unknown:
         raise BadInput("the check changes inputs the model does not have", got=", ".join(unknown))
     merged = {**inputs, **changed}
+    rows = len(next(iter(inputs.values())))
+    short = [name for name, values in merged.items() if np.shape(values) != (rows,)]
+    if short:
+        raise BadInput("the check changed the number of rows", where=short[0], got=np.shape(merged[short[0]]),
+                       wanted=f"({rows},)")  # fmt: skip
     if all(_same(inputs[name], merged[name]) for name in inputs):
         raise BadInput("the check changed nothing", wanted="inputs that differ from the rows it was given")
     return merged
@@ -213,7 +236,8 @@ def _import(path: Path) -> ModuleType:
         raise BadInput("the file of behavioural checks is missing", where=str(path),
                        next="Create it, or remove `gates.behaviour` from loop.yaml.")  # fmt: skip
     spec = importlib.util.spec_from_file_location(f"loopwright_behaviour_{sha256_file(path)[:16]}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -23,11 +23,15 @@ _RATES = {
 }
 
 
-def fairness_gap(asked: Fairness, task: str, inputs: Columns, labels: Floats, predicted: Floats) -> GateResult:
-    """Largest difference of a rate between groups of the input `asked.attribute`; positive means probability >= 0.5.
+def fairness_gap(
+    asked: Fairness, task: str, inputs: Columns, labels: Floats, predicted: Floats
+) -> GateResult:
+    """Largest difference of a rate between groups of the input `asked.attribute`; positive means probability
+    >= 0.5.
 
-    equal_opportunity compares true positive rates, predictive_equality false positive rates, demographic_parity rates of
-    positive predictions (Hardt, Price & Srebro 2016). Fewer than two groups of 100 rows are INCONCLUSIVE, not a pass.
+    equal_opportunity compares true positive rates, predictive_equality false positive rates,
+    demographic_parity rates of positive predictions (Hardt, Price & Srebro 2016). Fewer than two groups of
+    100 rows are INCONCLUSIVE, not a pass.
     Raises BadInput for an unknown metric or attribute, or a task that is not binary.
     """
     if task != "binary":
@@ -59,7 +63,9 @@ def fairness_gap(asked: Fairness, task: str, inputs: Columns, labels: Floats, pr
         f"{_RATES[asked.metric]}: {highest} {rates[highest]:.3f}, {lowest} {rates[lowest]:.3f}, "
         f"{len(rates)} groups{left_out}"
     )
-    return GateResult(name, "fairness", Verdict.PASS if gap <= asked.max_gap else Verdict.FAIL, gap, limit, detail)
+    return GateResult(
+        name, "fairness", Verdict.PASS if gap <= asked.max_gap else Verdict.FAIL, gap, limit, detail
+    )
 
 
 def _counted(metric: str, labels: Floats) -> NDArray[np.bool_]:

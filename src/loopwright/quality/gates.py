@@ -1,8 +1,9 @@
-"""Runs every gate of a project on a sealed bundle. No evidence is never a pass: a gate that raises is ERROR."""
+"""Runs a project's gates on a sealed bundle. No evidence is never a pass: a gate that raises is ERROR."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from loopwright.kernel.clock import iso, to_us
 from loopwright.kernel.errors import LoopwrightError
 from loopwright.kernel.verdict import Verdict
 from loopwright.project.sections import Baseline, Gates
+from loopwright.project.values import Threshold
 from loopwright.quality.behaviour import Columns, load_checks, run_check
 from loopwright.quality.fairness import fairness_gap
 from loopwright.quality.report import GateReport, GateResult
@@ -81,8 +83,9 @@ def run_gates(
 ) -> GateReport:
     """Run the gates that `gates` asks for, besides golden smoke, which always runs.
 
-    holdout: labelled rows; rows without a label are left out. baseline: the opened bundle in Production, None for a first
-    model. baseline_trained_until: event time up to which the baseline saw data; the comparison uses later rows only.
+    holdout: labelled rows; rows without a label are left out. baseline: the opened bundle in Production, None
+    for a first model. baseline_trained_until: event time up to which the baseline saw data; the comparison
+    uses later rows only.
     behaviour: the file of checks (gates.behaviour, resolved). given: results found elsewhere. timer: seconds.
     Never raises for what a model or a project's check does: that becomes an ERROR result.
     """
@@ -98,18 +101,21 @@ def run_gates(
     results += given
     try:
         predicted: Floats | Exception = bundle.predict(inputs)
-    except Exception as error:  # the transform is the project's: anything may come out of it
+    except Exception as error:  # noqa: BLE001 - the transform is the project's: anything may come out of it
         predicted = error
     for name, limit in gates.metrics.items():
-        results += _guarded(name, "metric", str(limit), lambda n=name, at=limit: [_metric(n, at, labels, predicted)])
+        results += _guarded(name, "metric", str(limit), partial(_metric, name, limit, labels, predicted))
     if gates.latency_p99_ms is not None:
-        limit = gates.latency_p99_ms
-        results += _guarded("latency p99", "latency", f"{limit} ms", lambda: [_latency(bundle, inputs, limit, timer)])
+        most = gates.latency_p99_ms
+        results += _guarded(
+            "latency p99", "latency", f"{most} ms", lambda: [_latency(bundle, inputs, most, timer)]
+        )
     if gates.baseline is not None:
         asked = gates.baseline
         results += _guarded(
             f"not worse than baseline: {asked.metric}", "comparison", _tolerance(asked),
-            lambda: [_compare(asked, bundle, baseline, baseline_trained_until, inputs, labels, times, predicted, seed)],
+            lambda: [_compare(asked, bundle, baseline, baseline_trained_until, inputs, labels, times,
+            predicted, seed)],
         )  # fmt: skip
     if behaviour is not None:
         results += _guarded("behaviour", "behaviour", "", lambda: _behaviour(behaviour, bundle, inputs, seed))
@@ -134,7 +140,7 @@ def _guarded(name: str, kind: str, limit: str, gate: Callable[[], list[GateResul
         return gate()
     except LoopwrightError as error:
         return [GateResult(name, kind, Verdict.ERROR, None, limit, str(error))]
-    except Exception as error:  # a gate that cannot be run must show as such, whatever broke it
+    except Exception as error:  # noqa: BLE001 - whatever broke it, the gate must show as broken
         return [GateResult(name, kind, Verdict.ERROR, None, limit, f"{type(error).__name__}: {error}")]
 
 
@@ -155,20 +161,23 @@ def _smoke(bundle: Model) -> GateResult:
 def _export(export: ExportEquality) -> GateResult:
     verdict = Verdict.PASS if export.equal and export.rows else Verdict.FAIL
     detail = f"trained and exported model differ by at most {export.max_difference:.2g} on {export.rows} rows"
-    return GateResult("export equals the trained model", "export", verdict, float(export.max_difference), "", detail)
+    return GateResult(
+        "export equals the trained model", "export", verdict, float(export.max_difference), "", detail
+    )
 
 
-def _metric(name: str, limit: Any, labels: Floats, predicted: Floats | Exception) -> GateResult:
+def _metric(name: str, limit: Threshold, labels: Floats, predicted: Floats | Exception) -> list[GateResult]:
     value = float(metric(name)(labels, _answers(predicted)))
     if np.isnan(value):
         detail = f"undefined on these {len(labels)} rows"
-        return GateResult(name, "metric", Verdict.ERROR, None, str(limit), detail)
+        return [GateResult(name, "metric", Verdict.ERROR, None, str(limit), detail)]
     verdict = Verdict.PASS if limit.holds(value) else Verdict.FAIL
-    return GateResult(name, "metric", verdict, value, str(limit), f"{value:.4f} on {len(labels)} held-out rows")
+    detail = f"{value:.4f} on {len(labels)} held-out rows"
+    return [GateResult(name, "metric", verdict, value, str(limit), detail)]
 
 
-def _latency(bundle: Model, inputs: Columns, limit: Any, timer: Callable[[], float]) -> GateResult:
-    """p99 over 400 one-row predictions after a warm-up, the best of three rounds: other work only ever adds time."""
+def _latency(bundle: Model, inputs: Columns, limit: Threshold, timer: Callable[[], float]) -> GateResult:
+    """p99 over one-row predictions after a warm-up, the best of three rounds: other work only adds time."""
     rows = len(next(iter(inputs.values())))
     if not rows:
         return GateResult("latency p99", "latency", Verdict.ERROR, None, f"{limit} ms", "no rows to predict")
@@ -203,9 +212,12 @@ def _compare(
     name, limit = f"not worse than baseline: {asked.metric}", _tolerance(asked)
     new = _answers(predicted)
     if baseline is None:
-        return GateResult(name, "first model", Verdict.PASS, None, limit, "first model: nothing to compare with")
+        return GateResult(
+            name, "first model", Verdict.PASS, None, limit, "first model: nothing to compare with"
+        )
     if baseline.schema.outputs != bundle.schema.outputs:
-        detail = f"the baseline answers {list(baseline.schema.outputs)}, the new model {list(bundle.schema.outputs)}"
+        before, after = list(baseline.schema.outputs), list(bundle.schema.outputs)
+        detail = f"the baseline answers {before}, the new model {after}"
         return GateResult(name, "comparison", Verdict.ERROR, None, limit, detail)
 
     fresh = np.ones(len(labels), dtype=bool)
@@ -222,10 +234,12 @@ def _compare(
         asked.metric, labels[fresh], new[fresh], old, confidence=asked.confidence, seed=seed
     )
     detail = (
-        f"{result.new:.4f} against {result.old:.4f}: gain {result.difference:+.4f}, at {asked.confidence:.0%} confidence "
-        f"at least {result.low:+.4f} and at most {result.high:+.4f}, on {rows} {unseen}"
+        f"{result.new:.4f} against {result.old:.4f}: gain {result.difference:+.4f}, "
+        f"at {asked.confidence:.0%} confidence at least {result.low:+.4f} and at most {result.high:+.4f}, on {rows} {unseen}"
     )
-    return GateResult(name, "comparison", non_inferior(result, asked.tolerance), result.difference, limit, detail)
+    return GateResult(
+        name, "comparison", non_inferior(result, asked.tolerance), result.difference, limit, detail
+    )
 
 
 def _tolerance(asked: Baseline) -> str:
@@ -236,7 +250,12 @@ def _behaviour(path: Path, bundle: Model, inputs: Columns, seed: int) -> list[Ga
     found = [run_check(check, bundle, inputs, seed=seed) for check in load_checks(path)]
     return [
         GateResult(
-            f"{one.kind}: {one.sentence}", "behaviour", one.verdict, one.value, f">= {one.limit:g} of the rows", one.detail
+            f"{one.kind}: {one.sentence}",
+            "behaviour",
+            one.verdict,
+            one.value,
+            f">= {one.limit:g} of the rows",
+            one.detail,
         )
         for one in found
     ]

@@ -41,7 +41,7 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """All gates of one bundle on one holdout. `verdict` is PASS only when there are gates and all of them passed."""
+    """All gates of one bundle on one holdout. `verdict` is PASS only when there are gates and all passed."""
 
     model: str
     bundle: str
@@ -108,7 +108,9 @@ class GateReport:
             timestamp=iso(self.at),
         )
         for result in self.results:
-            case = ElementTree.SubElement(suite, "testcase", classname=f"gates.{result.kind}", name=result.name)
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=f"gates.{result.kind}", name=result.name
+            )
             said = _printable(f"{result.detail} (limit {result.limit})" if result.limit else result.detail)
             if result in failures:
                 ElementTree.SubElement(case, "failure", type=result.verdict.value, message=said)

@@ -43,7 +43,8 @@ def test_a_faulty_transform_that_fails_for_seven_in_a_thousand_is_caught() -> No
 def test_a_canary_twice_as_slow_fails_on_latency_alone() -> None:
     verdict = judge(arm(2_000, us=10_000), arm(500, us=20_000), Limits())
     assert verdict.verdict is Verdict.FAIL
-    assert verdict.reasons[0].startswith("latency too high") and len(verdict.reasons) == 1
+    assert verdict.reasons[0].startswith("latency too high")
+    assert len(verdict.reasons) == 1
 
 
 def test_a_slow_canary_below_the_floor_is_no_harm() -> None:
@@ -66,7 +67,9 @@ def test_impossible_counts_are_refused() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 5_000), errors=st.integers(0, 50), base=st.integers(1, 20_000))
-def test_a_verdict_never_improves_when_the_same_requests_hold_more_errors(n: int, errors: int, base: int) -> None:
+def test_a_verdict_never_improves_when_the_same_requests_hold_more_errors(
+    n: int, errors: int, base: int
+) -> None:
     order = [Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS]
     fewer = judge(arm(base), ArmCounts(n, min(errors, n)), ERRORS_ONLY)
     more = judge(arm(base), ArmCounts(n, min(errors + 5, n)), ERRORS_ONLY)
@@ -74,7 +77,8 @@ def test_a_verdict_never_improves_when_the_same_requests_hold_more_errors(n: int
 
 
 def test_peeking_after_every_request_rarely_fails_a_good_canary() -> None:
-    # 120 canaries as good as stable (0.5 %), looked at 20 times each; alpha = 5 % holds over all looks together.
+    # 120 canaries as good as stable (0.5 %), looked at 20 times each; alpha = 5 % holds over all looks
+    # together.
     rng = np.random.default_rng(7)
     failed = 0
     for _ in range(120):
@@ -82,7 +86,8 @@ def test_peeking_after_every_request_rarely_fails_a_good_canary() -> None:
         stable = np.cumsum(rng.random(2_000) < 0.005)
         looks = range(99, 2_000, 100)
         failed += any(
-            judge(ArmCounts(i + 1, int(stable[i])), ArmCounts(i + 1, int(canary[i])), ERRORS_ONLY).verdict is Verdict.FAIL
+            judge(ArmCounts(i + 1, int(stable[i])), ArmCounts(i + 1, int(canary[i])), ERRORS_ONLY).verdict
+            is Verdict.FAIL
             for i in looks
         )
     assert failed / 120 <= 0.05

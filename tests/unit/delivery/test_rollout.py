@@ -66,12 +66,14 @@ def test_a_first_version_takes_all_traffic_at_once() -> None:
 
 def test_shadow_comes_first_and_gives_no_traffic() -> None:
     state = begin(PLAN, baseline=1, event_time=NOON)
-    assert state == Shadow(NOON) and canary_weight(state) == 0.0
+    assert state == Shadow(NOON)
+    assert canary_weight(state) == 0.0
 
 
 def test_a_hold_runs_in_event_time() -> None:
     early = advance(PLAN, canary(0), seen(500), NOON + timedelta(minutes=59))
-    assert not early.changed and "1m more of event time" in early.why
+    assert not early.changed
+    assert "1m more of event time" in early.why
     assert advance(PLAN, canary(0), seen(500), NOON + HOUR).state == Canary(1, 0.05, NOON + HOUR, NOON, 500)
 
 
@@ -81,12 +83,14 @@ def test_no_harm_waits_for_a_minimum_of_requests_in_this_step() -> None:
     assert advance(PLAN, canary(0), seen(20), late).changed
     # 500 requests answered before the step began say nothing about it.
     waiting = advance(PLAN, canary(1, seen=500), seen(519), late)
-    assert not waiting.changed and "19 of the 20 requests" in waiting.why
+    assert not waiting.changed
+    assert "19 of the 20 requests" in waiting.why
 
 
 def test_the_step_that_requires_pass_holds_while_the_judge_is_undecided() -> None:
     waiting = advance(PLAN, canary(2), seen(500), NOON + 48 * HOUR)
-    assert not waiting.changed and "needs PASS, is INCONCLUSIVE" in waiting.why
+    assert not waiting.changed
+    assert "needs PASS, is INCONCLUSIVE" in waiting.why
     assert advance(PLAN, canary(2), seen(8_000, stable=30_000), NOON + 48 * HOUR).state == Done()
 
 
@@ -95,14 +99,17 @@ def test_the_same_evidence_never_advances_two_steps() -> None:
     start = begin(hasty, baseline=1, event_time=NOON)
     assert not isinstance(start, Ended)
     once = advance(hasty, start, seen(50), NOON)
-    assert once.changed and not isinstance(once.state, Ended)
+    assert once.changed
+    assert not isinstance(once.state, Ended)
     again = advance(hasty, once.state, seen(50), NOON)
-    assert not again.changed and again.state == once.state
+    assert not again.changed
+    assert again.state == once.state
 
 
 def test_harm_in_shadow_ends_the_rollout_before_any_user_is_asked() -> None:
     move = advance(PLAN, Shadow(NOON), HARM, NOON)
-    assert isinstance(move.state, RolledBack) and "60 errors in 200" in move.why
+    assert isinstance(move.state, RolledBack)
+    assert "60 errors in 200" in move.why
 
 
 def test_a_pause_stops_progress_and_harm_still_rolls_back() -> None:
@@ -135,7 +142,8 @@ def test_a_shadow_rollout_waits_for_a_person() -> None:
     state = begin(plan, baseline=1, event_time=NOON)
     assert isinstance(state, Shadow)
     move = advance(plan, state, seen(100_000, stable=100_000), NOON + 1000 * HOUR)
-    assert not move.changed and "promote or abort" in move.why
+    assert not move.changed
+    assert "promote or abort" in move.why
     assert promote(plan, state, seen(50))[0] == Done()
 
 
@@ -161,7 +169,8 @@ def test_an_ended_rollout_takes_no_commands() -> None:
 def test_a_rollout_begun_before_a_replay_holds_in_the_replays_time() -> None:
     wall = datetime(2026, 1, 1, tzinfo=UTC)
     first = advance(PLAN, Shadow(wall), seen(1), NOON)
-    assert first.state == Shadow(NOON) and not first.changed
+    assert first.state == Shadow(NOON)
+    assert not first.changed
     assert isinstance(first.state, Shadow)
     assert isinstance(advance(PLAN, first.state, seen(30), NOON + HOUR).state, Canary)
 
@@ -174,9 +183,10 @@ def test_a_plan_grows_to_all_traffic_or_is_refused(weights: tuple[float, ...]) -
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    weights = sorted(draw(st.sets(st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.5]), max_size=4))) + [1.0]
+    weights = [*sorted(draw(st.sets(st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.5]), max_size=4))), 1.0]
     steps = tuple(
-        Step(w, timedelta(hours=draw(st.integers(0, 3))), draw(st.sampled_from(list(Require)))) for w in weights
+        Step(w, timedelta(hours=draw(st.integers(0, 3))), draw(st.sampled_from(list(Require))))
+        for w in weights
     )
     return Plan(
         strategy=draw(st.sampled_from(list(Strategy))),
@@ -202,7 +212,12 @@ clocks = st.lists(st.integers(-2, 12), max_size=12)
 
 
 @settings(max_examples=150, deadline=None)
-@given(plan=plans(), evidence=st.lists(evidences(), max_size=12), hours=clocks, acts=st.lists(st.sampled_from("....pr"), max_size=12))
+@given(
+    plan=plans(),
+    evidence=st.lists(evidences(), max_size=12),
+    hours=clocks,
+    acts=st.lists(st.sampled_from("....pr"), max_size=12),
+)
 def test_weights_only_grow_until_an_end_and_never_after_a_fail(
     plan: Plan, evidence: list[Evidence], hours: list[int], acts: list[str]
 ) -> None:
@@ -217,7 +232,8 @@ def test_weights_only_grow_until_an_end_and_never_after_a_fail(
         assert advance(plan, before, item, now) == move
         assert move.judgement is not None
         if move.judgement.verdict is Verdict.FAIL:
-            assert isinstance(move.state, RolledBack) and canary_weight(move.state) == 0.0
+            assert isinstance(move.state, RolledBack)
+            assert canary_weight(move.state) == 0.0
         else:
             assert canary_weight(move.state) >= canary_weight(before)
         assert move.changed or canary_weight(move.state) == canary_weight(before)
@@ -232,5 +248,13 @@ def test_weights_only_grow_until_an_end_and_never_after_a_fail(
 @given(plan=plans())
 def test_plans_and_states_survive_json(plan: Plan) -> None:
     assert Plan.from_json(plan.to_json()) == plan
-    for state in (Shadow(NOON), Smoke(NOON), canary(1, 7), Paused(canary(0), NOON), Done(), RolledBack("a"), Aborted("b")):
+    for state in (
+        Shadow(NOON),
+        Smoke(NOON),
+        canary(1, 7),
+        Paused(canary(0), NOON),
+        Done(),
+        RolledBack("a"),
+        Aborted("b"),
+    ):
         assert state_from_json(state_to_json(state)) == state

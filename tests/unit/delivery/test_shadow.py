@@ -10,8 +10,10 @@ from loopwright.kernel.errors import BadInput
 def test_equal_answers_agree_entirely() -> None:
     answers = np.linspace(0, 1, 50)
     figures = agreement(answers, answers, task="binary")
-    assert figures["pairs"] == 50 and figures["same_decision"] == 1.0
-    assert figures["mean_absolute_difference"] == 0.0 and figures["correlation"] == pytest.approx(1.0)
+    assert figures["pairs"] == 50
+    assert figures["same_decision"] == 1.0
+    assert figures["mean_absolute_difference"] == 0.0
+    assert figures["correlation"] == pytest.approx(1.0)
 
 
 def test_opposite_decisions_are_counted() -> None:
