@@ -146,7 +146,8 @@ def _locate(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], file: Pat
         )
     if count[0] > MAX_NODES:
         raise BadInput("too many values", where=f"{file}:{line}", wanted=f"at most {MAX_NODES}")
-    lines.setdefault(path, line)
+    if path:  # what is missing at the top belongs to no line
+        lines.setdefault(path, line)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             _locate(item, (*path, index), lines, file, count)
