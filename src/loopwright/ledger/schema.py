@@ -286,6 +286,7 @@ folds = Table(
     Column("bucket", Moment, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     PrimaryKeyConstraint("model", "version", "arm", "bucket"),
+    Index(None, "model", "bucket"),
 )
 
 watermarks = Table(
