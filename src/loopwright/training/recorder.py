@@ -32,7 +32,10 @@ _MAX_TEXT = 6000  # characters of one parameter's value that MLflow keeps
 
 
 class Tracker(Protocol):
-    """A tracking server. Each method raises Unavailable when it does not answer; repeating a call does no harm."""
+    """A tracking server. Each method raises Unavailable when it does not answer, BadInput when it never will take this.
+
+    Repeating a call does no harm.
+    """
 
     def create_run(self, experiment: str, name: str, tags: Mapping[str, str], started_ms: int) -> str: ...
 
@@ -197,17 +200,23 @@ class Recorder:
             self._changed.notify_all()
 
     def _work(self) -> None:
+        one_by_one = 0  # records of a rejected batch, sent singly to find the one at fault
         while True:
             with self._changed:
                 while not self._queue and not self._closing:
                     self._changed.wait()
                 if self._closed or not self._queue:
                     return
-                batch, taken = _next_batch(self._queue)
+                batch, taken = _next_batch(self._queue[:1] if one_by_one else self._queue)
             try:
                 if self._remote is None:
                     self._remote = _create(self._tracker, self._start, self.run_id)
                 _send(self._tracker, self._remote, batch, self._folder)
+            except BadInput as error:
+                if taken > 1:
+                    one_by_one = taken
+                    continue
+                log.error("run %s: a record is left out: %s", self.run_id, error)
             except LoopwrightError as error:
                 with self._changed:
                     if self._closing:
@@ -218,6 +227,7 @@ class Recorder:
             with self._changed:
                 if self._closed:
                     return
+                one_by_one = max(0, one_by_one - 1)
                 del self._queue[:taken]
                 self._changed.notify_all()
 
@@ -255,7 +265,10 @@ def replay(spool: Path, tracker: Tracker) -> list[Replayed]:
             # The journal says how far it got before each call, so an interruption starts no second run.
             write_atomic(journal, "".join(json.dumps(line) + "\n" for line in ({**head, "run_id": run_id}, *items)).encode())
             batch, taken = _next_batch(items)
-            _send(tracker, run_id, batch, journal.parent)
+            try:
+                _send(tracker, run_id, batch, journal.parent)
+            except BadInput as error:
+                log.error("run %s: %d records are left out: %s", run_id, taken, error)
             del items[:taken]
         shutil.rmtree(journal.parent)
         sent.append(Replayed(run_id, head["offline_run_id"], count))

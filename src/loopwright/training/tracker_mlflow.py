@@ -16,13 +16,14 @@ from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from loopwright.kernel.errors import Unavailable
+from loopwright.kernel.errors import BadInput, Unavailable
 from loopwright.training.recorder import Metric
 
 T = TypeVar("T")
 
 _LIMIT = 100  # params and tags that one call of the protocol may carry
 _PROBE_SECONDS = 2.0
+_REJECTED = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"})  # trying again would not help
 
 
 class MlflowTracker:
@@ -96,11 +97,18 @@ class MlflowTracker:
                 if self._client is None:
                     self._client = MlflowClient(self._uri)
                 return call(self._client)
-        except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
-            raise Unavailable(
-                f"tracking failed ({type(error).__name__}: {str(error)[:500]})", where=self._uri,
-                next="Training goes on; what was recorded is spooled.",
-            ) from error  # fmt: skip
+        except MlflowException as error:
+            if error.error_code in _REJECTED:
+                raise BadInput(f"the tracking server rejects it: {str(error)[:500]}", where=self._uri) from error
+            raise self._unavailable(error) from error
+        except (requests.RequestException, SQLAlchemyError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            f"tracking failed ({type(error).__name__}: {str(error)[:500]})", where=self._uri,
+            next="Training goes on; what was recorded is spooled.",
+        )  # fmt: skip
 
     def _probe(self) -> None:
         parts = urlsplit(self._uri)

@@ -1,0 +1,135 @@
+"""What is written down about a run without being asked: code, data, seeds, environment, machine, command."""
+
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from loopwright.kernel.actor import Actor
+from loopwright.kernel.digest import digest_json
+from loopwright.project.spec import Project
+from loopwright.training.code import code_record
+
+log = logging.getLogger(__name__)
+
+_SECRET_OPTION = re.compile(r"(token|password|secret|key)", re.IGNORECASE)
+
+
+def capture(
+    *, project: Project, snapshot: str, splits: Mapping[str, int], seed: int, actor: Actor
+) -> dict[str, Any]:
+    """JSON with keys code, data, seeds, environment, hardware, command, actor and `fingerprint`.
+
+    `snapshot` is the data snapshot's digest, `splits` rows per part. `fingerprint` is what must be equal for a run to
+    be expected to repeat bit by bit; `reproduce.compare` shows what in it differs. Where the code could not be kept,
+    `code.git.why_not` says so and a warning is logged: training goes on.
+    """
+    code = code_record(project.dir)
+    if code["git"] and code["git"]["why_not"]:
+        log.warning("the run's code is not kept in git: %s", code["git"]["why_not"])
+    machine = hardware()
+    installed = environment()
+    return {
+        "actor": actor.name,
+        "code": code,
+        "data": {"snapshot": snapshot, "splits": dict(splits)},
+        "project": {"dir": str(project.dir), "digest": project.digest},
+        "seeds": {"seed": seed, "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "")},
+        "environment": installed,
+        "hardware": machine,
+        "command": redacted(sys.argv),
+        "fingerprint": {
+            "code": code["digest"],
+            "project": project.digest,
+            "data": snapshot,
+            "seed": seed,
+            "python": installed["python"],
+            "packages": installed["digest"],
+            "cpu": machine["cpu"],
+            "cpu_flags": machine["cpu_flags"],
+            "cores": machine["cores"],
+            "blas": machine["blas"],
+            "threads": {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")},
+        },
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Python, platform, container image where known, and every installed package with the digest of that list."""
+    found = {(dist.name or "").lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
+    packages = [f"{name}=={version}" for name, version in sorted(found.items()) if name]
+    image = os.environ.get("LOOPWRIGHT_IMAGE", "")
+    inside = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
+    return {
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "platform": platform.platform(),
+        "container": {"inside": inside, "image": image},
+        "packages": packages,
+        "digest": digest_json(packages),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, its flags (as a digest), usable cores, memory in bytes, BLAS kernels, GPUs."""
+    info = _read(Path("/proc/cpuinfo"))
+    model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
+    flags = re.search(r"^flags\s*:\s*(.+)$", info, re.MULTILINE)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = re.search(r"^MemTotal:\s*(\d+) kB$", _read(Path("/proc/meminfo")), re.MULTILINE)
+    return {
+        "machine": platform.machine(),
+        "cpu": model.group(1).strip() if model else platform.processor(),
+        "cpu_flags": hashlib.sha256(" ".join(sorted(flags.group(1).split())).encode()).hexdigest()[:16] if flags else "",
+        "cores": cores,
+        "memory_bytes": int(memory.group(1)) * 1024 if memory else 0,
+        "blas": _blas(),
+        "gpus": _gpus(),
+    }
+
+
+def redacted(words: Sequence[str]) -> list[str]:
+    """The command line with the values of options that name a token, password, secret or key replaced by "***"."""
+    shown, hide = [], False
+    for word in words:
+        option, equals, _ = word.partition("=")
+        secret = option.startswith("-") and _SECRET_OPTION.search(option) is not None
+        shown.append("***" if hide else f"{option}=***" if secret and equals else word)
+        hide = secret and not equals
+    return shown
+
+
+def _blas() -> list[str]:
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return []
+    keys = ("internal_api", "version", "architecture", "num_threads")
+    return sorted({" ".join(str(pool.get(key)) for key in keys if pool.get(key) is not None) for pool in threadpool_info()})
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("nvidia-smi did not answer: %s", error)
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return ""
