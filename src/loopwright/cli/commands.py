@@ -1,0 +1,48 @@
+"""Every command's place and its one line of help; nothing of it is imported until it is called."""
+
+from loopwright.cli.lazy import LazyGroup, Section
+
+SECTIONS = (
+    Section("Start here", {
+        "demo": ("demo:demo", "Take a model through its whole life on real data."),
+        "init": ("start:init", "Scaffold a project for your own CSV or Parquet file."),
+        "run": ("start:run", "Take a project from data to a gated, registered version."),
+        "up": ("processes:up", "Start the control plane: API, MLflow, controllers."),
+        "serve": ("processes:serve", "Start the data plane: V2 serving on worker processes."),
+        "status": ("status:status", "One line per model: stage, traffic, health, drift, alerts."),
+        "doctor": ("status:doctor", "Check this machine and the home, and say what to mend."),
+    }),
+    Section("Data and training", {
+        "data": ("data:data", "Check, land and look at a project's tables."),
+        "runs": ("runs:runs", "List, show and compare training runs."),
+        "reproduce": ("runs:reproduce", "Run a recorded run again and compare the results."),
+    }),
+    Section("Registry", {
+        "models": ("models:models", "List models, show versions and their lineage."),
+        "promote": ("models:promote", "Ask for a version to be moved to a stage."),
+        "approve": ("models:approve", "Say yes to a promotion."),
+        "reject": ("models:reject", "Say no to a promotion."),
+        "rollback": ("models:rollback", "Bring back the version that was in production before."),
+    }),
+    Section("Delivery and monitoring", {
+        "rollout": ("delivery:rollout", "Show, pause, resume, abort or promote a rollout."),
+        "labels": ("monitoring:labels", "Add the outcomes of past predictions."),
+        "drift": ("monitoring:drift", "Show how far features and predictions moved."),
+        "quality": ("monitoring:quality", "Show quality over time, on the labels known so far."),
+        "alerts": ("monitoring:alerts", "List and acknowledge alerts."),
+        "retrains": ("retrains:retrains", "List what asked for a retraining, and what came of it."),
+    }),
+    Section("Governance", {
+        "audit": ("audit:audit", "Show, verify and export the audit log."),
+        "user": ("access:user", "Add, list, change and disable users."),
+        "token": ("access:token", "Create, list and revoke access tokens."),
+    }),
+)  # fmt: skip
+
+loopwright = LazyGroup(
+    "loopwright",
+    SECTIONS,
+    help="Carry a model through its whole life: data, training, registry, delivery, serving, monitoring, "
+    "retraining. Every command works on a home: a folder (--home, LOOPWRIGHT_HOME, default ~/.loopwright) "
+    "or a control plane (--url, LOOPWRIGHT_URL).",
+)

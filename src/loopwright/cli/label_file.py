@@ -1,0 +1,71 @@
+"""Reads a file of outcomes for `labels add`."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from loopwright.kernel.clock import iso
+from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
+
+READERS = {
+    ".csv": "read_csv(?, all_varchar=true)", ".gz": "read_csv(?, all_varchar=true)",
+    ".parquet": "read_parquet(?)", ".jsonl": "read_json_auto(?, format='newline_delimited')",
+    ".ndjson": "read_json_auto(?, format='newline_delimited')",
+}  # fmt: skip
+BATCH = 50_000
+
+Columns = tuple[list[str], list[float | str | None], list[str] | None]
+
+
+def read(file: Path, id_column: str, label_column: str, available_column: str | None) -> Columns:
+    """Return ids, labels (numbers where they are numbers) and moments as ISO 8601 (None without a column for them)."""
+    if not file.is_file():
+        raise NotFound("no such file", got=str(file))
+    reader = READERS.get(file.suffix.lower())
+    if reader is None:
+        raise BadInput("a kind of file not known here", got=file.name, wanted=", ".join(READERS))
+    try:
+        with duckdb.connect() as engine:
+            found = engine.execute(f"SELECT * FROM {reader}", [str(file)]).to_arrow_table()
+    except duckdb.Error as error:
+        raise BadInput(f"cannot be read ({str(error).splitlines()[0]})", where=str(file)) from None
+    for name in filter(None, (id_column, label_column, available_column)):
+        if name not in found.column_names:
+            raise BadInput(
+                f"no column `{name}`", where=str(file), got=", ".join(found.column_names),
+                next=did_you_mean(name, found.column_names) or "Name it with --id-column, --label-column or --available-at.",
+            )  # fmt: skip
+    ids = [str(value) for value in found.column(id_column).to_pylist()]
+    labels = [_number(value) for value in found.column(label_column).to_pylist()]
+    if available_column is None:
+        return ids, labels, None
+    return ids, labels, [_moment(value, file) for value in found.column(available_column).to_pylist()]
+
+
+def batches(ids: list[str], labels: list[Any], moments: list[str] | None) -> Iterator[Columns]:
+    """Yield parts small enough for one request."""
+    for start in range(0, len(ids), BATCH):
+        end = start + BATCH
+        yield ids[start:end], labels[start:end], None if moments is None else moments[start:end]
+
+
+def _number(value: Any) -> float | str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return float(value.strip().lower() == "true")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _moment(value: Any, file: Path) -> str:
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError:
+        raise BadInput("not a time", where=str(file), got=value, wanted="ISO 8601") from None
+    return iso(moment if moment.tzinfo else moment.replace(tzinfo=UTC))

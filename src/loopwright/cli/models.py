@@ -1,0 +1,158 @@
+"""models list|show|lineage, promote, approve, reject, rollback."""
+
+from typing import Any
+
+import click
+
+from loopwright.cli.lazy import subcommands
+from loopwright.cli.session import Session, command
+from loopwright.cli.show import pairs, table, text
+
+
+@subcommands()
+def models() -> None:
+    """List models, show versions and their lineage."""
+
+
+@command("list", models)
+def list_models(session: Session) -> None:
+    """List models with the versions in each stage."""
+    session.show(
+        session.call("models.list"),
+        lambda rows: table(
+            rows,
+            [("model", "model"), ("versions", "versions"), ("newest", "newest"), ("staging", "staging"),
+             ("production", "production"), ("serving", "serving")],
+            empty="no models yet; train one: loopwright run DIR",
+        ),
+    )  # fmt: skip
+
+
+@command("show", models)
+@click.argument("model")
+@click.argument("version", type=int, required=False)
+def show(session: Session, model: str, version: int | None) -> None:
+    """Show a model's versions, or one VERSION with approvals and evidence."""
+    answer = session.call("models.show", model=model, version=version)
+    session.show(answer, _versions if version is None else _version)
+
+
+@command("lineage", models)
+@click.argument("model")
+@click.argument("version", type=int)
+def lineage(session: Session, model: str, version: int) -> None:
+    """Show what a version came from: run, code, data, parent, people."""
+    session.show(session.call("models.lineage", model=model, version=version), _graph)
+
+
+@command("promote")
+@click.argument("model")
+@click.argument("version", type=int)
+@click.option("--to", default="Production", show_default=True, help="The stage: staging or production.")
+@click.option("--reason", default="", help="Why; it stays in the audit log.")
+def promote(session: Session, model: str, version: int, to: str, reason: str) -> None:
+    """Ask for a version to be moved to a stage."""
+    session.show(
+        session.call("models.promote", model=model, version=version, to=to, reason=reason), _promotion
+    )
+
+
+@command("approve")
+@click.argument("model")
+@click.argument("version", type=int)
+@click.option("--comment", default="", help="What you looked at.")
+def approve(session: Session, model: str, version: int, comment: str) -> None:
+    """Say yes to a promotion."""
+    session.show(session.call("models.approve", model=model, version=version, comment=comment), _promotion)
+
+
+@command("reject")
+@click.argument("model")
+@click.argument("version", type=int)
+@click.option("--comment", default="", help="Why not.")
+def reject(session: Session, model: str, version: int, comment: str) -> None:
+    """Say no to a promotion."""
+    session.show(session.call("models.reject", model=model, version=version, comment=comment), _promotion)
+
+
+@command("rollback")
+@click.argument("model")
+@click.option("--to-version", type=int, help="The version to go back to; default: the one before.")
+@click.option("--reason", default="", help="Why; it stays in the audit log.")
+def rollback(session: Session, model: str, to_version: int | None, reason: str) -> None:
+    """Bring back the version that was in production before."""
+    answer = session.call("models.rollback", model=model, to_version=to_version, reason=reason)
+    session.show(
+        answer,
+        lambda a: (
+            f"{a['model']}: version {a['to_version']} answers all traffic again; "
+            f"version {a['from_version']} is out."
+        ),
+    )
+
+
+def _promotion(answer: dict[str, Any]) -> str:
+    what = f"{answer['model']} version {answer['version']} to {answer['stage']}: {answer['state']}"
+    if answer["missing"]:
+        what += "\nstill missing: " + "; ".join(answer["missing"])
+    if answer.get("rollout"):
+        what += f"\nrollout: {answer['rollout']['at']} ({answer['rollout']['strategy']})"
+    return what
+
+
+def _versions(answer: dict[str, Any]) -> str:
+    metrics = sorted({name for version in answer["versions"] for name in version["metrics"]})[:3]
+    return table(
+        answer["versions"],
+        [("version", "version"), ("semver", "semver"), ("stage", "stage"),
+         ("serving", lambda v: v["version"] == answer["serving"] or None),
+         ("author", "author"), ("created", "created_at"),
+         *[(name, lambda v, name=name: v["metrics"].get(name)) for name in metrics],
+         ("bundle", lambda v: (v["bundle"] or "")[:12])],
+    )  # fmt: skip
+
+
+def _version(answer: dict[str, Any]) -> str:
+    head = pairs({
+        "model": answer["model"], "version": answer["version"], "semver": answer["semver"],
+        "stage": answer["stage"], "author": answer["author"], "created": answer["created_at"],
+        "run": answer["run_id"], "snapshot": answer["snapshot"], "bundle": answer["bundle"],
+        "parent": answer["parent"], "metrics": answer["metrics"], "annotations": answer["annotations"],
+    })  # fmt: skip
+    parts = [head]
+    for promotion in answer["promotions"]:
+        yes = [f"{a['reviewer']} {a['decision']}" for a in promotion["approvals"]]
+        parts.append(
+            f"promotion to {promotion['stage']} by {promotion['requested_by']}: {promotion['state']}"
+            + (f" ({', '.join(yes)})" if yes else "")
+        )
+    missing = answer["missing"].get("Production")
+    if missing and answer["stage"] != "Production":
+        parts.append("for Production it lacks: " + "; ".join(missing))
+    if answer["evidence"]:
+        parts.append("")
+        parts.append(table(answer["evidence"], [
+            ("evidence", "kind"), ("verdict", "verdict"), ("at", "at"), ("digest", lambda e: e["digest"][:12]),
+        ]))  # fmt: skip
+    return "\n".join(parts)
+
+
+def _graph(answer: dict[str, Any]) -> str:
+    nodes = answer.get("nodes") or []
+    edges = answer.get("edges") or []
+    named = {node["id"]: node.get("label") or node["id"] for node in nodes}
+    lines = [
+        f"{node.get('kind', ''):<10} {node.get('label') or node['id']}"
+        + "".join(
+            f"\n{'':<13}{name}: {text(value)}"
+            for name, value in node.items()
+            if name not in ("id", "kind", "label") and value not in (None, "", {}, [])
+        )
+        for node in nodes
+    ]
+    arrows = [
+        f"{named.get(edge['from'], edge['from'])} → {named.get(edge['to'], edge['to'])}"
+        + (f"  ({edge['kind']})" if edge.get("kind") else "")
+        for edge in edges
+    ]
+    return "\n".join([*lines, "", *arrows]) if arrows else "\n".join(lines)

@@ -1,0 +1,56 @@
+"""up, serve."""
+
+from pathlib import Path
+
+import click
+
+from loopwright.cli.session import Session, command
+from loopwright.kernel.errors import BadInput
+from loopwright.kernel.home import Home
+
+
+@command("up")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", type=int, default=8080, show_default=True, help="The port; 0 takes a free one.")
+@click.option("--require-token", is_flag=True, help="Ask for a token also from this machine.")
+def up(session: Session, host: str, port: int, require_token: bool) -> int:
+    """Start the control plane: API, MLflow, controllers."""
+    if session.url:
+        raise BadInput("a control plane works on a folder", got=session.url, wanted="--home DIR")
+    from loopwright.control.server import up as run
+
+    return run(session.home, host, port, require_token=require_token, say=session.note)
+
+
+@command("serve")
+@click.option("--control", metavar="URL", help="The control plane to follow; default: LOOPWRIGHT_URL.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", type=int, default=8081, show_default=True, help="The port for HTTP.")
+@click.option("--grpc-port", type=int, default=0, help="The port for gRPC; 0: none.")
+@click.option("--workers", type=int, default=1, show_default=True, help="Worker processes.")
+@click.option(
+    "--public-key", type=click.Path(path_type=Path), help="The control plane's public key, to pin it."
+)
+def serve(
+    session: Session,
+    control: str | None,
+    host: str,
+    port: int,
+    grpc_port: int,
+    workers: int,
+    public_key: Path | None,
+) -> int:
+    """Start the data plane: V2 serving on worker processes."""
+    from loopwright.serving.supervisor import ServeOptions
+    from loopwright.serving.supervisor import serve as run
+
+    followed = control or session.url
+    if not followed:
+        raise BadInput("no control plane is named", wanted="--control URL", next="loopwright up prints its URL.")
+    folder = Home.at(session.home).serving / str(port)
+    return run(
+        ServeOptions(
+            control=followed, host=host, port=port, grpc_port=grpc_port, workers=workers, home=folder,
+            public_key=public_key, token=session.token, say=session.note,
+        )
+    )  # fmt: skip

@@ -1,0 +1,149 @@
+"""init, run."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loopwright.cli.progress import watch
+from loopwright.cli.session import Session, command
+from loopwright.cli.show import text
+from loopwright.kernel.errors import BadInput
+
+
+@command("init")
+@click.argument("name")
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Your CSV, Parquet or JSONL file."
+)
+@click.option("--target", required=True, metavar="COLUMN", help="The column to predict.")
+@click.option(
+    "--time", metavar="COLUMN", help="The column that says when a row happened; inferred when left out."
+)
+@click.option(
+    "--task", type=click.Choice(["binary", "multiclass", "regression"]), help="Inferred when left out."
+)
+@click.option(
+    "--key", multiple=True, metavar="COLUMN", help="A column that identifies a row; may be given again."
+)
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where to write it; default: ./NAME.")
+def init(
+    session: Session, name: str, data: Path, target: str, time: str | None, task: str | None,
+    key: tuple[str, ...], folder: Path | None,
+) -> None:  # fmt: skip
+    """Scaffold a project for your own CSV or Parquet file."""
+    from loopwright.pipeline.scaffold import init_project
+
+    report = init_project(
+        folder or Path(name), name=name, data=data, target=target, time=time, task=task, key=list(key) or None
+    )
+    from loopwright.control.plain import plain
+
+    session.show(plain(report), _scaffolded)
+
+
+@command("run")
+@click.argument("project", type=click.Path(path_type=Path), default=".")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override loop.yaml, like train.seed=8."
+)
+@click.option("--reason", default="by hand", show_default=True, help="Why; it is kept with the run.")
+@click.option("--retrain", hidden=True, help="The retraining this run answers.")
+@click.option("--tracking-uri", hidden=True, help="Where to track; default: the home.")
+def run(
+    session: Session,
+    project: Path,
+    overrides: tuple[str, ...],
+    reason: str,
+    retrain: str | None,
+    tracking_uri: str | None,
+) -> int:
+    """Take PROJECT from data to a gated, registered version.
+
+    Exit code 1 when the gates say no. With --url the control plane must run on this machine: the training runs here,
+    on its home, and is tracked through it.
+    """
+    from loopwright.project.spec import load_project
+
+    opened = load_project(project, overrides)  # a bad loop.yaml is told before a home is made
+    opened.check_files()
+    context = _context(session, tracking_uri)
+    from loopwright.pipeline.lifecycle import run_project
+    from loopwright.registry.identity import current_actor
+
+    current_actor.set(context.actor)
+    if session.as_json:
+        from loopwright.pipeline.progress import Silent
+
+        report = run_project(**_arguments(context, opened, reason, retrain), progress=Silent())
+    else:
+        with watch() as progress:
+            report = run_project(**_arguments(context, opened, reason, retrain), progress=progress)
+    from loopwright.control.plain import plain
+
+    session.show(plain(report), _reported)
+    return 0 if report.version is not None else 1
+
+
+def _context(session: Session, tracking_uri: str | None) -> Any:
+    """The home to train on: the folder, or the folder of a control plane on this machine."""
+    import os
+
+    from loopwright.control.client import FolderClient, HttpClient
+    from loopwright.control.context import open_context
+    from loopwright.kernel.actor import Actor, Role
+
+    client = session.client(create=True)
+    if isinstance(client, FolderClient):
+        context = client.context
+    else:
+        assert isinstance(client, HttpClient)
+        where = client.call("system.where")
+        home = Path(where["home"])
+        if not (home / "keys").is_dir() or not os.access(home, os.W_OK):
+            raise BadInput(
+                "a run on a remote control plane is not supported yet", where=client.where, got=f"home {where['home']}",
+                wanted="a control plane on this machine, whose home this user may write",
+                next="Run it where the control plane runs, or on a folder: --home DIR.",
+            )  # fmt: skip
+        context = open_context(home, Actor(where["actor"], Role.parse(where["role"])))
+        if context.key.public.key_id != where["key_id"]:
+            raise BadInput(
+                "the home on this machine is another than the control plane's", where=client.where, got=str(home),
+                next="Run it where the control plane runs.",
+            )  # fmt: skip
+        tracking_uri = f"{client.where}/mlflow"
+        if session.token:
+            os.environ["MLFLOW_TRACKING_TOKEN"] = session.token
+    from dataclasses import replace
+
+    return replace(context, tracking_uri=tracking_uri) if tracking_uri else context
+
+
+def _arguments(context: Any, project: Any, reason: str, retrain: str | None) -> dict[str, Any]:
+    return {
+        "project": project, "home": context.home, "ledger": context.ledger, "actor": context.actor,
+        "clock": context.clock, "key": context.key, "tracking_uri": context.tracking_uri, "reason": reason,
+        "retrain_id": retrain,
+    }  # fmt: skip
+
+
+def _scaffolded(answer: dict[str, Any]) -> str:
+    lines = [f"{name}: {text(value)}" for name, value in answer.items() if value not in (None, [], {}, "")]
+    return "\n".join(lines)
+
+
+def _reported(answer: dict[str, Any]) -> str:
+    metrics = ", ".join(f"{name} {text(value)}" for name, value in sorted(answer["metrics"].items())[:4])
+    gates = [
+        f"  {g['verdict']:<12} {g['name']}: {g.get('detail') or text(g.get('value'))}"
+        for g in answer["gates"]["results"]
+    ]
+    lines = [f"run {answer['run_id']} of {answer['model']}: {metrics}", *gates]
+    if answer["version"] is None:
+        return "\n".join([*lines, f"refused: {answer['refused']}. No version was registered."])
+    model, version = answer["model"], answer["version"]
+    return "\n".join([
+        *lines, f"registered {model} version {version} (bundle {answer['bundle'][:12]})",
+        f"next: loopwright promote {model} {version} --to production",
+    ])  # fmt: skip

@@ -1,0 +1,134 @@
+"""The way to a home: a folder here, or a control plane's URL. Same operations, same answers, same errors."""
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, urlencode, urlsplit
+
+from loopwright.control import identify
+from loopwright.control.context import Context, open_context
+from loopwright.control.operation import Operation, find
+from loopwright.control.plain import plain
+from loopwright.kernel import errors
+from loopwright.kernel.clock import Clock, utc_now
+from loopwright.kernel.errors import BadInput, LoopwrightError, Unavailable
+
+
+class Client(Protocol):
+    """Calls operations by name."""
+
+    where: str
+
+    def call(self, operation: str, /, **arguments: Any) -> Any:
+        """Do the operation and return its answer in JSON's own types; raises its LoopwrightError."""
+
+
+class FolderClient:
+    """Works on a folder in this process."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.where = str(context.home.root)
+
+    def call(self, operation: str, /, **arguments: Any) -> Any:
+        return find(operation)(self.context, **arguments)
+
+
+class HttpClient:
+    """Works on a control plane over HTTP."""
+
+    def __init__(
+        self, url: str, token: str | None, as_user: str | None = None, timeout: float = 120.0
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadInput("not the URL of a control plane", got=url, wanted="http://HOST:PORT")
+        self.where = url.rstrip("/")
+        self.timeout = timeout
+        self._headers = {"Accept": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        if as_user:
+            self._headers[identify.AS_HEADER] = as_user
+
+    def call(self, operation: str, /, **arguments: Any) -> Any:
+        described = find(operation)
+        described.checked(arguments)  # the same refusal as on a folder, before anything is sent
+        path, rest = _address(described, arguments)
+        if described.method == "GET":
+            query = urlencode({name: _word(value) for name, value in rest.items()}, doseq=True)
+            return self.request("GET", f"{path}?{query}" if query else path)
+        return self.request(described.method, path, json.dumps(plain(rest)).encode())
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> Any:
+        """Send one request below /api/v1 and return the JSON answer."""
+        request = urllib.request.Request(f"{self.where}/api/v1{path}", body, self._headers, method=method)
+        if body is not None:
+            request.add_header("Content-Type", "application/json")
+        try:
+            with _direct.open(request, timeout=self.timeout) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise _rebuilt(error) from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise Unavailable(
+                f"the control plane does not answer ({reason})",
+                where=self.where,
+                next="Is it running? Start it with: loopwright up --home DIR",
+            ) from None
+
+
+# No proxy of the environment stands between a person and their own control plane.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def connect(
+    home: Path | None,
+    url: str | None = None,
+    token: str | None = None,
+    *,
+    as_user: str | None = None,
+    create: bool = False,
+    clock: Clock = utc_now,
+) -> Client:
+    """Return a client for `url`, else for the folder `home`.
+
+    On a folder the caller owns the files, and acts as `local` (admin) unless `token` or `as_user` says who they are.
+    Raises Unauthenticated for a wrong token and NotFound when the folder is no home and `create` is false.
+    """
+    if url:
+        return HttpClient(url, token, as_user)
+    if home is None:
+        raise BadInput("neither a folder nor a URL is given", wanted="--home DIR or --url URL")
+    context = open_context(home, identify.LOCAL, clock=clock, create=create)
+    return FolderClient(identify.on_folder(context, token, as_user))
+
+
+def _address(operation: Operation, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    rest = dict(arguments)
+    path = operation.path
+    for name in operation.in_path:
+        path = path.replace(f"{{{name}}}", quote(str(plain(rest.pop(name))), safe=""))
+    return path, rest
+
+
+def _word(value: object) -> object:
+    flat = plain(value)
+    if isinstance(flat, bool):
+        return "true" if flat else "false"
+    return [str(item) for item in flat] if isinstance(flat, list) else str(flat)
+
+
+def _rebuilt(error: urllib.error.HTTPError) -> LoopwrightError:
+    """Return the error the control plane raised, as if it had been raised here."""
+    try:
+        document = json.loads(error.read(1_000_000))
+        kind = getattr(errors, document["error"])
+        fields = {name: document[name] for name in ("where", "got", "wanted", "next") if name in document}
+        built = kind(document["what"], **fields)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Unavailable(f"the control plane answered {error.code} {error.reason}", where=error.url or "")
+    return built if isinstance(built, LoopwrightError) else Unavailable(str(built))

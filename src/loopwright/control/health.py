@@ -1,0 +1,113 @@
+"""What `doctor` looks at. Every finding says what to do."""
+
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from loopwright.control import store
+from loopwright.control.context import KEY_FILE, Context
+from loopwright.control.controllers.loop import LEASE
+from loopwright.kernel.errors import LoopwrightError
+from loopwright.ledger import store as ledger_store
+
+PACKAGES = ("mlflow", "deltalake", "duckdb", "lightgbm", "onnxruntime", "optuna", "fastapi", "sqlalchemy")
+LEAST_FREE = 1 << 30
+
+Finding = tuple[bool, str, str]
+"""(well, what was found, what to do when it is not well)"""
+
+
+def examine(ctx: Context) -> list[dict[str, Any]]:
+    """Run every check; one that fails to run is a finding too."""
+    findings = []
+    for name, check in _CHECKS.items():
+        try:
+            well, found, remedy = check(ctx)
+        except (LoopwrightError, OSError) as error:
+            well, found, remedy = False, str(error), ""
+        findings.append({"check": name, "ok": well, "found": found, "next": "" if well else remedy})
+    return findings
+
+
+def _python(ctx: Context) -> Finding:
+    found = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+    return sys.version_info >= (3, 11), found, "Use Python 3.11 or newer."
+
+
+def _packages(ctx: Context) -> Finding:
+    have, missing = [], []
+    for name in PACKAGES:
+        try:
+            have.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    found = f"missing: {', '.join(missing)}" if missing else ", ".join(have)
+    return not missing, found, f"Install them: pip install {' '.join(missing)}"
+
+
+def _writable(ctx: Context) -> Finding:
+    try:
+        with tempfile.NamedTemporaryFile(dir=ctx.home.root):
+            return True, str(ctx.home.root), ""
+    except OSError as error:
+        return (
+            False,
+            f"{ctx.home.root}: {error.strerror}",
+            "Make the folder writable for this user, or name another.",
+        )
+
+
+def _space(ctx: Context) -> Finding:
+    free = shutil.disk_usage(ctx.home.root).free
+    return free >= LEAST_FREE, f"{free / 1e9:.1f} GB free", "Free some space: runs and predictions need room."
+
+
+def _key(ctx: Context) -> Finding:
+    path = ctx.home.keys / KEY_FILE
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    return (
+        mode & 0o077 == 0,
+        f"{ctx.key.public.key_id}, mode {mode:o}",
+        f"Close it to others: chmod 600 {path}",
+    )
+
+
+def _ledger(ctx: Context) -> Finding:
+    ctx.ledger.migrate()
+    return True, ctx.ledger.engine.url.render_as_string(hide_password=True), ""
+
+
+def _audit(ctx: Context) -> Finding:
+    with ctx.ledger.read() as conn:
+        report = ledger_store.verify(conn)
+    return (
+        report.ok,
+        report.why,
+        "Somebody changed the log outside of Loopwright: compare with an exported copy.",
+    )
+
+
+def _leader(ctx: Context) -> Finding:
+    with ctx.ledger.read() as conn:
+        holder = ledger_store.holder_of(conn, LEASE, ctx.now)
+    return True, holder or "none runs now (rollouts and monitoring move with: loopwright up)", ""
+
+
+def _people(ctx: Context) -> Finding:
+    with ctx.ledger.read() as conn:
+        active = [user for user in store.list_users(conn) if user.disabled_at is None]
+    approvers = [user for user in active if user.role.name in ("APPROVER", "ADMIN")]
+    found = f"{len(active)} active users, {len(approvers)} who may approve"
+    remedy = "Production wants two reviewers by default: loopwright user add NAME --role approver"
+    return len(approvers) >= 2, found, remedy
+
+
+_CHECKS: dict[str, Callable[[Context], Finding]] = {
+    "python": _python, "packages": _packages, "home is writable": _writable, "disk": _space, "signing key": _key,
+    "ledger": _ledger, "audit log": _audit, "reviewers": _people, "controllers": _leader,
+}  # fmt: skip

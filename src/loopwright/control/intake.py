@@ -1,0 +1,53 @@
+"""Takes in what serving ships: each event exactly once, its counts, its row and its offset together."""
+
+import re
+
+from sqlalchemy import Connection
+
+from loopwright.control import store
+from loopwright.control.context import Context
+from loopwright.kernel.clock import from_us
+from loopwright.kernel.errors import BadInput
+from loopwright.monitoring import store as monitoring_store
+from loopwright.monitoring.log import PredictionLog
+from loopwright.serving.events import read_frames
+from loopwright.serving.wire import Batch, open_batch
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def take_in(ctx: Context, body: bytes) -> int:
+    """Apply a shipped batch and return the offset reached in its segment.
+
+    A batch that does not begin where the last one ended (a retry after a lost answer, say) changes nothing.
+    Raises BadInput for a body that is damaged or names what may not be a file name.
+
+    The Parquet file is named by where the batch begins. Should the process die between writing it and committing,
+    the sender comes again from the same offset, and the file is written over: never twice in the log.
+    """
+    batch = open_batch(body)
+    header = batch.header
+    for name in (header.source, header.segment):
+        if not _NAME.fullmatch(name) or ".." in name:
+            raise BadInput("not a name", where="event batch", got=name, wanted="letters, digits and . _ -")
+    events = list(read_frames(batch.frames))
+    with ctx.ledger.write() as conn:
+        reached = store.shipped(conn, header.source, header.segment)
+        if header.start != reached or header.end == header.start:
+            return reached
+        PredictionLog(ctx.home.predictions).append(
+            events, f"{header.source}_{header.segment}_{header.start:012d}"
+        )
+        _count(conn, batch)
+        latest: dict[str, int] = {}
+        for event in events:
+            latest[event.model] = max(latest.get(event.model, event.event_time), event.event_time)
+        for model, moment in latest.items():
+            monitoring_store.raise_watermark(conn, model, from_us(moment))
+        store.set_shipped(conn, header.source, header.segment, header.end)
+    return header.end
+
+
+def _count(conn: Connection, batch: Batch) -> None:
+    for fold in batch.header.folds:
+        monitoring_store.apply_fold(conn, fold)

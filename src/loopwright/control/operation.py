@@ -1,0 +1,135 @@
+"""What an operation is: one typed function that HTTP, the command line and Python all call."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from loopwright.control.context import Context
+from loopwright.control.plain import Json, plain
+from loopwright.kernel.actor import Role, require
+from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
+
+ROOMS = ("access", "audit", "data", "delivery", "models", "monitoring", "retrains", "runs", "system")
+"""The modules of `control.operations`; the part of an operation's name before the dot is its module."""
+
+_REGISTRY: dict[str, "Operation"] = {}
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One act: its name, where it lives under /api/v1, who may do it, and the function that does it."""
+
+    name: str
+    method: str
+    path: str
+    role: Role
+    function: Callable[..., object]
+
+    def __call__(self, ctx: Context, **arguments: object) -> Json:
+        """Check the role and the arguments, act, and answer in JSON's own types.
+
+        Raises Refused when the actor's role is too small and BadInput when an argument does not fit.
+        """
+        require(ctx.actor, self.role, f"do `{self.name}`")
+        if self.changes and ctx.assumed_by is not None:
+            ctx.record(
+                "user.assumed", subject=ctx.actor.name, payload={"operation": self.name}, by=ctx.assumed_by
+            )
+        return plain(self.function(ctx, **self.checked(arguments)))
+
+    @property
+    def changes(self) -> bool:
+        """Whether it may change anything."""
+        return self.method != "GET"
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or self.name).splitlines()[0]
+
+    @cached_property
+    def in_path(self) -> tuple[str, ...]:
+        """Arguments that stand in the path, e.g. ("model",) for /models/{model}."""
+        return tuple(part[1:-1] for part in self.path.split("/") if part.startswith("{"))
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[Any, Any]]:
+        """Argument name → (type, default or ...), without the context."""
+        hints = get_type_hints(self.function)
+        signature = inspect.signature(self.function)
+        return {
+            name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
+            for name, parameter in list(signature.parameters.items())[1:]
+        }
+
+    @cached_property
+    def model(self) -> type[BaseModel]:
+        """The arguments as a pydantic model; unknown ones are refused."""
+        definitions: Any = self.parameters
+        return create_model(self.name.replace(".", "_"), __base__=_Arguments, **definitions)
+
+    @cached_property
+    def body(self) -> type[BaseModel]:
+        """The arguments that travel in the request's body."""
+        definitions: Any = {name: kind for name, kind in self.parameters.items() if name not in self.in_path}
+        return create_model(f"{self.name.replace('.', '_')}_body", __base__=_Arguments, **definitions)
+
+    def checked(self, arguments: dict[str, object]) -> dict[str, object]:
+        """Return `arguments` with the right types; raises BadInput naming the first that does not fit."""
+        try:
+            fitted = self.model.model_validate(arguments)
+        except ValidationError as error:
+            raise misfit(self.name, error, list(self.parameters)) from None
+        return {name: getattr(fitted, name) for name in self.parameters}
+
+
+def operation(name: str, method: str, path: str, *, role: Role = Role.VIEWER) -> Callable[[_F], _F]:
+    """Register the function below as the operation `name`; the function itself stays as it is."""
+
+    def register(function: _F) -> _F:
+        if name in _REGISTRY:
+            raise ValueError(f"two operations are called {name}")
+        _REGISTRY[name] = Operation(name, method, path, role, function)
+        return function
+
+    return register
+
+
+def find(name: str) -> Operation:
+    """Return the operation, importing only its own module; raises NotFound with the nearest name."""
+    room = name.partition(".")[0]
+    if room in ROOMS:
+        import_module(f"loopwright.control.operations.{room}")
+    if name not in _REGISTRY:
+        raise NotFound("no such operation", got=name, next=did_you_mean(name, _REGISTRY))
+    return _REGISTRY[name]
+
+
+def every_operation() -> tuple[Operation, ...]:
+    """All operations, in the order of their rooms; imports them all."""
+    for room in ROOMS:
+        import_module(f"loopwright.control.operations.{room}")
+    return tuple(_REGISTRY[name] for name in sorted(_REGISTRY, key=lambda name: name.partition(".")[0]))
+
+
+def misfit(where: str, error: ValidationError, known: list[str]) -> BadInput:
+    """Say in one sentence which argument does not fit, and how."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    name = ".".join(str(part) for part in first["loc"]) or "arguments"
+    if first["type"] == "extra_forbidden":
+        return BadInput(f"unknown argument `{name}`", where=where, next=did_you_mean(name, known))
+    if first["type"] == "missing":
+        return BadInput(f"`{name}` is missing", where=where)
+    return BadInput(
+        f"`{name}`: {first['msg'][:1].lower()}{first['msg'][1:]}", where=where, got=first["input"]
+    )

@@ -1,0 +1,136 @@
+"""Data: check sources without landing them, land and pin them, look at tables and quarantine."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from loopwright.control.context import Context
+from loopwright.control.operation import operation
+from loopwright.data import store as data_store
+from loopwright.data.check import examine
+from loopwright.data.contract import Contract
+from loopwright.data.lake import Lake
+from loopwright.data.snapshot import load_snapshot, verify_snapshot
+from loopwright.data.source import resolve
+from loopwright.kernel.actor import Role
+from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
+from loopwright.pipeline import store as pipeline_store
+from loopwright.pipeline.intake import bring_in, in_reference_order
+from loopwright.pipeline.progress import Silent
+from loopwright.project.spec import Project, load_project
+
+
+@operation("data.check", "POST", "/data/check", role=Role.DEVELOPER)
+def check(ctx: Context, project: str, tables: list[str] | None = None) -> dict[str, Any]:
+    """Check a project's sources against their contracts; nothing is landed.
+
+    `project` is a folder on the machine that does the work.
+    """
+    opened = load_project(Path(project))
+    sources = opened.spec.data.sources
+    _all_known(tables, list(sources))
+    contracts = {name: Contract.load(opened.path(source.contract)) for name, source in sources.items()}
+    wanted = _with_references(tables or list(sources), contracts)
+    good: dict[str, pa.Table] = {}
+    reports = []
+    for name in [table for table in in_reference_order(contracts) if table in wanted]:
+        contract = contracts[name]
+        raw = resolve(sources[name].uri, opened.dir).read(contract.nulls)
+        checked = examine(raw.rows, contract, good, malformed=len(raw.malformed))
+        good[name] = checked.good
+        if tables is None or name in tables:
+            blocked = [rule.name for rule in checked.report.blocked_by]
+            reports.append({"table": name, **checked.report.to_json(), "blocked_by": blocked})
+    return {"model": opened.spec.model, "project": str(opened.dir), "tables": reports}
+
+
+@operation("data.snapshot", "POST", "/data/snapshot", role=Role.DEVELOPER)
+def snapshot(ctx: Context, project: str) -> dict[str, Any]:
+    """Land a project's sources, check them, and pin the good rows under one digest. Is idempotent."""
+    opened: Project = load_project(Path(project))
+    reports, pinned = bring_in(opened, _lake(ctx), ctx.actor, ctx.clock, Silent())
+    return {
+        "model": opened.spec.model, "digest": pinned.digest, "rows": pinned.rows,
+        "manifest": dict(pinned.manifest), "ingests": [report.to_json() for report in reports],
+    }  # fmt: skip
+
+
+@operation("data.show_snapshot", "GET", "/snapshots/{digest}")
+def show_snapshot(ctx: Context, digest: str, verify: bool = False) -> dict[str, Any]:
+    """Show what a snapshot pins; with `verify`, read every row again and compare the content."""
+    lake = _lake(ctx)
+    found = verify_snapshot(lake, digest) if verify else load_snapshot(lake, digest)
+    return {"digest": found.digest, "rows": found.rows, "manifest": dict(found.manifest), "verified": verify}
+
+
+@operation("data.tables", "GET", "/data/tables")
+def tables(ctx: Context, model: str | None = None) -> list[dict[str, Any]]:
+    """List tables with their last batch: rows in, good, set aside, and their versions."""
+    with ctx.ledger.read() as conn:
+        projects = pipeline_store.list_projects(conn)
+        if model is not None:
+            pipeline_store.load_project_row(conn, model)  # an unknown model names the nearest
+        listed = []
+        for project in projects:
+            for table in project["spec"]["data"]["sources"]:
+                batches = data_store.list_batches(conn, f"{project['model']}/{table}")
+                if batches and model in (None, project["model"]):
+                    listed.append(_table(project["model"], table, batches))
+    return listed
+
+
+@operation("data.quarantine", "GET", "/data/{model}/{table}/quarantine")
+def quarantine(ctx: Context, model: str, table: str, limit: int = 20) -> dict[str, Any]:
+    """Show rows that were set aside, newest batch last, with the rules they broke."""
+    if not 1 <= limit <= 10_000:
+        raise BadInput("`limit` is out of range", got=limit, wanted="1 to 10000")
+    with ctx.ledger.read() as conn:
+        known = list(pipeline_store.load_project_row(conn, model)["spec"]["data"]["sources"])
+        if table not in known:
+            raise NotFound(f"{model} has no table of this name", got=table, wanted=", ".join(known),
+                           next=did_you_mean(table, known))  # fmt: skip
+        batches = data_store.list_batches(conn, f"{model}/{table}")
+    lake = _lake(ctx)
+    reasons: dict[str, int] = {}
+    for batch in batches:
+        for rule, count in batch.report["reasons"].items():
+            reasons[rule] = reasons.get(rule, 0) + count
+    rows: list[dict[str, Any]] = []
+    total = 0
+    if lake.exists("quarantine", model, table):
+        held = lake.read("quarantine", model, table)
+        total, rows = held.num_rows, held.slice(0, limit).to_pylist()
+    return {"model": model, "table": table, "rows": total, "reasons": reasons, "examples": rows}
+
+
+def _table(model: str, table: str, batches: list[data_store.Batch]) -> dict[str, Any]:
+    last = batches[-1]
+    return {
+        "model": model, "table": table, "batches": len(batches), "at": last.at, "state": last.report["state"],
+        "input_rows": sum(batch.report["input_rows"] for batch in batches),
+        "good_rows": sum(batch.report["good_rows"] for batch in batches),
+        "bad_rows": sum(batch.report["bad_rows"] for batch in batches),
+        "bronze_version": last.bronze_version, "silver_version": last.silver_version,
+    }  # fmt: skip
+
+
+def _with_references(names: list[str], contracts: dict[str, Contract]) -> set[str]:
+    wanted, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted and name in contracts:
+            wanted.add(name)
+            waiting += contracts[name].references()
+    return wanted
+
+
+def _all_known(names: list[str] | None, known: list[str]) -> None:
+    for name in names or []:
+        if name not in known:
+            raise NotFound("the project has no such source", got=name, wanted=", ".join(known),
+                           next=did_you_mean(name, known))  # fmt: skip
+
+
+def _lake(ctx: Context) -> Lake:
+    return Lake(ctx.home.lake, ctx.ledger)

@@ -1,0 +1,178 @@
+"""Models and versions: list, show, lineage, and the acts of governance."""
+
+from typing import Any
+
+from loopwright.control.context import Context
+from loopwright.control.desired import deliver_due
+from loopwright.control.operation import operation
+from loopwright.control.signals import event_time_of
+from loopwright.delivery import conduct
+from loopwright.delivery.routes import stable_version
+from loopwright.delivery.store import active_rollout, list_rollouts
+from loopwright.kernel.actor import Role
+from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
+from loopwright.kernel.stage import Stage
+from loopwright.registry import evidence as registry_evidence
+from loopwright.registry import lineage as registry_lineage
+from loopwright.registry import promotion, versions
+from loopwright.registry.promotion import Promotion
+
+
+@operation("models.list", "GET", "/models")
+def list_models(ctx: Context) -> list[dict[str, Any]]:
+    """List models with their newest version and the versions in each stage."""
+    with ctx.ledger.read() as conn:
+        listed = []
+        for model in versions.list_models(conn):
+            found = versions.list_versions(conn, model=model)
+            newest = max(found, key=lambda version: version.version, default=None)
+            listed.append({
+                "model": model,
+                "versions": len(found),
+                "newest": newest.version if newest else None,
+                "production": [v.version for v in found if v.stage is Stage.PRODUCTION],
+                "staging": [v.version for v in found if v.stage is Stage.STAGING],
+                "serving": stable_version(conn, model),
+            })  # fmt: skip
+    return listed
+
+
+@operation("models.show", "GET", "/models/{model}")
+def show(ctx: Context, model: str, version: int | None = None) -> dict[str, Any]:
+    """Show a model's versions, or one version with its promotions, approvals and evidence."""
+    with ctx.ledger.read() as conn:
+        if version is None:
+            found = versions.list_versions(conn, model=model)
+            if not found:
+                known = versions.list_models(conn)
+                raise NotFound(
+                    f"no such model: {model}", next=did_you_mean(model, known) or "loopwright models list"
+                )
+            return {
+                "model": model,
+                "versions": [one.to_json() for one in found],
+                "promotions": [one.to_json() for one in promotion.list_promotions(conn, model=model)],
+                "serving": stable_version(conn, model),
+            }
+        one = versions.get_version(conn, model=model, version=version)
+        asked = promotion.list_promotions(conn, model=model, version=version)
+        return {
+            **one.to_json(),
+            "promotions": [promoted.to_json() for promoted in asked],
+            "missing": {
+                stage.value: list(
+                    promotion.assessment(conn, model=model, version=version, stage=stage).missing
+                )
+                for stage in (Stage.STAGING, Stage.PRODUCTION)
+            },
+            "evidence": [
+                found.to_json() for found in registry_evidence.evidence_of(conn, model=model, version=version)
+            ],
+            "rollouts": [
+                rollout.to_json() for rollout in list_rollouts(conn, model) if rollout.version == version
+            ],
+        }
+
+
+@operation("models.lineage", "GET", "/models/{model}/{version}/lineage")
+def lineage(ctx: Context, model: str, version: int) -> dict[str, Any]:
+    """Show what a version came from: run, code, data, parent; and who let it through."""
+    with ctx.ledger.read() as conn:
+        return registry_lineage.lineage(conn, model=model, version=version)
+
+
+@operation("models.promote", "POST", "/models/{model}/{version}/promote", role=Role.DEVELOPER)
+def promote(
+    ctx: Context, model: str, version: int, to: str = "Production", reason: str = ""
+) -> dict[str, Any]:
+    """Ask for a version to be moved to a stage. It moves once the policy is satisfied."""
+    stage = Stage.parse(to)
+    if stage not in (Stage.STAGING, Stage.PRODUCTION):
+        raise BadInput("nobody is promoted to this stage", got=to, wanted="staging or production")
+    with ctx.ledger.write() as conn:
+        versions.get_version(conn, model=model, version=version)
+        if stage is Stage.PRODUCTION:
+            conduct.refuse_while_rolling(conn, model)
+        asked = promotion.request_promotion(
+            conn, model=model, version=version, stage=stage, actor=ctx.actor, reason=reason, now=ctx.now
+        )
+        deliver_due(ctx, conn)
+        return _answer(ctx, conn, asked)
+
+
+@operation("models.approve", "POST", "/models/{model}/{version}/approve", role=Role.VIEWER)
+def approve(ctx: Context, model: str, version: int, comment: str = "") -> dict[str, Any]:
+    """Say yes to the pending promotion of a version; the last yes it needs makes it effective."""
+    with ctx.ledger.write() as conn:
+        asked = promotion.approve(
+            conn, model=model, version=version, reviewer=ctx.actor, now=ctx.now, comment=comment
+        )
+        deliver_due(ctx, conn)
+        return _answer(ctx, conn, asked)
+
+
+@operation("models.reject", "POST", "/models/{model}/{version}/reject", role=Role.VIEWER)
+def reject(ctx: Context, model: str, version: int, comment: str = "") -> dict[str, Any]:
+    """Say no to the pending promotion of a version, which ends it."""
+    with ctx.ledger.write() as conn:
+        asked = promotion.reject(
+            conn, model=model, version=version, reviewer=ctx.actor, now=ctx.now, comment=comment
+        )
+        return _answer(ctx, conn, asked)
+
+
+@operation("models.withdraw", "POST", "/models/{model}/{version}/withdraw", role=Role.DEVELOPER)
+def withdraw(ctx: Context, model: str, version: int, reason: str = "") -> dict[str, Any]:
+    """Take back the pending promotion of a version."""
+    with ctx.ledger.write() as conn:
+        asked = promotion.withdraw(
+            conn, model=model, version=version, actor=ctx.actor, now=ctx.now, reason=reason
+        )
+        return _answer(ctx, conn, asked)
+
+
+@operation("models.annotate", "POST", "/models/{model}/{version}/annotate", role=Role.DEVELOPER)
+def annotate(ctx: Context, model: str, version: int, key: str, value: str) -> dict[str, Any]:
+    """Pin a note to a version, like `approved by SRE`."""
+    with ctx.ledger.write() as conn:
+        versions.annotate(
+            conn, model=model, version=version, key=key, value=value, actor=ctx.actor, now=ctx.now
+        )
+        return versions.get_version(conn, model=model, version=version).to_json()
+
+
+@operation("models.rollback", "POST", "/models/{model}/rollback", role=Role.APPROVER)
+def rollback(ctx: Context, model: str, to_version: int | None = None, reason: str = "") -> dict[str, Any]:
+    """Bring back the version that was in production before, or `to_version`, for all traffic at once."""
+    with ctx.ledger.write() as conn:
+        known = versions.list_models(conn)
+        if model not in known:
+            raise NotFound(
+                f"no such model: {model}", next=did_you_mean(model, known) or "loopwright models list"
+            )
+        was_active = active_rollout(conn, model)
+        leaving = was_active.version if was_active else stable_version(conn, model)
+        rollout = conduct.rollback_now(
+            conn, model, to_version, actor=ctx.actor, why=reason or f"rolled back by {ctx.actor.name}",
+            event_time=event_time_of(conn, model, ctx.now), now=ctx.now, key=ctx.key,
+        )  # fmt: skip
+        serving = stable_version(conn, model)
+    return {"model": model, "from_version": leaving, "to_version": serving, "rollout": rollout.to_json()}
+
+
+def _answer(ctx: Context, conn: Any, asked: Promotion) -> dict[str, Any]:
+    after = [
+        p
+        for p in promotion.list_promotions(conn, model=asked.model, version=asked.version)
+        if p.id == asked.id
+    ]
+    current = after[0] if after else asked
+    answer = current.to_json()
+    answer["missing"] = (
+        list(promotion.assessment(conn, model=asked.model, version=asked.version, stage=asked.stage).missing)
+        if current.state == "pending"
+        else []
+    )
+    running = active_rollout(conn, asked.model)
+    answer["rollout"] = running.to_json() if running and running.version == asked.version else None
+    return answer

@@ -1,0 +1,127 @@
+"""`loopwright up`: one process with API, MLflow app and controllers."""
+
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from loopwright.control import store
+from loopwright.control.access import LOCAL
+from loopwright.control.app import create_app
+from loopwright.control.context import Context, open_context
+from loopwright.control.controllers.loop import Controllers
+from loopwright.control.controllers.monitoring import MonitoringController
+from loopwright.control.controllers.retraining import RetrainingController
+from loopwright.control.controllers.rollout import rollout_tick
+from loopwright.control.doorkeeper import App, check_binding, is_loopback
+from loopwright.kernel.clock import Clock, utc_now
+from loopwright.kernel.errors import BadInput, Conflict, Unavailable
+
+Say = Callable[[str], None]
+
+
+def up(
+    folder: Path,
+    host: str,
+    port: int,
+    *,
+    require_token: bool = False,
+    clock: Clock = utc_now,
+    say: Say | None = None,
+) -> int:
+    """Serve the home in `folder` at host:port until stopped by a signal; returns the exit code.
+
+    Everything that can be wrong is found before the first request is taken: a port in use (Conflict), a disk that
+    cannot be written (Unavailable), an address open to others while there is no token (Refused).
+    """
+    tell = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    listener = bind(host, port)
+    try:
+        context = open_context(folder, LOCAL, clock=clock, create=True)
+        with context.ledger.read() as conn:
+            anyone = store.anyone(conn)
+        local = is_loopback(host) and not require_token
+        check_binding(host, anyone=anyone, local=local)
+        if require_token and not anyone:
+            tell(
+                "no token exists yet: nobody can get in. Make one: loopwright user add …, loopwright token create …"
+            )
+        _log_to(context.home.logs / "control.log")
+        return _serve(context, listener, local=local, tell=tell)
+    finally:
+        listener.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at host:port; raises Conflict when it is taken, BadInput when there is no such host."""
+    if not 0 <= port <= 65535:
+        raise BadInput("not a port", got=port, wanted="0 to 65535")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise BadInput(f"no such host ({error.strerror or error})", got=host) from None
+    listener = socket.socket(family, kind)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        if error.errno == 98:
+            raise Conflict(
+                f"port {port} is in use", where=host, next="Name another with --port, or stop what holds it."
+            ) from None
+        raise Unavailable(f"cannot listen at port {port} ({error.strerror or error})", where=host) from None
+    return listener
+
+
+def _serve(context: Context, listener: socket.socket, *, local: bool, tell: Say) -> int:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{port}"
+    monitoring = MonitoringController()
+    retraining = RetrainingController(url)
+    controllers = Controllers(
+        context, [("rollout", rollout_tick), ("monitoring", monitoring.tick), ("retraining", retraining.tick)]
+    )
+
+    def greet() -> None:
+        who = "no token needed from this machine (you are `local`, an admin)" if local else "tokens required"
+        tell(
+            f"loopwright control plane ready at {url} · MLflow at {url}/mlflow · home {context.home.root} · {who}"
+        )
+
+    app = create_app(
+        context,
+        local=local,
+        make_mlflow=lambda: _mlflow(context, host),
+        controllers=controllers,
+        greeting=greet,
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5)
+    )
+    server.run(sockets=[listener])
+    context.ledger.dispose()
+    return 0
+
+
+def _mlflow(context: Context, host: str) -> App:
+    from loopwright.registry.mlflow_app import create_mlflow_app  # imports MLflow: seconds, and 150 MB
+
+    app: App = create_mlflow_app(
+        context.home, context.ledger, allowed_hosts=["*"] if not is_loopback(host) else []
+    )
+    return app
+
+
+def _log_to(path: Path) -> None:
+    handler: logging.Handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("loopwright")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.addHandler(logging.StreamHandler())
