@@ -206,24 +206,15 @@ class GovernedRegistry(SqlAlchemyStore):  # type: ignore[misc]
             wanted = Stage.parse(stage)
             if wanted in (Stage.STAGING, Stage.PRODUCTION):
                 self._promote(act, found, wanted)
-            elif wanted is Stage.ARCHIVED:
-                promotion.archive(
-                    act.conn,
-                    model=name,
-                    version=found.version,
-                    why="asked through MLflow",
-                    now=act.now,
-                    actor=act.actor,
-                )
+            elif found.stage is Stage.PRODUCTION:
+                raise Refused(
+                    "a version leaves Production only by a rollback or when its successor has taken over",
+                    where=found.subject, next=f"loopwright rollback {name}",
+                )  # fmt: skip
             else:
-                promotion.demote(
-                    act.conn,
-                    model=name,
-                    version=found.version,
-                    why="asked through MLflow",
-                    now=act.now,
-                    actor=act.actor,
-                )
+                move = promotion.archive if wanted is Stage.ARCHIVED else promotion.demote
+                why = "asked through MLflow"
+                move(act.conn, model=name, version=found.version, why=why, now=act.now, actor=act.actor)
         return self.get_model_version(name, version)
 
     def delete_model_version(self, name: str, version: str) -> None:
@@ -272,11 +263,12 @@ class GovernedRegistry(SqlAlchemyStore):  # type: ignore[misc]
         )
         missing = promotion.assessment(act.conn, model=found.model, version=found.version, stage=stage)
         if not missing.satisfied:
-            next = f"Request it: loopwright promote {found.model} --version {found.version} --to {stage.value.lower()}"
+            remedy = f"Request it: loopwright promote {found.model} --version {found.version}"
+            remedy += f" --to {stage.value.lower()}"
             if waiting:
-                next = f"Approve it: loopwright approve {found.model} --version {found.version}"
+                remedy = f"Approve it: loopwright approve {found.model} --version {found.version}"
             raise Refused(
-                f"cannot be moved to {stage.value}; missing: {missing}", where=found.subject, next=next
+                f"cannot be moved to {stage.value}; missing: {missing}", where=found.subject, next=remedy
             )
         if waiting:
             promotion.settle(act.conn, waiting[-1], now=act.now, actor=act.actor)
