@@ -2,6 +2,7 @@
 
 import http.client
 import ssl
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -9,6 +10,8 @@ import msgspec
 from loopwright.bundle.keys import PublicKey
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Unauthenticated, Unavailable
 from loopwright.serving.wire import CONTENT_TYPE, Accepted
+
+T = TypeVar("T")
 
 MAX_ANSWER = 4 << 30
 
@@ -64,7 +67,7 @@ class Upstream:
             self._connection.close()
             self._connection = None
 
-    def _decode[T](self, body: bytes, kind: type[T], path: str) -> T:
+    def _decode(self, body: bytes, kind: type[T], path: str) -> T:
         try:
             return msgspec.json.decode(body, type=kind)
         except msgspec.MsgspecError as error:
@@ -90,7 +93,7 @@ class Upstream:
                 raise Unavailable(
                     f"the control plane does not answer ({error or type(error).__name__})",
                     where=self.url,
-                    next=f"Start it (`loopwright up`) or correct --control; serving retries while it runs.",
+                    next="Start it (`loopwright up`) or correct --control; serving retries while it runs.",
                 ) from error
         if status == 200:
             return answer

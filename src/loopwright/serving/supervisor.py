@@ -1,0 +1,559 @@
+"""`loopwright serve`: owns the port and the disk cache, keeps workers alive, follows the route table, ships the log.
+
+Each worker accepts on its own SO_REUSEPORT socket, so the kernel spreads connections evenly; the supervisor holds those
+sockets, so connections made while a worker is replaced wait in its queue instead of being refused.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from loopwright.bundle.folder import MAX_MANIFEST
+from loopwright.bundle.keys import PublicKey
+from loopwright.bundle.manifest import MANIFEST, parse_manifest
+from loopwright.bundle.routes import RouteTable, open_routes
+from loopwright.kernel.digest import canonical_json
+from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Refused, Unavailable
+from loopwright.kernel.files import write_atomic
+from loopwright.kernel.ids import new_id
+from loopwright.serving.cache import Cache
+from loopwright.serving.channel import Channel
+from loopwright.serving.fold import Profiler
+from loopwright.serving.shipping import Shipper
+from loopwright.serving.upstream import Upstream
+from loopwright.serving.worker import GRACE_SECONDS, WorkerConfig
+from loopwright.stats.profile import Reference
+
+T = TypeVar("T")
+
+MISSED_PINGS = 30
+EARLY_DEATHS = 5
+APPLY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """What `loopwright serve` was asked for.
+
+    home: this server's own folder (cache and log). public_key: file with the control plane's public key; without it the
+    key is pinned at the first contact. wait: seconds to wait for the control plane when nothing is cached. port 0: any.
+    """
+
+    control: str
+    home: Path
+    port: int = 8080
+    host: str = "127.0.0.1"
+    workers: int = 1
+    grpc_port: int = 0
+    token: str | None = None
+    public_key: Path | None = None
+    wait: float = 10.0
+    poll: float = 0.5
+    ship: float = 0.5
+    timeout: float = 2.0
+    max_body: int = 8 << 20
+    max_rows: int = 10_000
+    durable: bool = False
+    say: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve until SIGTERM or SIGINT, then drain and return 0.
+
+    Raises what keeps it from starting: Unavailable (control plane, port, disk), Unauthenticated, Refused (another key),
+    Conflict (another server uses the folder), BadInput.
+    """
+    _check(options)
+    cache = Cache(options.home)
+    cache.create()
+    with cache.owned():
+        upstream = Upstream(options.control, options.token)
+        keys = _trusted_keys(options, cache, upstream)
+        for stale in cache.counters.glob("*.counters"):
+            stale.unlink()
+        sockets = listen(options.host, options.port, options.workers)
+        try:
+            return asyncio.run(_Supervisor(options, cache, upstream, keys, sockets).run())
+        finally:
+            for listener in sockets:
+                listener.close()
+
+
+def listen(host: str, port: int, count: int) -> list[socket.socket]:
+    """Return `count` listening sockets on one port; raises Unavailable when it is taken."""
+    sockets: list[socket.socket] = []
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Without SO_REUSEPORT the port is refused when anyone has it, also another of our servers.
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            address = probe.getsockname()
+        for _ in range(count):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address)
+            listener.listen(2048)
+    except OSError as error:
+        for listener in sockets:
+            listener.close()
+        raise Unavailable(
+            f"cannot listen ({error.strerror or error})",
+            where=f"{host}:{port}",
+            next="Another process may use the port: stop it, or choose another with --port.",
+        ) from error
+    return sockets
+
+
+def _check(options: ServeOptions) -> None:
+    if not 1 <= options.workers <= 256:
+        raise BadInput("not a number of workers", where="--workers", got=options.workers, wanted="1 to 256")
+    for name, port in (("--port", options.port), ("--grpc-port", options.grpc_port)):
+        if not 0 <= port <= 65535:
+            raise BadInput("not a port", where=name, got=port, wanted="0 to 65535")
+    if options.grpc_port:
+        try:
+            import grpc  # noqa: F401 - only asks whether the extra is installed
+        except ImportError:
+            raise BadInput(
+                "gRPC is not installed", where="--grpc-port", next="Run: pip install 'loopwright[grpc]'"
+            ) from None
+        listen(options.host, options.grpc_port, 1)[0].close()
+
+
+def _trusted_keys(options: ServeOptions, cache: Cache, upstream: Upstream) -> list[PublicKey]:
+    """Return the keys to trust: from --public-key, else pinned before, else pinned now."""
+    if options.public_key is not None:
+        try:
+            lines = options.public_key.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"cannot be read ({error})", where=f"--public-key {options.public_key}") from None
+        cache.pin([PublicKey.from_text(line) for line in lines if line.strip()])
+    pinned = cache.pinned()
+    if pinned:
+        return pinned
+    keys = _patiently(upstream.keys, options)
+    if not keys:
+        raise Refused("the control plane names no key", where=upstream.url)
+    cache.pin(keys)
+    options.say(f"trusting the control plane's key {', '.join(key.key_id for key in keys)} from now on")
+    return cache.pinned()
+
+
+def _patiently(act: Callable[[], T], options: ServeOptions) -> T:
+    until = time.monotonic() + options.wait
+    while True:
+        try:
+            return act()
+        except Unavailable:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.2)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A worker's place: its socket stays while processes come and go."""
+
+    name: str
+    listener: socket.socket | None
+    grpc_port: int = 0
+    log: str = ""
+    process: asyncio.subprocess.Process | None = None
+    channel: Channel | None = None
+    ready: bool = False
+    serial: int | None = None
+    missed: int = 0
+    drained: int = -1
+    early_deaths: int = 0
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        options: ServeOptions,
+        cache: Cache,
+        upstream: Upstream,
+        keys: list[PublicKey],
+        sockets: list[socket.socket],
+    ) -> None:
+        self._options = options
+        self._say = options.say
+        self._cache = cache
+        self._upstream = upstream
+        self._keys = keys
+        self._slots = [_Slot(f"w{i}", listener) for i, listener in enumerate(sockets)]
+        if options.grpc_port:
+            self._slots.append(_Slot("grpc", None, grpc_port=options.grpc_port))
+        self._stopping = asyncio.Event()
+        self._failure: LoopwrightError | None = None
+        self._table: RouteTable | None = cache.routes(keys)
+        self._document = b""
+        self._unfetched: dict[str, str] = {}
+        self._writing: set[str] = set()
+        self._polling, self._shipping = asyncio.Lock(), asyncio.Lock()
+        self._drains = 0
+        self._control_up = False
+        self._said: dict[str, str] = {}
+        self._profiles = _Profiles(cache)
+        # Its own connection: shipping and polling run in different threads.
+        self._shipper = Shipper(
+            cache.segments,
+            cache.source(),
+            send=Upstream(options.control, options.token).send,
+            profiler=self._profiles.profiler,
+            is_writing=self._writing.__contains__,
+            complain=options.say,
+        )
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        await self._first_table()
+        tasks = [asyncio.create_task(self._keep_alive(slot)) for slot in self._slots]
+        tasks += [
+            asyncio.create_task(job()) for job in (self._poll_forever, self._ship_forever, self._ping_forever)
+        ]
+        announced = asyncio.create_task(self._announce())
+        await self._stopping.wait()
+        self._say("stopping: answering what is under way")
+        await self._stop_workers()
+        for task in [*tasks, announced]:
+            task.cancel()
+        await asyncio.gather(*tasks, announced, return_exceptions=True)
+        await self._last_shipment()
+        if self._failure is not None:
+            raise self._failure
+        return 0
+
+    # The route table.
+
+    async def _first_table(self) -> None:
+        """Get a table to start with; the kept one will do when the control plane is away."""
+        try:
+            await self._poll()
+        except (Unavailable, NotFound) as error:
+            if self._table is None and not isinstance(error, NotFound):
+                raise
+            self._complain("control", str(error))
+            if self._table is not None:
+                self._say(f"serving route table {self._table.serial} from {self._cache.folder}")
+        except LoopwrightError as error:
+            if self._table is None:
+                raise
+            self._complain("control", str(error))
+
+    async def _poll(self) -> int:
+        """Fetch the table once; when it is new, bring its bundles here and tell the workers. Return the serial."""
+        async with self._polling:
+            document = await asyncio.to_thread(self._upstream.routes)
+            self._control_up = True
+            self._said.pop("control", None)
+            if document == self._document and not self._unfetched:
+                return self._table.serial if self._table else 0
+            table = open_routes(document, self._keys)
+            if self._table is not None and table.serial < self._table.serial:
+                raise Refused(
+                    "the control plane sent an older route table",
+                    got=table.serial,
+                    wanted=f"{self._table.serial}",
+                )
+            unfetched = await asyncio.to_thread(self._fetch_bundles, table)
+            if document != self._document or unfetched != self._unfetched:
+                self._cache.keep_routes(document)
+                self._table, self._document, self._unfetched = table, document, unfetched
+                self._profiles.remember(table)
+                for slot in self._slots:
+                    if slot.channel is not None:
+                        slot.channel.send({"apply": unfetched})
+            return table.serial
+
+    def _fetch_bundles(self, table: RouteTable) -> dict[str, str]:
+        """Bring what the table needs into the depot; return why by digest for bundles that cannot be trusted."""
+        refused: dict[str, str] = {}
+        needed = {
+            route.versions[str(arm.version)].bundle for route in table.models.values() for arm in route.arms
+        }
+        for digest in sorted(needed):
+            try:
+                self._cache.fetch_bundle(digest, self._keys, self._upstream.bundle_file)
+            except Unavailable:
+                raise  # the old table stays until all of the new one is here
+            except LoopwrightError as error:
+                refused[digest] = str(error)
+                self._complain(digest, f"bundle {digest[:12]} is refused: {error}")
+        self._cache.prune(needed)
+        return refused
+
+    async def _poll_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.poll)
+            try:
+                await self._poll()
+            except LoopwrightError as error:
+                self._control_up = self._control_up and not isinstance(error, Unavailable)
+                self._complain("control", f"{error} (serving goes on with the last route table)")
+
+    async def _refresh(self) -> tuple[int, dict[str, Any]]:
+        serial = await self._poll()
+        async with asyncio.timeout(APPLY_SECONDS):
+            while any(slot.ready and (slot.serial or 0) < serial for slot in self._slots):
+                await asyncio.sleep(0.005)
+        return 200, {"serial": serial}
+
+    # The log.
+
+    async def _ship(self) -> int:
+        async with self._shipping:
+            sent = await asyncio.to_thread(self._shipper.ship)
+            self._said.pop("ship", None)
+            return sent
+
+    async def _ship_forever(self) -> None:
+        delay = self._options.ship
+        while True:
+            await asyncio.sleep(delay)
+            try:
+                await self._ship()
+                delay = self._options.ship
+            except LoopwrightError as error:
+                # A control plane that is down is asked less often; nothing is lost meanwhile.
+                delay = min(delay * 2, 10.0)
+                self._complain("ship", f"predictions are kept here for now: {error}")
+
+    async def _flush(self) -> tuple[int, dict[str, Any]]:
+        self._drains += 1
+        number = self._drains
+        for slot in self._slots:
+            if slot.channel is not None:
+                slot.channel.send({"drain": number})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                while any(slot.ready and slot.drained < number for slot in self._slots):
+                    await asyncio.sleep(0.005)
+        return 200, {"acknowledged": True, "bytes": await self._ship()}
+
+    async def _last_shipment(self) -> None:
+        try:
+            async with asyncio.timeout(10):
+                await self._ship()
+        except (LoopwrightError, TimeoutError) as error:
+            self._say(
+                f"{self._shipper.backlog()} bytes of predictions stay in {self._cache.segments} ({error})"
+            )
+
+    # The workers.
+
+    async def _keep_alive(self, slot: _Slot) -> None:
+        """Run a worker in `slot`, and another when it dies, until stopping."""
+        while not self._stopping.is_set():
+            started = asyncio.get_running_loop().time()
+            code = await self._run_worker(slot)
+            if self._stopping.is_set():
+                return
+            lived = asyncio.get_running_loop().time() - started
+            self._say(f"worker {slot.name} ended ({_ending(code)}) after {lived:.1f} s; starting another")
+            slot.early_deaths = slot.early_deaths + 1 if lived < 5.0 else 0
+            if slot.early_deaths >= EARLY_DEATHS and not any(other.ready for other in self._slots):
+                self._failure = Unavailable(
+                    f"workers die as they start ({_ending(code)})",
+                    where="loopwright serve",
+                    next="The lines above say why.",
+                )
+                self._stopping.set()
+                return
+            await asyncio.sleep(min(5.0, 0.2 * 2**slot.early_deaths) if slot.early_deaths > 1 else 0)
+
+    async def _run_worker(self, slot: _Slot) -> int:
+        options = self._options
+        ours, theirs = socket.socketpair()
+        slot.log = f"{slot.name}-{new_id('w')}"
+        self._writing.add(slot.log)
+        config = WorkerConfig(
+            home=str(options.home),
+            slot=slot.name,
+            listen=slot.listener.fileno() if slot.listener else -1,
+            channel=theirs.fileno(),
+            keys=[key.to_text() for key in self._keys],
+            log=slot.log,
+            host=options.host,
+            grpc_port=slot.grpc_port,
+            timeout=options.timeout,
+            max_body=options.max_body,
+            max_rows=options.max_rows,
+            durable=options.durable,
+        )
+        passed = [theirs.fileno()] + ([slot.listener.fileno()] if slot.listener else [])
+        with theirs:
+            slot.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "loopwright.serving.worker",
+                msgspec.json.encode(config).decode(),
+                pass_fds=passed,
+                start_new_session=True,
+                env={**os.environ, **_ENVIRONMENT},
+            )
+        slot.channel = await Channel.open(ours)
+        listening = asyncio.create_task(self._listen(slot, slot.channel))
+        try:
+            code = await slot.process.wait()
+        finally:
+            slot.ready, slot.serial, slot.missed = False, None, 0
+            listening.cancel()
+            slot.channel.close()
+            slot.channel = slot.process = None
+        self._writing.discard(slot.log)
+        return code
+
+    async def _listen(self, slot: _Slot, channel: Channel) -> None:
+        answers: set[asyncio.Task[None]] = set()
+        async for message in channel.messages():
+            if "ready" in message:
+                slot.ready, slot.serial = True, message["serial"]
+                channel.send({"apply": self._unfetched})
+            elif "applied" in message:
+                slot.serial = message["applied"]
+            elif "drained" in message:
+                slot.drained = message["drained"]
+            elif "pong" in message:
+                slot.missed = 0
+            elif "ask" in message:
+                task = asyncio.create_task(self._answer(channel, message["ask"], message["number"]))
+                answers.add(task)
+                task.add_done_callback(answers.discard)
+            for name, why in message.get("refused", {}).items():
+                self._complain(name, f"{name} is refused: {why}")
+
+    async def _answer(self, channel: Channel, ask: str, number: int) -> None:
+        try:
+            status, body = await (self._flush() if ask == "flush" else self._refresh())
+        except LoopwrightError as error:
+            status, body = 503, {"error": str(error)}
+        except TimeoutError:
+            status, body = 503, {"error": f"{ask}: the workers did not finish in time"}
+        channel.send({"answer": number, "status": status, "body": body})
+
+    async def _ping_forever(self) -> None:
+        while True:
+            backlog = await asyncio.to_thread(self._shipper.backlog)
+            gauges = {
+                "control_up": float(self._control_up),
+                "unshipped_bytes": float(backlog),
+                "workers_ready": float(sum(slot.ready for slot in self._slots)),
+                "refused_bundles": float(len(self._unfetched)),
+            }
+            for slot in self._slots:
+                if slot.channel is None or not slot.ready or slot.process is None:
+                    continue
+                slot.missed += 1
+                if slot.missed > MISSED_PINGS:
+                    self._say(f"worker {slot.name} hangs; killing it")
+                    slot.process.kill()
+                else:
+                    slot.channel.send({"ping": gauges})
+            await asyncio.sleep(1.0)
+
+    async def _announce(self) -> None:
+        while not all(slot.ready for slot in self._slots):
+            await asyncio.sleep(0.02)
+        listener = self._slots[0].listener
+        assert listener is not None
+        host, port = listener.getsockname()[:2]
+        models = (
+            ", ".join(sorted(self._table.models)) if self._table and self._table.models else "no model yet"
+        )
+        grpc = f", gRPC on port {self._options.grpc_port}" if self._options.grpc_port else ""
+        self._say(f"serving {models} at http://{host}:{port}/v2 with {self._options.workers} workers{grpc}")
+
+    async def _stop_workers(self) -> None:
+        running = [slot.process for slot in self._slots if slot.process is not None]
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        try:
+            async with asyncio.timeout(GRACE_SECONDS + 5):
+                await asyncio.gather(*(process.wait() for process in running))
+        except TimeoutError:
+            for process in running:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+
+    def _complain(self, about: str, text: str) -> None:
+        """Say `text` once, until it changes or is over."""
+        if self._said.get(about) != text:
+            self._said[about] = text
+            self._say(text)
+
+
+class _Profiles:
+    """Profilers by model and version, also for versions that left the routes while their events still wait."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._path = cache.folder / "versions.json"
+        self._digests: dict[str, str] = {}
+        self._loaded: dict[str, Profiler | None] = {}
+        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+            self._digests = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
+
+    def remember(self, table: RouteTable) -> None:
+        """Note which bundle each version of the table is."""
+        known = {
+            f"{name}:{version}": entry.bundle
+            for name, route in table.models.items()
+            for version, entry in route.versions.items()
+        }
+        if not known.items() <= self._digests.items():
+            self._digests = {**self._digests, **known}
+            write_atomic(self._path, canonical_json(self._digests))
+
+    def profiler(self, model: str, version: int) -> Profiler | None:
+        """Return the version's profiler, or None when its bundle is not here."""
+        digest = self._digests.get(f"{model}:{version}")
+        if digest is None or not self._cache.depot.has(digest):
+            return None
+        if digest not in self._loaded:
+            self._loaded[digest] = self._load(digest)
+        return self._loaded[digest]
+
+    def _load(self, digest: str) -> Profiler:
+        path = self._cache.depot.path(digest)
+        raw = (path / MANIFEST).read_bytes()[:MAX_MANIFEST]
+        schema = parse_manifest(raw, where=str(path)).schema
+        document: Mapping[str, Any] = msgspec.json.decode((path / "reference.json").read_bytes())
+        try:
+            reference = Reference.from_json(document) if document else None
+        except BadInput as error:
+            print(f"bundle {digest[:12]} is not profiled: {error}", file=sys.stderr)
+            reference = None
+        return Profiler(schema, reference)
+
+
+# One thread each and few malloc arenas: a worker's share of the machine is one core and some 100 MB.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"

@@ -1,0 +1,221 @@
+"""A serving worker: one process, one event loop, its own log segment and counters file. Started by the supervisor."""
+
+import asyncio
+import gc
+import itertools
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+import uvloop
+
+from loopwright.bundle.keys import PublicKey
+from loopwright.serving.app import App, Bounds
+from loopwright.serving.cache import Cache
+from loopwright.serving.channel import Channel
+from loopwright.serving.counters import Counters
+from loopwright.serving.deadline import Deadline
+from loopwright.serving.engine import Engine
+from loopwright.serving.events import SegmentWriter
+from loopwright.serving.loading import load_models
+
+GRACE_SECONDS = 20
+
+
+class WorkerConfig(msgspec.Struct, kw_only=True):
+    """What the supervisor tells a worker. listen, channel: inherited descriptors; log: the name of its segments;
+    grpc_port: 0 for an HTTP worker."""
+
+    home: str
+    slot: str
+    listen: int
+    channel: int
+    keys: list[str]
+    log: str
+    host: str = "127.0.0.1"
+    grpc_port: int = 0
+    timeout: float = 2.0
+    max_body: int = 8 << 20
+    max_rows: int = 10_000
+    durable: bool = False
+
+
+class Worker:
+    """The process around an engine; is the `Host` of its HTTP application."""
+
+    def __init__(self, config: WorkerConfig, channel: Channel) -> None:
+        self.config = config
+        self._channel = channel
+        self._cache = Cache(Path(config.home))
+        self._keys = [PublicKey.from_text(text) for text in config.keys]
+        self._counters = Counters(self._cache.counters / f"{config.slot}.counters")
+        self._deadline = Deadline()
+        self._log = SegmentWriter(self._cache.segments, config.log, durable=config.durable)
+        self.engine = Engine(
+            self._log,
+            self._counters,
+            now_us=lambda: time.time_ns() // 1000,
+            limit=self._deadline,
+            timeout=config.timeout,
+        )
+        self.bounds = Bounds(body=config.max_body, rows=config.max_rows)
+        self.app = App(self.engine, self._counters, self, self._cache.counters, self.bounds)
+        self.stopping = asyncio.Event()
+        self._draining = False
+        self._serial: int | None = None
+        self._gauges: dict[str, float] = {}
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._numbers = itertools.count()
+
+    def not_ready(self) -> str:
+        """Why no traffic should come, or ""."""
+        if self._draining:
+            return "shutting down"
+        if self._serial is None:
+            return "no route table yet"
+        for name, model in sorted(self.engine.models.items()):
+            if model.stable is None:
+                reasons = "; ".join(model.refused.values())
+                return f"{name} has no version that may answer: {reasons}"
+        return ""
+
+    def gauges(self) -> Mapping[str, float]:
+        """What the supervisor said last, and this worker's own."""
+        return {
+            **self._gauges,
+            "route_serial": float(self._serial or 0),
+            "models": float(len(self.engine.models)),
+        }
+
+    async def ask(self, what: str) -> tuple[int, dict[str, Any]]:
+        """Ask the supervisor and wait for its answer."""
+        number = next(self._numbers)
+        future = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
+        self._channel.send({"ask": what, "number": number})
+        try:
+            answer = await future
+        finally:
+            del self._asked[number]
+        return answer["status"], answer["body"]
+
+    async def run(self, serve: Callable[["Worker"], Awaitable[None]]) -> None:
+        """Load what the cache holds, then serve until told to stop or the supervisor is gone."""
+        self._deadline.install()
+        await self._apply({})
+        # What is loaded now stays: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        listening = asyncio.create_task(self._listen())
+        self._channel.send({"ready": os.getpid(), "serial": self._serial, "refused": self._refused()})
+        try:
+            await serve(self)
+        finally:
+            self._draining = True
+            await self.engine.drained()
+            listening.cancel()
+            self._log.close()
+
+    def begin_stop(self) -> None:
+        """Stop taking new requests; those under way are answered."""
+        self._draining = True
+        self.stopping.set()
+
+    async def _listen(self) -> None:
+        async for message in self._channel.messages():
+            if "apply" in message:
+                await self._apply(message["apply"])
+                self._channel.send({"applied": self._serial, "refused": self._refused()})
+            elif "drain" in message:
+                await self.engine.drained()
+                self._channel.send({"drained": message["drain"]})
+            elif "ping" in message:
+                self._gauges = message["ping"]
+                self._channel.send({"pong": True})
+            elif "answer" in message:
+                future = self._asked.get(message["answer"])
+                if future is not None and not future.done():
+                    future.set_result(message)
+        # Without a supervisor nobody ships the log or follows routes: an orphan must not hold the port.
+        self.begin_stop()
+
+    async def _apply(self, unfetched: Mapping[str, str]) -> None:
+        table = self._cache.routes(self._keys)
+        if table is None or (self._serial is not None and table.serial < self._serial):
+            return
+        # Loading takes a while; in a thread it does not hold up requests.
+        self.engine.models = await asyncio.to_thread(
+            load_models, table, self._keys, self._cache.depot, self.engine.models, unfetched
+        )
+        self.app.publish()
+        self._serial = table.serial
+
+    def _refused(self) -> dict[str, str]:
+        return {
+            f"{name} version {version}": why
+            for name, model in self.engine.models.items()
+            for version, why in model.refused.items()
+        }
+
+
+async def _serve_http(worker: Worker) -> None:
+    config = uvicorn.Config(
+        worker.app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=2000,
+        backlog=2048,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    listener = socket.socket(fileno=worker.config.listen)
+
+    async def stop_when_told() -> None:
+        await worker.stopping.wait()
+        server.should_exit = True
+
+    watching = asyncio.create_task(stop_when_told())
+    await server.serve(sockets=[listener])
+    watching.cancel()
+
+
+async def _main(config: WorkerConfig) -> None:
+    channel = await Channel.open(socket.socket(fileno=config.channel))
+    worker = Worker(config, channel)
+    if config.grpc_port:
+        from loopwright.serving.grpc_server import serve_grpc
+
+        await worker.run(serve_grpc)
+    else:
+        await worker.run(_serve_http)
+
+
+def main() -> int:
+    """Run a worker from its configuration (JSON) in argv[1]."""
+    config = msgspec.json.decode(sys.argv[1], type=WorkerConfig)
+    # Only the supervisor decides when to stop; it gets the terminal's Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.set_threshold(50_000, 20, 20)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_main(config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
