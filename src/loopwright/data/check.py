@@ -17,9 +17,14 @@ from loopwright.kernel.errors import BadInput, did_you_mean
 
 State = Literal["PASS", "WARN", "FAIL", "ERROR"]
 SQL_TYPES = {
-    "string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ",
-    "date": "DATE", "time": "TIME",
-}  # fmt: skip
+    "string": "VARCHAR",
+    "integer": "BIGINT",
+    "number": "DOUBLE",
+    "boolean": "BOOLEAN",
+    "timestamp": "TIMESTAMPTZ",
+    "date": "DATE",
+    "time": "TIME",
+}
 EXAMPLES = 3
 
 
@@ -41,9 +46,15 @@ class RuleResult:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "name": self.name, "column": self.column, "severity": self.severity.value, "scope": self.scope.value, "state": self.state,
-            "failed": self.failed, "examples": [dict(e) for e in self.examples], "why": self.why,
-        }  # fmt: skip
+            "name": self.name,
+            "column": self.column,
+            "severity": self.severity.value,
+            "scope": self.scope.value,
+            "state": self.state,
+            "failed": self.failed,
+            "examples": [dict(e) for e in self.examples],
+            "why": self.why,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +74,11 @@ class CheckReport:
     @property
     def blocked_by(self) -> tuple[RuleResult, ...]:
         """Rules that keep the whole batch out."""
-        return tuple(r for r in self.rules if r.state == "ERROR" or (r.state == "FAIL" and r.severity is Severity.BLOCK))
+        return tuple(
+            r
+            for r in self.rules
+            if r.state == "ERROR" or (r.state == "FAIL" and r.severity is Severity.BLOCK)
+        )
 
     @property
     def warnings(self) -> tuple[RuleResult, ...]:
@@ -71,9 +86,13 @@ class CheckReport:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "state": self.state, "input_rows": self.input_rows, "good_rows": self.good_rows, "bad_rows": self.bad_rows,
-            "rules": [rule.to_json() for rule in self.rules], "reasons": dict(self.reasons),
-        }  # fmt: skip
+            "state": self.state,
+            "input_rows": self.input_rows,
+            "good_rows": self.good_rows,
+            "bad_rows": self.bad_rows,
+            "rules": [rule.to_json() for rule in self.rules],
+            "reasons": dict(self.reasons),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +115,22 @@ def require_columns(names: Sequence[str], contract: Contract, where: str) -> Non
     if missing:
         near = did_you_mean(missing[0], [n for n in names if n not in {c.name for c in contract.columns}])
         raise BadInput(
-            f"the column `{missing[0]}` vanished" + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""), where=where,
-            got=f"columns {', '.join(names)}", wanted=f"`{missing[0]}`, as {contract.source} says",
+            f"the column `{missing[0]}` vanished"
+            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
+            where=where,
+            got=f"columns {', '.join(names)}",
+            wanted=f"`{missing[0]}`, as {contract.source} says",
             next=near or "Ask who delivers it, or change the contract",
-        )  # fmt: skip
+        )
 
 
 def examine(
-    rows: pa.Table, contract: Contract, refs: Mapping[str, pa.Table], *, landed: pa.Table | None = None, malformed: int = 0
+    rows: pa.Table,
+    contract: Contract,
+    refs: Mapping[str, pa.Table],
+    *,
+    landed: pa.Table | None = None,
+    malformed: int = 0,
 ) -> Checked:
     """Judge and type `rows`. `landed`: what the table holds from other batches (uniqueness is judged with it).
 
@@ -114,18 +141,28 @@ def examine(
     for table in sorted(contract.references()):
         if table not in refs:
             raise BadInput(
-                f"the contract of {contract.name} points to a table that is not there", where=contract.source, got=table,
-                wanted="it ingested before", next=f"Ingest {table} first, or add it to data.sources",
-            )  # fmt: skip
-    with duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}) as engine:
+                f"the contract of {contract.name} points to a table that is not there",
+                where=contract.source,
+                got=table,
+                wanted="it ingested before",
+                next=f"Ingest {table} first, or add it to data.sources",
+            )
+    with duckdb.connect(
+        config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    ) as engine:
         return _Examination(engine, rows, contract, refs, landed, malformed).run()
 
 
 class _Examination:
     def __init__(
-        self, engine: duckdb.DuckDBPyConnection, rows: pa.Table, contract: Contract, refs: Mapping[str, pa.Table],
-        landed: pa.Table | None, malformed: int,
-    ) -> None:  # fmt: skip
+        self,
+        engine: duckdb.DuckDBPyConnection,
+        rows: pa.Table,
+        contract: Contract,
+        refs: Mapping[str, pa.Table],
+        landed: pa.Table | None,
+        malformed: int,
+    ) -> None:
         self.engine = engine
         self.rows = rows
         self.contract = contract
@@ -146,7 +183,9 @@ class _Examination:
         self._type()
         if self.landed is not None:
             self.engine.register("_lw_landed", self.landed)
-        by_row = {rule.name: rule for rule in self.contract.rules if rule.kind not in ("count", "query", "bad rows")}
+        by_row = {
+            rule.name: rule for rule in self.contract.rules if rule.kind not in ("count", "query", "bad rows")
+        }
         fails, joins = self._conditions(by_row)
         counts = self._count(fails, joins)
         stopping = [n for n in fails if counts.get(n) and by_row[n].severity is Severity.QUARANTINE]
@@ -160,19 +199,24 @@ class _Examination:
             else:
                 results.append(self._batch_result(rule, len(bad) + self.malformed))
         reasons: dict[str, int] = {}
-        for names in bad.values():
-            for name in names:
+        for broken in bad.values():
+            for name in broken:
                 reasons[name] = reasons.get(name, 0) + 1
         if self.malformed:
             reasons["malformed line"] = self.malformed
-            results.append(RuleResult("malformed line", "", Severity.QUARANTINE, Scope.ROW, "FAIL", self.malformed))
+            results.append(
+                RuleResult("malformed line", "", Severity.QUARANTINE, Scope.ROW, "FAIL", self.malformed)
+            )
         total = self.count + self.malformed
         states = {result.state for result in results}
         report = CheckReport(
             state="ERROR" if "ERROR" in states else "FAIL" if "FAIL" in states else "PASS",
-            input_rows=total, good_rows=self.count - len(bad), bad_rows=len(bad) + self.malformed,
-            rules=tuple(results), reasons=reasons,
-        )  # fmt: skip
+            input_rows=total,
+            good_rows=self.count - len(bad),
+            bad_rows=len(bad) + self.malformed,
+            rules=tuple(results),
+            reasons=reasons,
+        )
         names = ", ".join(_quote(c.name) for c in self.contract.columns)
         good = self.engine.sql(f"SELECT {names}, _row FROM _lw_typed").to_arrow_table()
         if bad:
@@ -236,7 +280,11 @@ class _Examination:
                 texts = ", ".join(_text(v) for v in rule.arguments.get("missingValues", [""]))
                 return f"({cell} IS NULL AND NOT _lw_t{index}) OR {cell}::VARCHAR IN ({texts})"
             case "range":
-                bound = str(value) if column.type in ("integer", "number") else f"{_text(value)}::{SQL_TYPES[column.type]}"
+                bound = (
+                    str(value)
+                    if column.type in ("integer", "number")
+                    else f"{_text(value)}::{SQL_TYPES[column.type]}"
+                )
                 return f"NOT ({cell} {rule.arguments['op']} {bound})"
             case "multipleOf":
                 return f"{cell} % {value} <> 0"
@@ -247,7 +295,10 @@ class _Examination:
             case "pattern":
                 return f"NOT regexp_matches({cell}::VARCHAR, {_text(value)})"
             case "enum":
-                literals = ", ".join(str(v) if isinstance(v, int | float) and not isinstance(v, bool) else _text(v) for v in rule.arguments["validValues"])
+                literals = ", ".join(
+                    str(v) if isinstance(v, int | float) and not isinstance(v, bool) else _text(v)
+                    for v in rule.arguments["validValues"]
+                )
                 return f"{cell} NOT IN ({literals})"
             case unknown:
                 raise AssertionError(unknown)
@@ -281,7 +332,9 @@ class _Examination:
                     del fails[name]
             return counts
 
-    def _count_together(self, names: Sequence[str], fails: Mapping[str, str], joins: Mapping[str, str]) -> dict[str, int]:
+    def _count_together(
+        self, names: Sequence[str], fails: Mapping[str, str], joins: Mapping[str, str]
+    ) -> dict[str, int]:
         if not names:
             return {}
         counted = ", ".join(f"count(*) FILTER (WHERE {fails[name]})" for name in names)
@@ -289,16 +342,22 @@ class _Examination:
         (found,) = self._all(f"SELECT {counted} FROM _lw_typed AS _lw_t {used}")
         return dict(zip(names, (int(n) for n in found), strict=True))
 
-    def _bad_rows(self, names: Sequence[str], fails: Mapping[str, str], joins: Mapping[str, str]) -> dict[int, tuple[str, ...]]:
+    def _bad_rows(
+        self, names: Sequence[str], fails: Mapping[str, str], joins: Mapping[str, str]
+    ) -> dict[int, tuple[str, ...]]:
         if not names:
             return {}
         flags = ", ".join(f"{fails[name]} AS _lw_f{i}" for i, name in enumerate(names))
         any_ = " OR ".join(f"_lw_f{i}" for i in range(len(names)))
         used = " ".join(joins[name] for name in names if name in joins)
-        found = self._all(f"SELECT * FROM (SELECT _lw_t._row, {flags} FROM _lw_typed AS _lw_t {used}) WHERE {any_} ORDER BY _row")
+        found = self._all(
+            f"SELECT * FROM (SELECT _lw_t._row, {flags} FROM _lw_typed AS _lw_t {used}) WHERE {any_} ORDER BY _row"
+        )
         return {row[0]: tuple(n for n, broken in zip(names, row[1:], strict=True) if broken) for row in found}
 
-    def _row_result(self, rule: Rule, failed: int, fails: Mapping[str, str], joins: Mapping[str, str]) -> RuleResult:
+    def _row_result(
+        self, rule: Rule, failed: int, fails: Mapping[str, str], joins: Mapping[str, str]
+    ) -> RuleResult:
         holds = rule.limit.holds(failed, self.count)
         state: State = "PASS" if holds else "WARN" if rule.severity is Severity.WARN else "FAIL"
         examples: list[dict[str, Any]] = []
@@ -312,8 +371,15 @@ class _Examination:
             for (row,) in found:
                 cells = {name: _plain(self.rows.column(name)[row].as_py()) for name in shown}
                 examples.append({"row": row + 1, **cells})
-        why = "" if holds else f"{failed} of {self.count} rows" + ("" if str(rule.limit) == "== 0" else f", wanted {rule.limit}")
-        return RuleResult(rule.name, ", ".join(rule.columns), rule.severity, rule.scope, state, failed, tuple(examples), why)
+        why = (
+            ""
+            if holds
+            else f"{failed} of {self.count} rows"
+            + ("" if str(rule.limit) == "== 0" else f", wanted {rule.limit}")
+        )
+        return RuleResult(
+            rule.name, ", ".join(rule.columns), rule.severity, rule.scope, state, failed, tuple(examples), why
+        )
 
     def _batch_result(self, rule: Rule, bad: int) -> RuleResult:
         rows = self.count + self.malformed
@@ -333,7 +399,9 @@ class _Examination:
         holds = rule.limit.holds(measured, rows)
         state: State = "PASS" if holds else "WARN" if rule.severity is Severity.WARN else "FAIL"
         why = "" if holds else f"measured {measured:g} of {rows} rows, wanted {rule.limit}"
-        return RuleResult(rule.name, ", ".join(rule.columns), rule.severity, rule.scope, state, int(measured), (), why)
+        return RuleResult(
+            rule.name, ", ".join(rule.columns), rule.severity, rule.scope, state, int(measured), (), why
+        )
 
     def _all(self, query: str) -> list[tuple[Any, ...]]:
         """All rows of a query; a result left half-read would block the connection."""
@@ -350,7 +418,10 @@ def _relationship(rule: Rule, alias: str, contract: Contract) -> tuple[str, str]
     names = ", ".join(f"{_quote(c)} AS _lw_k{i}" for i, c in enumerate(columns))
     on = " AND ".join(f"{alias}._lw_k{i} = _lw_t.{_quote(mine)}" for i, mine in enumerate(rule.columns))
     present = " AND ".join(f"_lw_t.{_quote(mine)} IS NOT NULL" for mine in rule.columns)
-    return f"{present} AND {alias}._lw_hit IS NULL", f"LEFT JOIN (SELECT DISTINCT {names}, TRUE AS _lw_hit FROM {source}) AS {alias} ON {on}"
+    return (
+        f"{present} AND {alias}._lw_hit IS NULL",
+        f"LEFT JOIN (SELECT DISTINCT {names}, TRUE AS _lw_hit FROM {source}) AS {alias} ON {on}",
+    )
 
 
 def _cast(column: Column, arrow: pa.DataType) -> tuple[str, str]:
@@ -367,7 +438,12 @@ def _cast(column: Column, arrow: pa.DataType) -> tuple[str, str]:
             offset = r"':\d\d(\.\d+)?\s*(Z|[+-]\d\d(:?\d\d)?)$'"
             local = f"TRY_CAST({cell} AS TIMESTAMP) AT TIME ZONE {_text(column.timezone)}"
             typed = f"CASE WHEN regexp_matches({cell}, {offset}) THEN {typed} ELSE {local} END"
-    elif column.type == "timestamp" and column.timezone != "UTC" and pa.types.is_timestamp(arrow) and arrow.tz is None:
+    elif (
+        column.type == "timestamp"
+        and column.timezone != "UTC"
+        and pa.types.is_timestamp(arrow)
+        and arrow.tz is None
+    ):
         typed = f"{cell} AT TIME ZONE {_text(column.timezone)}"
     elif column.type == "date" and text and column.format:
         typed = f"TRY_CAST(try_strptime({cell}, {_text(column.format)}) AS DATE)"
@@ -386,7 +462,13 @@ def _cast(column: Column, arrow: pa.DataType) -> tuple[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | int | bool) or (isinstance(value, float) and value == value and abs(value) != float("inf")) else str(value)
+    return (
+        value
+        if value is None
+        or isinstance(value, str | int | bool)
+        or (isinstance(value, float) and value == value and abs(value) != float("inf"))
+        else str(value)
+    )
 
 
 def _quote(name: str) -> str:

@@ -114,10 +114,12 @@ class Contract:
     @staticmethod
     def load(path: Path) -> "Contract":
         """Read a contract file; raises NotFound or BadInput naming file, line and key."""
-        from loopwright.data.odcs import parse_contract  # noqa: PLC0415 - odcs builds on this module
+        from loopwright.data.odcs import parse_contract
 
         return parse_contract(read_document(path))
 
     def references(self) -> set[str]:
         """The other tables that the relationships point to."""
-        return {str(rule.arguments["table"]) for rule in self.rules if rule.kind == "relationship"} - {self.name}
+        return {str(rule.arguments["table"]) for rule in self.rules if rule.kind == "relationship"} - {
+            self.name
+        }

@@ -46,17 +46,25 @@ def read_document(path: Path) -> Document:
 def parse_document(data: bytes, source: str) -> Document:
     """Parse YAML bytes; `source` is what errors name."""
     if len(data) > MAX_BYTES:
-        raise BadInput("file too large", where=source, got=f"{len(data)} bytes", wanted=f"at most {MAX_BYTES}")
+        raise BadInput(
+            "file too large", where=source, got=f"{len(data)} bytes", wanted=f"at most {MAX_BYTES}"
+        )
     try:
         node = yaml.compose(data.decode("utf-8-sig"), Loader=yaml.CSafeLoader)
     except UnicodeDecodeError as error:
-        raise BadInput("not UTF-8 text", where=source, got=f"byte {error.start}", next="Save the file as UTF-8") from None
+        raise BadInput(
+            "not UTF-8 text", where=source, got=f"byte {error.start}", next="Save the file as UTF-8"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise BadInput("not valid YAML", where=at, got=getattr(error, "problem", str(error)), next="Mend that line") from None
+        raise BadInput(
+            "not valid YAML", where=at, got=getattr(error, "problem", str(error)), next="Mend that line"
+        ) from None
     if not isinstance(node, yaml.MappingNode):
-        raise BadInput("not a mapping", where=source, wanted="`key: value` lines at the top", next="Mend the file")
+        raise BadInput(
+            "not a mapping", where=source, wanted="`key: value` lines at the top", next="Mend the file"
+        )
     reader = _Reader(source)
     return Document(source, reader.value(node, ()), reader.lines)
 
@@ -73,7 +81,9 @@ class _Reader:
         at = f"{self.source}:{node.start_mark.line + 1}"
         if self.left < 0 or len(path) > MAX_DEPTH:
             raise BadInput(
-                "nested too deep or too many values", where=at, wanted=f"depth {MAX_DEPTH}, {MAX_NODES} values at most"
+                "nested too deep or too many values",
+                where=at,
+                wanted=f"depth {MAX_DEPTH}, {MAX_NODES} values at most",
             )
         self.lines[path] = node.start_mark.line + 1
         if isinstance(node, yaml.SequenceNode):
@@ -84,7 +94,9 @@ class _Reader:
                 key = str(key_node.value)
                 if key in found:
                     line = key_node.start_mark.line + 1
-                    raise BadInput("key given twice", where=f"{self.source}:{line}", got=key, next="Keep one of the two")
+                    raise BadInput(
+                        "key given twice", where=f"{self.source}:{line}", got=key, next="Keep one of the two"
+                    )
                 found[key] = self.value(item, (*path, key))
             return found
         try:

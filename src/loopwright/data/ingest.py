@@ -53,12 +53,20 @@ class IngestReport:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "table": self.table, "batch_id": self.batch_id, "input_rows": self.input_rows, "good_rows": self.good_rows,
-            "bad_rows": self.bad_rows, "already_landed": self.already_landed, "bronze_version": self.bronze_version,
-            "silver_version": self.silver_version, "quarantine_version": self.quarantine_version,
-            "rules": [rule.to_json() for rule in self.rules], "reasons": dict(self.reasons), "state": self.state,
+            "table": self.table,
+            "batch_id": self.batch_id,
+            "input_rows": self.input_rows,
+            "good_rows": self.good_rows,
+            "bad_rows": self.bad_rows,
+            "already_landed": self.already_landed,
+            "bronze_version": self.bronze_version,
+            "silver_version": self.silver_version,
+            "quarantine_version": self.quarantine_version,
+            "rules": [rule.to_json() for rule in self.rules],
+            "reasons": dict(self.reasons),
+            "state": self.state,
             "contract_digest": self.contract_digest,
-        }  # fmt: skip
+        }
 
 
 class BatchBlocked(Refused):
@@ -70,16 +78,26 @@ class BatchBlocked(Refused):
     def __init__(self, report: CheckReport, *, where: str, contract: str) -> None:
         rules = "; ".join(f"{rule.name}: {rule.why}" for rule in report.blocked_by)
         super().__init__(
-            "the batch is blocked by its contract", where=where, got=rules, wanted=f"what {contract} promises",
+            "the batch is blocked by its contract",
+            where=where,
+            got=rules,
+            wanted=f"what {contract} promises",
             next="Mend the source or the contract, then ingest again",
-        )  # fmt: skip
+        )
         self.report = report
 
 
 def ingest(
-    lake: Lake, *, model: str, table: str, source: Source, contract: Contract, actor: Actor, now: datetime,
+    lake: Lake,
+    *,
+    model: str,
+    table: str,
+    source: Source,
+    contract: Contract,
+    actor: Actor,
+    now: datetime,
     refs: Mapping[str, pa.Table] | None = None,
-) -> IngestReport:  # fmt: skip
+) -> IngestReport:
     """Land `source` in the table. Is idempotent and safe to kill.
 
     `refs`: tables that the contract's relationships point to (None: the model's silver tables). Raises BadInput for what
@@ -92,20 +110,32 @@ def ingest(
             landed = store.find_batch(conn, name, source.digest)
             latest = store.latest_batch(conn, name)
         standing = latest if contract.loading == "full" else landed
-        if landed is not None and standing is not None and standing.id == landed.id and _still_true(lake, model, table, landed, contract):
+        if (
+            landed is not None
+            and standing is not None
+            and standing.id == landed.id
+            and _still_true(lake, model, table, landed, contract)
+        ):
             return _from_json(landed.report, already_landed=True)
 
         raw = source.read(contract.nulls)
         require_columns(raw.rows.column_names, contract, source.uri)
         if refs is None:
-            refs = {t: silver(lake, model, t) for t in contract.references() if lake.exists("silver", model, t)}
+            refs = {
+                t: silver(lake, model, t) for t in contract.references() if lake.exists("silver", model, t)
+            }
         # The same landing has the same name until the ledger knows it; a later landing of the same source has another.
         once = digest_json([source.digest, contract.digest, to_us(standing.at) if standing else 0])
         replacing = source.digest if landed is not None else None
         others = _others(lake, model, table, contract, source.digest)
         with ThreadPoolExecutor(1) as beside:
             written = beside.submit(
-                lake.write, "bronze", model, table, _bronze(raw, source.digest), once=f"{source.digest}:bronze"
+                lake.write,
+                "bronze",
+                model,
+                table,
+                _bronze(raw, source.digest),
+                once=f"{source.digest}:bronze",
             )
             checked = examine(raw.rows, contract, refs, landed=others, malformed=len(raw.malformed))
             bronze = written.result()
@@ -123,10 +153,25 @@ def ingest(
         report = _report(table, source, contract, checked.report, bronze, version, quarantine)
         with lake.ledger.write() as conn:
             store.save_batch(
-                conn, table=name, batch_id=source.digest, rows=report.input_rows, good=report.good_rows, bad=report.bad_rows,
-                bronze_version=bronze, silver_version=version, report=report.to_json(), at=now,
-            )  # fmt: skip
-            ledger_store.append(conn, at=now, actor=actor.name, action="data.ingest", subject=name, payload=_summary(report, source))
+                conn,
+                table=name,
+                batch_id=source.digest,
+                rows=report.input_rows,
+                good=report.good_rows,
+                bad=report.bad_rows,
+                bronze_version=bronze,
+                silver_version=version,
+                report=report.to_json(),
+                at=now,
+            )
+            ledger_store.append(
+                conn,
+                at=now,
+                actor=actor.name,
+                action="data.ingest",
+                subject=name,
+                payload=_summary(report, source),
+            )
         return report
 
 
@@ -134,7 +179,12 @@ def _still_true(lake: Lake, model: str, table: str, batch: store.Batch, contract
     """Whether the batch was judged by this very contract and its table still stands."""
     version = lake.version("silver", model, table)
     judged = batch.report["contract_digest"] == contract.digest
-    return judged and version is not None and batch.silver_version is not None and version >= batch.silver_version
+    return (
+        judged
+        and version is not None
+        and batch.silver_version is not None
+        and version >= batch.silver_version
+    )
 
 
 def _others(lake: Lake, model: str, table: str, contract: Contract, batch: str) -> pa.Table | None:
@@ -158,9 +208,13 @@ def _bronze(raw: Raw, batch: str) -> pa.Table:
 
 def _malformed(raw: Raw, batch: str) -> pa.Table:
     lines = len(raw.malformed)
-    return pa.table({
-        "_row": pa.nulls(lines, pa.int64()), "_batch": pa.array([batch] * lines), "_raw": pa.array([m.text for m in raw.malformed]),
-    })  # fmt: skip
+    return pa.table(
+        {
+            "_row": pa.nulls(lines, pa.int64()),
+            "_batch": pa.array([batch] * lines),
+            "_raw": pa.array([m.text for m in raw.malformed]),
+        }
+    )
 
 
 def _quarantine(raw: Raw, checked: Checked, batch: str, now: datetime) -> pa.Table:
@@ -203,19 +257,42 @@ def _storable(rows: pa.Table) -> pa.Table:
 
 
 def _report(
-    table: str, source: Source, contract: Contract, check: CheckReport, bronze: int, silver_version: int, quarantine: int | None
+    table: str,
+    source: Source,
+    contract: Contract,
+    check: CheckReport,
+    bronze: int,
+    silver_version: int,
+    quarantine: int | None,
 ) -> IngestReport:
     return IngestReport(
-        table=table, batch_id=source.digest, input_rows=check.input_rows, good_rows=check.good_rows, bad_rows=check.bad_rows,
-        already_landed=False, bronze_version=bronze, silver_version=silver_version, quarantine_version=quarantine,
-        rules=check.rules, reasons=check.reasons, state=check.state, contract_digest=contract.digest,
-    )  # fmt: skip
+        table=table,
+        batch_id=source.digest,
+        input_rows=check.input_rows,
+        good_rows=check.good_rows,
+        bad_rows=check.bad_rows,
+        already_landed=False,
+        bronze_version=bronze,
+        silver_version=silver_version,
+        quarantine_version=quarantine,
+        rules=check.rules,
+        reasons=check.reasons,
+        state=check.state,
+        contract_digest=contract.digest,
+    )
 
 
 def _from_json(report: Mapping[str, Any], *, already_landed: bool) -> IngestReport:
     rules = tuple(
         RuleResult(
-            r["name"], r["column"], Severity(r["severity"]), Scope(r["scope"]), r["state"], r["failed"], tuple(r["examples"]), r["why"]
+            r["name"],
+            r["column"],
+            Severity(r["severity"]),
+            Scope(r["scope"]),
+            r["state"],
+            r["failed"],
+            tuple(r["examples"]),
+            r["why"],
         )
         for r in report["rules"]
     )
@@ -224,16 +301,29 @@ def _from_json(report: Mapping[str, Any], *, already_landed: bool) -> IngestRepo
 
 def _summary(report: IngestReport, source: Source) -> dict[str, Any]:
     return {
-        "uri": source.uri, "source_digest": source.digest, "contract_digest": report.contract_digest, "state": report.state,
-        "input_rows": report.input_rows, "good_rows": report.good_rows, "bad_rows": report.bad_rows, "reasons": dict(report.reasons),
-        "warnings": {rule.name: rule.failed for rule in report.warnings}, "silver_version": report.silver_version,
-    }  # fmt: skip
+        "uri": source.uri,
+        "source_digest": source.digest,
+        "contract_digest": report.contract_digest,
+        "state": report.state,
+        "input_rows": report.input_rows,
+        "good_rows": report.good_rows,
+        "bad_rows": report.bad_rows,
+        "reasons": dict(report.reasons),
+        "warnings": {rule.name: rule.failed for rule in report.warnings},
+        "silver_version": report.silver_version,
+    }
 
 
-def _record_refusal(lake: Lake, name: str, source: Source, report: CheckReport, actor: Actor, now: datetime) -> None:
+def _record_refusal(
+    lake: Lake, name: str, source: Source, report: CheckReport, actor: Actor, now: datetime
+) -> None:
     payload = {
-        "uri": source.uri, "source_digest": source.digest, "input_rows": report.input_rows,
+        "uri": source.uri,
+        "source_digest": source.digest,
+        "input_rows": report.input_rows,
         "blocked_by": {rule.name: rule.why for rule in report.blocked_by},
-    }  # fmt: skip
+    }
     with lake.ledger.write() as conn:
-        ledger_store.append(conn, at=now, actor=actor.name, action="data.refused", subject=name, payload=payload)
+        ledger_store.append(
+            conn, at=now, actor=actor.name, action="data.refused", subject=name, payload=payload
+        )

@@ -39,7 +39,12 @@ class Lake:
         """The folder of a table; raises BadInput for a name that is no plain name."""
         for name in (model, table):
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-                raise BadInput("not a name for a table", where=str(self.root), got=name, wanted="letters, digits, `_`, `-`, `.`")
+                raise BadInput(
+                    "not a name for a table",
+                    where=str(self.root),
+                    got=name,
+                    wanted="letters, digits, `_`, `-`, `.`",
+                )
         return self.root / layer / model / table
 
     def open(self, layer: Layer, model: str, table: str, version: int | None = None) -> DeltaTable:
@@ -48,12 +53,18 @@ class Lake:
         try:
             return DeltaTable(path, version=version)
         except TableNotFoundError:
-            raise NotFound(f"no table {layer}/{model}/{table}", where=str(self.root), next="Ingest it first: loopwright run") from None
+            raise NotFound(
+                f"no table {layer}/{model}/{table}",
+                where=str(self.root),
+                next="Ingest it first: loopwright run",
+            ) from None
         except DeltaError as error:
             raise NotFound(
-                f"table {layer}/{model}/{table} has no version {version}", where=str(self.root), got=_short(error),
+                f"table {layer}/{model}/{table} has no version {version}",
+                where=str(self.root),
+                got=_short(error),
                 next="It may have been vacuumed or damaged",
-            ) from error  # fmt: skip
+            ) from error
 
     def exists(self, layer: Layer, model: str, table: str) -> bool:
         return DeltaTable.is_deltatable(str(self.path(layer, model, table)))
@@ -63,7 +74,13 @@ class Lake:
         return self.open(layer, model, table).version() if self.exists(layer, model, table) else None
 
     def read(
-        self, layer: Layer, model: str, table: str, *, version: int | None = None, columns: Sequence[str] | None = None,
+        self,
+        layer: Layer,
+        model: str,
+        table: str,
+        *,
+        version: int | None = None,
+        columns: Sequence[str] | None = None,
         bare: bool = False,
     ) -> pa.Table:
         """Read rows in the order they were ingested; `bare` leaves out the lake's own columns (`_batch`, `_row`, …)."""
@@ -76,7 +93,14 @@ class Lake:
         return rows.select([n for n in names if not (bare and n.startswith("_"))])
 
     def write(
-        self, layer: Layer, model: str, table: str, rows: pa.Table, *, once: str | None = None, replace: str | None = None,
+        self,
+        layer: Layer,
+        model: str,
+        table: str,
+        rows: pa.Table,
+        *,
+        once: str | None = None,
+        replace: str | None = None,
         whole: bool = False,
     ) -> int:
         """Write rows in one atomic commit and return the table's version.
@@ -91,28 +115,55 @@ class Lake:
                 known = DeltaTable(path) if self.exists(layer, model, table) else None
                 if known is not None and once and known.transaction_version(once) is not None:
                     return known.version()
-                predicate = f"_batch = '{replace}'" if replace and known is not None and not whole else None
-                write_deltalake(
-                    path, rows, mode="overwrite" if whole or predicate else "append", predicate=predicate,
-                    schema_mode="overwrite" if whole else "merge", configuration=KEPT, commit_properties=commit,
-                )  # fmt: skip
+                if whole or (replace and known is not None):
+                    write_deltalake(
+                        path,
+                        rows,
+                        mode="overwrite",
+                        predicate=None if whole else f"_batch = '{replace}'",
+                        schema_mode="overwrite" if whole else "merge",
+                        configuration=KEPT,
+                        commit_properties=commit,
+                    )
+                else:
+                    write_deltalake(
+                        path,
+                        rows,
+                        mode="append",
+                        schema_mode="merge",
+                        configuration=KEPT,
+                        commit_properties=commit,
+                    )
                 return DeltaTable(path).version()
             except CommitFailedError as error:
                 if attempt == TRIES - 1:
-                    raise Conflict("others keep writing to this table", where=str(path), got=_short(error), next="Try again") from error
+                    raise Conflict(
+                        "others keep writing to this table",
+                        where=str(path),
+                        got=_short(error),
+                        next="Try again",
+                    ) from error
             except SchemaMismatchError as error:
                 raise self._schema_changed(layer, model, table, error) from error
             except (DeltaError, OSError) as error:
                 if "schema" in str(error).lower() or "cannot merge" in str(error).lower():
                     raise self._schema_changed(layer, model, table, error) from error
-                raise Unavailable("cannot write the table", where=str(path), got=_short(error), next="Check free space and permissions") from error
+                raise Unavailable(
+                    "cannot write the table",
+                    where=str(path),
+                    got=_short(error),
+                    next="Check free space and permissions",
+                ) from error
         raise AssertionError("unreachable")
 
     def _schema_changed(self, layer: str, model: str, table: str, error: Exception) -> BadInput:
         return BadInput(
-            f"columns of {layer}/{model}/{table} changed their type", where=str(self.root), got=_short(error),
-            wanted="the types the table has", next="Give the table a new name, or load it whole (`load: full` in the contract)",
-        )  # fmt: skip
+            f"columns of {layer}/{model}/{table} changed their type",
+            where=str(self.root),
+            got=_short(error),
+            wanted="the types the table has",
+            next="Give the table a new name, or load it whole (`load: full` in the contract)",
+        )
 
     @contextmanager
     def locked(self, model: str, table: str) -> Iterator[None]:
@@ -126,10 +177,16 @@ def _in_order(rows: pa.Table) -> bool:
     """Whether a single batch lies there in row order, the usual case."""
     if rows.num_rows < 2:
         return True
-    batch = rows.column("_batch").dictionary_encode().combine_chunks() if "_batch" in rows.column_names else None
+    batch = (
+        rows.column("_batch").dictionary_encode().combine_chunks() if "_batch" in rows.column_names else None
+    )
     if batch is not None and len(batch.dictionary) != 1:
         return False
-    return bool(np.all(np.diff(rows.column("_row").to_numpy()) > 0)) if rows.column("_row").null_count == 0 else False
+    return (
+        bool(np.all(np.diff(rows.column("_row").to_numpy()) > 0))
+        if rows.column("_row").null_count == 0
+        else False
+    )
 
 
 def _short(error: BaseException) -> str:

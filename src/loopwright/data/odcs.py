@@ -1,13 +1,21 @@
 """Parses an ODCS 3.1 file into a `Contract`. Every error names the line and the key path."""
 
 import re
-from dataclasses import replace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from loopwright.data.contract import (
-    NONE, TYPES, Column, Contract, Limit, Rule, Scope, Severity, Type,
-)  # fmt: skip
+    NONE,
+    TYPES,
+    Column,
+    Contract,
+    Limit,
+    Rule,
+    Scope,
+    Severity,
+    Type,
+)
 from loopwright.data.document import Document
 from loopwright.data.source import NULLS
 from loopwright.kernel.digest import digest_json
@@ -39,11 +47,28 @@ _OURS = {
     "relationship": ("severity",),
 }
 _LIMITS = {
-    "mustBe": "==", "mustNotBe": "!=", "mustBeGreaterThan": ">", "mustBeGreaterOrEqualTo": ">=", "mustBeLessThan": "<",
-    "mustBeLessOrEqualTo": "<=", "mustBeBetween": "between", "mustNotBeBetween": "not between",
-}  # fmt: skip
+    "mustBe": "==",
+    "mustNotBe": "!=",
+    "mustBeGreaterThan": ">",
+    "mustBeGreaterOrEqualTo": ">=",
+    "mustBeLessThan": "<",
+    "mustBeLessOrEqualTo": "<=",
+    "mustBeBetween": "between",
+    "mustNotBeBetween": "not between",
+}
 _METRICS = ("rowCount", "nullValues", "missingValues", "invalidValues", "duplicateValues")
-_JDK = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "HH": "%H", "mm": "%M", "ss": "%S", "SSSSSS": "%f", "SSS": "%g", "XXX": "%z"}
+_JDK = {
+    "yyyy": "%Y",
+    "yy": "%y",
+    "MM": "%m",
+    "dd": "%d",
+    "HH": "%H",
+    "mm": "%M",
+    "ss": "%S",
+    "SSSSSS": "%f",
+    "SSS": "%g",
+    "XXX": "%z",
+}
 
 
 def parse_contract(document: Document, table: str | None = None) -> Contract:
@@ -57,19 +82,28 @@ class _Parser:
         self.rules: list[Rule] = []
         self.columns: dict[str, Column] = {}
 
-    def fail(self, what: str, path: Path, got: object = None, wanted: str = "", next: str = "Mend the contract") -> BadInput:
+    def fail(
+        self, what: str, path: Path, got: object = None, wanted: str = "", next: str = "Mend the contract"
+    ) -> BadInput:
         return BadInput(what, where=self.document.where(path), got=got, wanted=wanted, next=next)
 
     def contract(self, table: str | None) -> Contract:
         top = self.mapping(self.document.value, (), "contract")
         if not str(top.get("apiVersion", "")).startswith("v3."):
-            raise self.fail("not an ODCS 3 contract", ("apiVersion",), top.get("apiVersion"), "apiVersion: v3.1.0")
+            raise self.fail(
+                "not an ODCS 3 contract", ("apiVersion",), top.get("apiVersion"), "apiVersion: v3.1.0"
+            )
         if top.get("kind") != "DataContract":
             raise self.fail("not a data contract", ("kind",), top.get("kind"), "kind: DataContract")
         objects = self.items(top.get("schema"), ("schema",))
         names = [entry.get("name") if isinstance(entry, dict) else None for entry in objects]
         if not objects or (table is None and len(objects) > 1) or (table is not None and table not in names):
-            raise self.fail("wanted one table", ("schema",), names, f"exactly one entry{f' named {table}' if table else ''}")
+            raise self.fail(
+                "wanted one table",
+                ("schema",),
+                names,
+                f"exactly one entry{f' named {table}' if table else ''}",
+            )
         index = names.index(table) if table is not None else 0
         path: Path = ("schema", index)
         entry = self.mapping(objects[index], path, "table")
@@ -101,13 +135,23 @@ class _Parser:
         self.add(Rule("share of bad rows", "bad rows", (), Severity.BLOCK, Scope.BATCH, {}, limit))
         loading = ours.get("load", "append")
         if loading not in ("append", "full"):
-            raise self.fail("unknown way to load", (*path, "customProperties"), loading, "load: append or full")
-        nulls = tuple(str(n) for n in self.items(ours.get("nullValues", list(NULLS)), (*path, "customProperties")))
+            raise self.fail(
+                "unknown way to load", (*path, "customProperties"), loading, "load: append or full"
+            )
+        nulls = tuple(
+            str(n) for n in self.items(ours.get("nullValues", list(NULLS)), (*path, "customProperties"))
+        )
         return Contract(
-            name=name, version=str(top.get("version", "")), columns=tuple(self.columns.values()), key=key,
-            rules=tuple(self.rules), loading=loading, nulls=nulls, digest=digest_json(_plain(entry)),
+            name=name,
+            version=str(top.get("version", "")),
+            columns=tuple(self.columns.values()),
+            key=key,
+            rules=tuple(self.rules),
+            loading=loading,
+            nulls=nulls,
+            digest=digest_json(_plain(entry)),
             source=self.document.source,
-        )  # fmt: skip
+        )
 
     def column(self, prop: Mapping[str, Any], path: Path) -> Column:
         name = self.text(prop.get("name"), (*path, "name"))
@@ -116,7 +160,11 @@ class _Parser:
         type_ = prop.get("logicalType", "string")
         if type_ not in TYPES:
             raise self.fail(
-                "unknown logicalType", (*path, "logicalType"), type_, f"one of {', '.join(TYPES)}", did_you_mean(str(type_), TYPES) or "Mend it"
+                "unknown logicalType",
+                (*path, "logicalType"),
+                type_,
+                f"one of {', '.join(TYPES)}",
+                did_you_mean(str(type_), TYPES) or "Mend it",
             )
         options = self.mapping(prop.get("logicalTypeOptions") or {}, (*path, "logicalTypeOptions"), "options")
         ours = self.ours(prop, path, "column")
@@ -124,7 +172,9 @@ class _Parser:
         column = Column(
             name=name,
             type=cast(Type, type_),
-            format=self.strptime(str(format_), (*path, "logicalTypeOptions", "format")) if format_ and type_ in ("timestamp", "date") else None,
+            format=self.strptime(str(format_), (*path, "logicalTypeOptions", "format"))
+            if format_ and type_ in ("timestamp", "date")
+            else None,
             timezone=str(options.get("defaultTimezone", "UTC")),
             optional=bool(ours.get("optional", False)),
             severity=self.severity(ours, path, Severity.QUARANTINE),
@@ -136,7 +186,17 @@ class _Parser:
         name, severity = column.name, column.severity
 
         def row(rule: str, kind: str, **arguments: Any) -> None:
-            self.add(Rule(f"{name} {rule}", kind, (name,), severity, Scope.ROW, arguments, description=str(prop.get("description", ""))))
+            self.add(
+                Rule(
+                    f"{name} {rule}",
+                    kind,
+                    (name,),
+                    severity,
+                    Scope.ROW,
+                    arguments,
+                    description=str(prop.get("description", "")),
+                )
+            )
 
         if column.type != "string":
             row(f"is {'an' if column.type == 'integer' else 'a'} {column.type}", "type")
@@ -151,14 +211,22 @@ class _Parser:
                 row(f"{strict} {exclusive}", "range", op=strict, value=self.bound(exclusive, column, path))
             if value is not None:
                 row(f"{op} {value}", "range", op=op, value=self.bound(value, column, path))
-        for option, text in (("multipleOf", "a multiple of"), ("minLength", "length >="), ("maxLength", "length <=")):
+        for option, text in (
+            ("multipleOf", "a multiple of"),
+            ("minLength", "length >="),
+            ("maxLength", "length <="),
+        ):
             if option in options:
                 number = options[option]
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     raise self.fail("not a number", (*path, "logicalTypeOptions", option), number)
                 row(f"{text} {number}", option, value=number)
         if "pattern" in options:
-            row(f"matches {options['pattern']}", "pattern", value=self.regex(options["pattern"], (*path, "logicalTypeOptions", "pattern")))
+            row(
+                f"matches {options['pattern']}",
+                "pattern",
+                value=self.regex(options["pattern"], (*path, "logicalTypeOptions", "pattern")),
+            )
         if self.flag(prop, "unique", path):
             self.add(Rule(f"{name} unique", "unique", (name,), severity, Scope.TABLE, {}))
         self.quality(prop, path, name)
@@ -178,7 +246,11 @@ class _Parser:
         metric = entry.get("metric", entry.get("rule"))
         if metric not in _METRICS:
             raise self.fail(
-                "unknown metric", (*path, "metric"), metric, f"one of {', '.join(_METRICS)}", did_you_mean(str(metric), _METRICS) or "Mend it"
+                "unknown metric",
+                (*path, "metric"),
+                metric,
+                f"one of {', '.join(_METRICS)}",
+                did_you_mean(str(metric), _METRICS) or "Mend it",
             )
         arguments = dict(entry.get("arguments") or {})
         columns = (column,) if column else tuple(str(c) for c in arguments.pop("properties", ()))
@@ -186,15 +258,34 @@ class _Parser:
             self.known(name, (*path, "arguments"))
         if metric != "rowCount" and not columns:
             raise self.fail("which columns?", path, wanted="the rule on a property, or arguments.properties")
-        kinds = {"nullValues": "required", "duplicateValues": "unique", "missingValues": "missing", "rowCount": "count"}
+        kinds = {
+            "nullValues": "required",
+            "duplicateValues": "unique",
+            "missingValues": "missing",
+            "rowCount": "count",
+        }
         kind = kinds.get(metric, "enum")
         if metric == "invalidValues":
             if "pattern" in arguments:
-                kind, arguments = "pattern", {"value": self.regex(arguments["pattern"], (*path, "arguments", "pattern"))}
+                kind, arguments = (
+                    "pattern",
+                    {"value": self.regex(arguments["pattern"], (*path, "arguments", "pattern"))},
+                )
             elif not isinstance(arguments.get("validValues"), list) or not arguments["validValues"]:
-                raise self.fail("what is valid?", (*path, "arguments"), wanted="arguments.validValues or arguments.pattern")
+                raise self.fail(
+                    "what is valid?",
+                    (*path, "arguments"),
+                    wanted="arguments.validValues or arguments.pattern",
+                )
         scope = Scope.TABLE if kind == "unique" else Scope.BATCH if kind == "count" else Scope.ROW
-        words = {"required": "present", "unique": "unique", "missing": "not missing", "count": "row count", "enum": "valid", "pattern": "valid"}
+        words = {
+            "required": "present",
+            "unique": "unique",
+            "missing": "not missing",
+            "count": "row count",
+            "enum": "valid",
+            "pattern": "valid",
+        }
         self.rule(entry, path, f"{', '.join(columns)} {words[kind]}".strip(), kind, columns, scope, arguments)
 
     def sql_rule(self, entry: Mapping[str, Any], path: Path, column: str | None) -> None:
@@ -203,26 +294,62 @@ class _Parser:
             raise self.fail("what must the query give?", path, wanted=f"one of {', '.join(_LIMITS)}")
         query = re.sub(r"\$?\{(object|table|model)\}", "{object}", query)
         query = re.sub(r"\$?\{(property|column|field)\}", f'"{column or ""}"', query)
-        self.rule(entry, path, f"{column or 'table'} query", "query", (column,) if column else (), Scope.BATCH, {"query": query})
+        self.rule(
+            entry,
+            path,
+            f"{column or 'table'} query",
+            "query",
+            (column,) if column else (),
+            Scope.BATCH,
+            {"query": query},
+        )
 
     def custom_rule(self, entry: Mapping[str, Any], path: Path, column: str | None) -> None:
         if entry.get("engine") != "loopwright":
-            raise self.fail("a custom rule of another engine", (*path, "engine"), entry.get("engine"), "engine: loopwright")
+            raise self.fail(
+                "a custom rule of another engine",
+                (*path, "engine"),
+                entry.get("engine"),
+                "engine: loopwright",
+            )
         condition = self.text(entry.get("implementation"), (*path, "implementation"))
-        self.rule(entry, path, condition, "condition", (column,) if column else (), Scope.ROW, {"condition": condition})
+        self.rule(
+            entry,
+            path,
+            condition,
+            "condition",
+            (column,) if column else (),
+            Scope.ROW,
+            {"condition": condition},
+        )
 
     def rule(
-        self, entry: Mapping[str, Any], path: Path, name: str, kind: str, columns: tuple[str, ...], scope: Scope, arguments: Mapping[str, Any]
+        self,
+        entry: Mapping[str, Any],
+        path: Path,
+        name: str,
+        kind: str,
+        columns: tuple[str, ...],
+        scope: Scope,
+        arguments: Mapping[str, Any],
     ) -> None:
         limit = self.limit(entry, path)
         by_row = scope is not Scope.BATCH and limit == NONE
-        severity = self.severity(self.ours(entry, path, "quality"), path, Severity.QUARANTINE if by_row else Severity.BLOCK)
+        severity = self.severity(
+            self.ours(entry, path, "quality"), path, Severity.QUARANTINE if by_row else Severity.BLOCK
+        )
         if severity is Severity.QUARANTINE and not by_row:
             raise self.fail(
-                "a rule on counts names no row to set aside", path, "severity: quarantine", "severity: warn or block", "Or say mustBe: 0"
+                "a rule on counts names no row to set aside",
+                path,
+                "severity: quarantine",
+                "severity: warn or block",
+                "Or say mustBe: 0",
             )
         name = str(entry.get("name", name))
-        self.add(Rule(name, kind, columns, severity, scope, arguments, limit, str(entry.get("description", ""))))
+        self.add(
+            Rule(name, kind, columns, severity, scope, arguments, limit, str(entry.get("description", "")))
+        )
 
     def relationships(self, owner: Mapping[str, Any], path: Path, column: str | None) -> None:
         for i, item in enumerate(self.items(owner.get("relationships"), (*path, "relationships"))):
@@ -232,8 +359,18 @@ class _Parser:
                 raise self.fail("unknown relationship", (*at, "type"), entry["type"], "foreignKey")
             mine = [column] if column else [self.own(str(c), (*at, "from")) for c in _list(entry.get("from"))]
             theirs = [self.text(t, (*at, "to")).split(".") for t in _list(entry.get("to"))]
-            if not mine or len(mine) != len(theirs) or any(len(t) != 2 for t in theirs) or len({t[0] for t in theirs}) != 1:
-                raise self.fail("not a relationship", (*at, "to"), entry.get("to"), "table.column, one for each column of `from`, of one table")
+            if (
+                not mine
+                or len(mine) != len(theirs)
+                or any(len(t) != 2 for t in theirs)
+                or len({t[0] for t in theirs}) != 1
+            ):
+                raise self.fail(
+                    "not a relationship",
+                    (*at, "to"),
+                    entry.get("to"),
+                    "table.column, one for each column of `from`, of one table",
+                )
             ours = self.ours(entry, at, "relationship")
             table, columns = theirs[0][0], tuple(t[1] for t in theirs)
             name = f"{', '.join(mine)} in {table}.{', '.join(columns)}"
@@ -241,7 +378,17 @@ class _Parser:
             severity = self.severity(ours, at, Severity.QUARANTINE)
             if severity is Severity.BLOCK:
                 raise self.fail("a relationship cannot block", at, wanted="severity: warn or quarantine")
-            self.add(Rule(name, "relationship", tuple(mine), severity, Scope.ROW, arguments, description=str(entry.get("description", ""))))
+            self.add(
+                Rule(
+                    name,
+                    "relationship",
+                    tuple(mine),
+                    severity,
+                    Scope.ROW,
+                    arguments,
+                    description=str(entry.get("description", "")),
+                )
+            )
 
     def own(self, name: str, path: Path) -> str:
         """A column of this table, written `column` or `table.column`."""
@@ -251,11 +398,21 @@ class _Parser:
 
     def known(self, name: str, path: Path) -> None:
         if name not in self.columns:
-            raise self.fail("no such column", path, name, f"one of {', '.join(self.columns)}", did_you_mean(name, self.columns) or "Mend it")
+            raise self.fail(
+                "no such column",
+                path,
+                name,
+                f"one of {', '.join(self.columns)}",
+                did_you_mean(name, self.columns) or "Mend it",
+            )
 
     def add(self, rule: Rule) -> None:
         if any(rule.name == known.name for known in self.rules):
-            if any((rule.kind, rule.columns, rule.arguments, rule.limit) == (k.kind, k.columns, k.arguments, k.limit) for k in self.rules):
+            if any(
+                (rule.kind, rule.columns, rule.arguments, rule.limit)
+                == (k.kind, k.columns, k.arguments, k.limit)
+                for k in self.rules
+            ):
                 return  # the same promise said twice, as `unique` on the only key column
             rule = replace(rule, name=f"{rule.name} ({len(self.rules)})")
         self.rules.append(rule)
@@ -263,7 +420,9 @@ class _Parser:
     def limit(self, entry: Mapping[str, Any], path: Path) -> Limit:
         given = [key for key in _LIMITS if key in entry]
         if len(given) > 1:
-            raise self.fail("two limits in one rule", path, ", ".join(given), "one of them", "Write two rules")
+            raise self.fail(
+                "two limits in one rule", path, ", ".join(given), "one of them", "Write two rules"
+            )
         if not given:
             return NONE
         unit = entry.get("unit", "rows")
@@ -271,15 +430,25 @@ class _Parser:
             raise self.fail("unknown unit", (*path, "unit"), unit, "rows or percent")
         value, percent, op = entry[given[0]], unit == "percent", _LIMITS[given[0]]
         pair = value if isinstance(value, list) else [value]
-        if len(pair) != (2 if "between" in op else 1) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in pair):
-            raise self.fail("not a limit", (*path, given[0]), value, "two numbers" if "between" in op else "a number")
+        if len(pair) != (2 if "between" in op else 1) or any(
+            isinstance(v, bool) or not isinstance(v, int | float) for v in pair
+        ):
+            raise self.fail(
+                "not a limit", (*path, given[0]), value, "two numbers" if "between" in op else "a number"
+            )
         limit = Limit(op, float(pair[0]), float(pair[-1]) if "between" in op else 0.0, percent)
         return NONE if limit == Limit("==", 0, percent=True) else limit
 
     def severity(self, ours: Mapping[str, Any], path: Path, default: Severity) -> Severity:
         text = ours.get("severity", default.value)
         if text not in list(Severity):
-            raise self.fail("unknown severity", (*path, "customProperties"), text, "warn, quarantine or block", did_you_mean(str(text), list(Severity)))
+            raise self.fail(
+                "unknown severity",
+                (*path, "customProperties"),
+                text,
+                "warn, quarantine or block",
+                did_you_mean(str(text), list(Severity)),
+            )
         return Severity(text)
 
     def ours(self, owner: Mapping[str, Any], path: Path, kind: str) -> dict[str, Any]:
@@ -291,7 +460,9 @@ class _Parser:
             if name in _OURS[kind]:
                 found[name] = entry.get("value")
             elif near := did_you_mean(name, _OURS[kind]):
-                raise self.fail("unknown custom property", (*path, "customProperties", i, "property"), name, next=near)
+                raise self.fail(
+                    "unknown custom property", (*path, "customProperties", i, "property"), name, next=near
+                )
         return found
 
     def strptime(self, text: str, path: Path) -> str:
@@ -299,7 +470,12 @@ class _Parser:
             return text
         out = re.sub("|".join(_JDK), lambda m: _JDK[m.group()], text.replace("'", ""))
         if re.search(r"(?<!%)[A-Za-z]", out.replace("T", "")):
-            raise self.fail("a date format that is not understood", path, text, f"letters {', '.join(_JDK)}, or strptime's % codes")
+            raise self.fail(
+                "a date format that is not understood",
+                path,
+                text,
+                f"letters {', '.join(_JDK)}, or strptime's % codes",
+            )
         return out
 
     def bound(self, value: Any, column: Column, path: Path) -> Any:
@@ -329,7 +505,12 @@ class _Parser:
         known = cast(frozenset[str], _KEYS[kind])
         for key in value:
             if key not in known:
-                raise self.fail("unknown key", (*path, key), key, next=did_you_mean(key, known) or f"Known: {', '.join(sorted(known))}")
+                raise self.fail(
+                    "unknown key",
+                    (*path, key),
+                    key,
+                    next=did_you_mean(key, known) or f"Known: {', '.join(sorted(known))}",
+                )
         return value
 
     def items(self, value: Any, path: Path) -> Sequence[Any]:

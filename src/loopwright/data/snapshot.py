@@ -43,7 +43,9 @@ def silver(lake: Lake, model: str, table: str) -> pa.Table:
     return lake.read("silver", model, table, bare=True)
 
 
-def take_snapshot(lake: Lake, *, model: str, tables: Sequence[str], now: datetime, actor: Actor = SYSTEM) -> Snapshot:
+def take_snapshot(
+    lake: Lake, *, model: str, tables: Sequence[str], now: datetime, actor: Actor = SYSTEM
+) -> Snapshot:
     """Pin the newest versions of silver `tables`. Taking it again over unchanged data gives the same digest."""
     if not tables:
         raise BadInput("a snapshot of no tables", where=f"snapshot of {model}", wanted="at least one table")
@@ -52,17 +54,25 @@ def take_snapshot(lake: Lake, *, model: str, tables: Sequence[str], now: datetim
         version = lake.open("silver", model, table).version()
         rows = lake.read("silver", model, table, version=version, bare=True)
         entries[table] = {
-            "version": version, "rows": rows.num_rows, "content_digest": content_digest(rows),
+            "version": version,
+            "rows": rows.num_rows,
+            "content_digest": content_digest(rows),
             "schema": {field.name: str(field.type) for field in rows.schema},
-        }  # fmt: skip
+        }
     content = {name: {k: v for k, v in entry.items() if k != "version"} for name, entry in entries.items()}
     digest = digest_json({"model": model, "tables": content})
     total = sum(entry["rows"] for entry in entries.values())
     manifest = {"model": model, "created_at": iso(now), "tables": entries}
     with lake.ledger.write() as conn:
         if store.save_snapshot(conn, digest, manifest, total, now):
-            payload = {"digest": digest, "rows": total, "tables": {name: e["version"] for name, e in entries.items()}}
-            ledger_store.append(conn, at=now, actor=actor.name, action="data.snapshot", subject=model, payload=payload)
+            payload = {
+                "digest": digest,
+                "rows": total,
+                "tables": {name: e["version"] for name, e in entries.items()},
+            }
+            ledger_store.append(
+                conn, at=now, actor=actor.name, action="data.snapshot", subject=model, payload=payload
+            )
     return load_snapshot(lake, digest)
 
 
@@ -72,7 +82,9 @@ def load_snapshot(lake: Lake, digest: str) -> Snapshot:
         found = store.find_snapshots(conn, digest) if len(digest) >= 6 else []
         known = [] if found else store.known_snapshots(conn)
     if len(found) > 1:
-        raise BadInput("more than one snapshot starts so", where="snapshots", got=digest, next="Give more digits")
+        raise BadInput(
+            "more than one snapshot starts so", where="snapshots", got=digest, next="Give more digits"
+        )
     if not found:
         raise NotFound("no such snapshot", where="snapshots", got=digest, next=did_you_mean(digest, known))
     return Snapshot(*found[0])
@@ -84,7 +96,12 @@ def read_snapshot(lake: Lake, digest: str, table: str) -> pa.Table:
     entry = _entry(snapshot, table)
     rows = lake.read("silver", snapshot.manifest["model"], table, version=entry["version"], bare=True)
     if rows.num_rows != entry["rows"]:
-        raise Tampered("rows of a snapshot are missing", where=f"snapshot {digest[:12]}, {table}", got=rows.num_rows, wanted=str(entry["rows"]))
+        raise Tampered(
+            "rows of a snapshot are missing",
+            where=f"snapshot {digest[:12]}, {table}",
+            got=rows.num_rows,
+            wanted=str(entry["rows"]),
+        )
     return rows
 
 
@@ -94,7 +111,12 @@ def verify_snapshot(lake: Lake, digest: str) -> Snapshot:
     for table, entry in snapshot.tables.items():
         found = content_digest(read_snapshot(lake, snapshot.digest, table))
         if found != entry["content_digest"]:
-            raise Tampered("the content of a snapshot changed", where=f"snapshot {digest[:12]}, {table}", got=found, wanted=entry["content_digest"])
+            raise Tampered(
+                "the content of a snapshot changed",
+                where=f"snapshot {digest[:12]}, {table}",
+                got=found,
+                wanted=entry["content_digest"],
+            )
     return snapshot
 
 
@@ -105,11 +127,16 @@ def content_digest(rows: pa.Table) -> str:
     if not names or not rows.num_rows:
         return digest.hexdigest()
     # Each cell as "length:text" (null as "-"), so that no two different rows have the same spelling.
-    cells = [f"coalesce(strlen({cell}) || ':' || {cell}, '-')" for cell in (_text(name, rows.schema.field(name).type) for name in names)]
+    cells = [
+        f"coalesce(strlen({cell}) || ':' || {cell}, '-')"
+        for cell in (_text(name, rows.schema.field(name).type) for name in names)
+    ]
     with duckdb.connect() as engine:
         engine.execute("SET TimeZone = 'UTC'")
         engine.register("rows", rows)
-        found = engine.sql(f"SELECT sha256(concat({', '.join(cells)})) AS h FROM rows ORDER BY h").to_arrow_table()
+        found = engine.sql(
+            f"SELECT sha256(concat({', '.join(cells)})) AS h FROM rows ORDER BY h"
+        ).to_arrow_table()
     for chunk in found.column("h").chunks:
         digest.update(_bytes(chunk))
     return digest.hexdigest()
@@ -137,7 +164,10 @@ def _entry(snapshot: Snapshot, table: str) -> Mapping[str, Any]:
         entry: Mapping[str, Any] = snapshot.tables[table]
     except KeyError:
         raise NotFound(
-            "the snapshot holds no such table", where=f"snapshot {snapshot.digest[:12]}", got=table, wanted=", ".join(snapshot.tables),
+            "the snapshot holds no such table",
+            where=f"snapshot {snapshot.digest[:12]}",
+            got=table,
+            wanted=", ".join(snapshot.tables),
             next=did_you_mean(table, snapshot.tables),
-        ) from None  # fmt: skip
+        ) from None
     return entry

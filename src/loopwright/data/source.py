@@ -29,7 +29,15 @@ from loopwright.kernel.digest import sha256_file
 from loopwright.kernel.errors import BadInput, NotFound, Unavailable, did_you_mean
 
 NULLS = ("", "NA", "NaN", "nan", "null", "NULL")
-FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
 RESERVED = frozenset({"_row", "_batch", "_reasons", "_raw", "_at"})
 """Columns the lake adds to what it keeps."""
 MAX_DOWNLOAD = 4 << 30
@@ -55,7 +63,7 @@ class Raw:
 
     @property
     def input_rows(self) -> int:
-        return self.rows.num_rows + len(self.malformed)
+        return int(self.rows.num_rows) + len(self.malformed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +89,16 @@ class Source:
         clash = [name for name in names if lowered.count(name.lower()) > 1 or name in RESERVED]
         if clash:
             raise BadInput(
-                "a column name that cannot be kept", where=self.uri, got=clash[0],
-                wanted=f"names that differ in more than case, none of {', '.join(sorted(RESERVED))}", next="Rename it",
-            )  # fmt: skip
+                "a column name that cannot be kept",
+                where=self.uri,
+                got=clash[0],
+                wanted=f"names that differ in more than case, none of {', '.join(sorted(RESERVED))}",
+                next="Rename it",
+            )
         if raw.input_rows == 0:
-            raise BadInput("holds no rows", where=self.uri, wanted="at least one", next="Check how the file was written")
+            raise BadInput(
+                "holds no rows", where=self.uri, wanted="at least one", next="Check how the file was written"
+            )
         return raw
 
     def _read(self, nulls: Sequence[str]) -> Raw:
@@ -96,12 +109,23 @@ class Source:
                 if self.format == "jsonl":
                     return Raw(pa_json.read_json(stream))
                 return _read_csv(stream, self.uri, nulls)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError) as error:
+        except (
+            pa.ArrowInvalid,
+            pa.ArrowNotImplementedError,
+            zipfile.BadZipFile,
+            gzip.BadGzipFile,
+            EOFError,
+        ) as error:
             raise BadInput(
-                f"cannot be read as {self.format}", where=self.uri, got=_first_line(error), next="Check that the file is whole"
+                f"cannot be read as {self.format}",
+                where=self.uri,
+                got=_first_line(error),
+                next="Check that the file is whole",
             ) from None
         except OSError as error:
-            raise Unavailable(f"cannot be read: {error}", where=self.uri, next="Check the file and its rights") from error
+            raise Unavailable(
+                f"cannot be read: {error}", where=self.uri, next="Check the file and its rights"
+            ) from error
 
     def open(self) -> IO[bytes]:
         """Open the unpacked bytes."""
@@ -130,21 +154,36 @@ def resolve(uri: str, base: Path) -> Source:
         path = (base / Path(uri).expanduser()).resolve()
     else:
         raise BadInput(
-            "unknown kind of source", where=uri, got=f"{scheme}://", wanted="a path, file://, package:// or http(s)://",
+            "unknown kind of source",
+            where=uri,
+            got=f"{scheme}://",
+            wanted="a path, file://, package:// or http(s)://",
             next="Mend the uri in loop.yaml",
-        )  # fmt: skip
+        )
     return _describe(uri, path)
 
 
 def _describe(uri: str, path: Path, downloaded: tempfile.TemporaryDirectory[str] | None = None) -> Source:
     if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        near = (
+            did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        )
         kind = "is a folder" if path.is_dir() else "no such file"
-        raise NotFound(kind, where=uri, got=str(path), wanted="a CSV, Parquet or JSON lines file", next=near or "Check the uri")
+        raise NotFound(
+            kind,
+            where=uri,
+            got=str(path),
+            wanted="a CSV, Parquet or JSON lines file",
+            next=near or "Check the uri",
+        )
     if not os.access(path, os.R_OK):
-        raise BadInput("may not be read", where=uri, got=str(path), next="Give this user the right to read it")
+        raise BadInput(
+            "may not be read", where=uri, got=str(path), next="Give this user the right to read it"
+        )
     if path.stat().st_size == 0:
-        raise BadInput("is empty", where=uri, got="0 bytes", wanted="rows", next="Check how the file was written")
+        raise BadInput(
+            "is empty", where=uri, got="0 bytes", wanted="rows", next="Check how the file was written"
+        )
     suffixes = [suffix.lower() for suffix in path.suffixes]
     member = None
     if suffixes[-1:] == [".zip"]:
@@ -155,24 +194,39 @@ def _describe(uri: str, path: Path, downloaded: tempfile.TemporaryDirectory[str]
     format_ = FORMATS.get(suffixes[-1] if suffixes else "")
     if format_ is None:
         raise BadInput(
-            "unknown kind of file", where=uri, got=member or path.name, wanted=f"a name ending in {', '.join(FORMATS)}",
+            "unknown kind of file",
+            where=uri,
+            got=member or path.name,
+            wanted=f"a name ending in {', '.join(FORMATS)}",
             next="Rename or convert the file",
-        )  # fmt: skip
+        )
     return Source(uri, path, sha256_file(path), format_, member, downloaded)
 
 
 def _only_member(uri: str, path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX/")]
+            members = [
+                m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX/")
+            ]
     except zipfile.BadZipFile as error:
-        raise BadInput("not a zip file", where=uri, got=str(error), next="Check that the file is whole") from None
+        raise BadInput(
+            "not a zip file", where=uri, got=str(error), next="Check that the file is whole"
+        ) from None
     if len(members) != 1:
         raise BadInput(
-            "wanted one file in the zip", where=uri, got=f"{len(members)} files", next="Unpack it and name one file"
+            "wanted one file in the zip",
+            where=uri,
+            got=f"{len(members)} files",
+            next="Unpack it and name one file",
         )
     if members[0].file_size > MAX_UNPACKED:
-        raise BadInput("unpacks too large", where=uri, got=f"{members[0].file_size} bytes", wanted=f"at most {MAX_UNPACKED}")
+        raise BadInput(
+            "unpacks too large",
+            where=uri,
+            got=f"{members[0].file_size} bytes",
+            wanted=f"at most {MAX_UNPACKED}",
+        )
     return members[0].filename
 
 
@@ -180,7 +234,9 @@ def _in_package(uri: str) -> Path:
     parts = urlsplit(uri)
     package, inner = parts.netloc, unquote(parts.path).lstrip("/")
     if not re.fullmatch(r"[A-Za-z_]\w*", package) or not inner:
-        raise BadInput("not a package source", where=uri, wanted="package://NAME/path/in/package", next="Mend the uri")
+        raise BadInput(
+            "not a package source", where=uri, wanted="package://NAME/path/in/package", next="Mend the uri"
+        )
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise NotFound(
@@ -189,7 +245,9 @@ def _in_package(uri: str) -> Path:
     root = Path(next(iter(found.submodule_search_locations))).resolve()
     path = (root / inner).resolve()
     if not path.is_relative_to(root):
-        raise BadInput("leaves the package", where=uri, got=inner, wanted=f"a path inside {package}", next="Mend the uri")
+        raise BadInput(
+            "leaves the package", where=uri, got=inner, wanted=f"a path inside {package}", next="Mend the uri"
+        )
     return path
 
 
@@ -206,9 +264,13 @@ def _download(uri: str) -> Source:
                     raise BadInput("too large to download", where=uri, wanted=f"at most {MAX_DOWNLOAD} bytes")
                 file.write(chunk)
     except urllib.error.HTTPError as error:
-        raise NotFound("the server does not hand it out", where=uri, got=f"HTTP {error.code}", next="Check the uri") from None
+        raise NotFound(
+            "the server does not hand it out", where=uri, got=f"HTTP {error.code}", next="Check the uri"
+        ) from None
     except OSError as error:
-        raise Unavailable("the server does not answer", where=uri, got=str(error), next="Try again later") from error
+        raise Unavailable(
+            "the server does not answer", where=uri, got=str(error), next="Try again later"
+        ) from error
     return _describe(uri, path, folder)
 
 
@@ -216,9 +278,11 @@ def _read_csv(stream: IO[bytes], uri: str, nulls: Sequence[str]) -> Raw:
     data = stream.read()
     names, delimiter = _header(data, uri)
     convert = pa_csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()), null_values=list(nulls), strings_can_be_null=True,
+        column_types=dict.fromkeys(names, pa.string()),
+        null_values=list(nulls),
+        strings_can_be_null=True,
         quoted_strings_can_be_null=True,
-    )  # fmt: skip
+    )
     parse = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     options = pa_csv.ReadOptions(column_names=names, skip_rows=1)
     try:
@@ -244,22 +308,42 @@ def _header(data: bytes, uri: str) -> tuple[list[str], str]:
     """Column names and delimiter, taken from the first line."""
     line = data[: 1 << 20].split(b"\n", 1)[0].rstrip(b"\r")
     if b"\0" in line:
-        raise BadInput("not text", where=uri, wanted="CSV in UTF-8", next="Check the file; UTF-16 must be converted")
+        raise BadInput(
+            "not text", where=uri, wanted="CSV in UTF-8", next="Check the file; UTF-16 must be converted"
+        )
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise BadInput("the header is not UTF-8", where=f"{uri}:1", wanted="CSV in UTF-8", next="Convert it: iconv -t utf-8") from None
+        raise BadInput(
+            "the header is not UTF-8",
+            where=f"{uri}:1",
+            wanted="CSV in UTF-8",
+            next="Convert it: iconv -t utf-8",
+        ) from None
     if not text.strip():
-        raise BadInput("the first line is empty", where=f"{uri}:1", wanted="column names", next="Add a header line")
+        raise BadInput(
+            "the first line is empty", where=f"{uri}:1", wanted="column names", next="Add a header line"
+        )
     delimiter = max(",;\t|", key=text.count)
     names = next(csv.reader(io.StringIO(text), delimiter=delimiter))
     if not names[0].strip():
         names[0] = "unnamed"  # an index column, as pandas writes it
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise BadInput("a column name stands twice in the header", where=f"{uri}:1", got=twice[0], next="Rename one of them")
+        raise BadInput(
+            "a column name stands twice in the header",
+            where=f"{uri}:1",
+            got=twice[0],
+            next="Rename one of them",
+        )
     if "" in (name.strip() for name in names):
-        raise BadInput("a column has no name", where=f"{uri}:1", got=text, wanted="a name for every column", next="Mend the header")
+        raise BadInput(
+            "a column has no name",
+            where=f"{uri}:1",
+            got=text,
+            wanted="a name for every column",
+            next="Mend the header",
+        )
     return names, delimiter
 
 

@@ -26,57 +26,98 @@ class Batch:
 
 
 def find_batch(conn: Connection, table: str, batch_id: str) -> Batch | None:
-    row = conn.execute(select(batches).where(batches.c.table_name == table, batches.c.batch_id == batch_id)).one_or_none()
+    row = conn.execute(
+        select(batches).where(batches.c.table_name == table, batches.c.batch_id == batch_id)
+    ).one_or_none()
     return _batch(row) if row is not None else None
 
 
 def latest_batch(conn: Connection, table: str) -> Batch | None:
     """The batch that landed last in `table`."""
-    query = select(batches).where(batches.c.table_name == table).order_by(batches.c.at.desc(), batches.c.silver_version.desc())
+    query = (
+        select(batches)
+        .where(batches.c.table_name == table)
+        .order_by(batches.c.at.desc(), batches.c.silver_version.desc())
+    )
     row = conn.execute(query.limit(1)).one_or_none()
     return _batch(row) if row is not None else None
 
 
 def list_batches(conn: Connection, table: str) -> list[Batch]:
     """All batches of `table`, oldest first."""
-    rows = conn.execute(select(batches).where(batches.c.table_name == table).order_by(batches.c.at, batches.c.silver_version))
+    rows = conn.execute(
+        select(batches).where(batches.c.table_name == table).order_by(batches.c.at, batches.c.silver_version)
+    )
     return [_batch(row) for row in rows]
 
 
 def save_batch(
-    conn: Connection, *, table: str, batch_id: str, rows: int, good: int, bad: int, bronze_version: int, silver_version: int,
-    report: Mapping[str, Any], at: datetime,
-) -> None:  # fmt: skip
+    conn: Connection,
+    *,
+    table: str,
+    batch_id: str,
+    rows: int,
+    good: int,
+    bad: int,
+    bronze_version: int,
+    silver_version: int,
+    report: Mapping[str, Any],
+    at: datetime,
+) -> None:
     """Remember that a batch has landed; landing again (under another contract) replaces what was remembered."""
     values = {
-        "source_digest": batch_id, "rows": rows, "good": good, "bad": bad, "bronze_version": bronze_version,
-        "silver_version": silver_version, "report": canonical_json(report).decode(), "at": to_us(at),
-    }  # fmt: skip
+        "source_digest": batch_id,
+        "rows": rows,
+        "good": good,
+        "bad": bad,
+        "bronze_version": bronze_version,
+        "silver_version": silver_version,
+        "report": canonical_json(report).decode(),
+        "at": to_us(at),
+    }
     here = (batches.c.table_name == table, batches.c.batch_id == batch_id)
     if conn.execute(update(batches).where(*here).values(**values)).rowcount == 0:
         conn.execute(insert(batches).values(table_name=table, batch_id=batch_id, **values))
 
 
-def save_snapshot(conn: Connection, digest: str, manifest: Mapping[str, Any], rows: int, at: datetime) -> bool:
+def save_snapshot(
+    conn: Connection, digest: str, manifest: Mapping[str, Any], rows: int, at: datetime
+) -> bool:
     """Remember a snapshot; False when it is known already (the first manifest stays)."""
     if conn.execute(select(snapshots.c.digest).where(snapshots.c.digest == digest)).one_or_none() is not None:
         return False
     conn.execute(
-        insert(snapshots).values(digest=digest, manifest=canonical_json(manifest).decode(), rows=rows, created_at=to_us(at))
+        insert(snapshots).values(
+            digest=digest, manifest=canonical_json(manifest).decode(), rows=rows, created_at=to_us(at)
+        )
     )
     return True
 
 
 def find_snapshots(conn: Connection, prefix: str) -> list[tuple[str, dict[str, Any], int]]:
     """(digest, manifest, rows) of snapshots whose digest starts with `prefix`, at most ten."""
-    query = select(snapshots).where(snapshots.c.digest.startswith(prefix, autoescape=True)).order_by(snapshots.c.digest).limit(10)
+    query = (
+        select(snapshots)
+        .where(snapshots.c.digest.startswith(prefix, autoescape=True))
+        .order_by(snapshots.c.digest)
+        .limit(10)
+    )
     return [(row.digest, json.loads(row.manifest), row.rows) for row in conn.execute(query)]
 
 
 def known_snapshots(conn: Connection) -> list[str]:
     """Digests of the newest 200 snapshots."""
-    return list(conn.execute(select(snapshots.c.digest).order_by(snapshots.c.created_at.desc()).limit(200)).scalars())
+    return list(
+        conn.execute(select(snapshots.c.digest).order_by(snapshots.c.created_at.desc()).limit(200)).scalars()
+    )
 
 
 def _batch(row: Row[Any]) -> Batch:
-    return Batch(row.table_name, row.batch_id, from_us(row.at), row.bronze_version, row.silver_version, json.loads(row.report))
+    return Batch(
+        row.table_name,
+        row.batch_id,
+        from_us(row.at),
+        row.bronze_version,
+        row.silver_version,
+        json.loads(row.report),
+    )
