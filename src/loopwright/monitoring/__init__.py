@@ -1,0 +1,3 @@
+"""What became of a model's predictions: the prediction log, labels, drift, quality over event time,
+alerts.
+"""

@@ -1,0 +1,146 @@
+"""What a model's judged windows and hours say about it: the conditions alerts are made of. Pure."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from loopwright.kernel.verdict import Verdict
+from loopwright.monitoring.alerts import Cleared, Condition, Kind, Raised
+from loopwright.monitoring.windows import LATEST, SUSTAINED, Window, sustained
+from loopwright.stats.drift import Level
+from loopwright.stats.profile import PREDICTION
+
+# Google's SRE workbook, ch. 5: at 14.4 times the tolerated rate a month's error budget is gone in two days.
+FAST_BURN = 14.4
+MIN_REQUESTS = 20
+MIN_ERRORS = 3
+
+
+class Judged(Protocol):
+    """A verdict on one version in one window."""
+
+    @property
+    def version(self) -> int: ...
+    @property
+    def window(self) -> Window: ...
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def payload(self) -> Mapping[str, Any]: ...
+
+
+def drift_condition(latest: Sequence[Judged]) -> Condition | None:
+    """From the latest conclusive drift windows of the version in service, oldest first.
+
+    Raised while any feature was at the alarm level in two of its last three windows; cleared when every
+    feature has been below it in the last two.
+    """
+    if not latest:
+        return None
+    newest = latest[-1]
+    columns: Mapping[str, Mapping[str, Any]] = newest.payload["columns"]
+    states = {name: sustained(_alarms(latest, name)) for name in columns}
+    moved = sorted(
+        (name for name, bad in states.items() if bad), key=lambda name: -float(columns[name]["corrected"])
+    )
+    if moved:
+        named = ", ".join(f"{name} (PSI {columns[name]['corrected']:.2f})" for name in moved[:5])
+        more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
+        return Raised(
+            Kind.DRIFT,
+            newest.version,
+            newest.window.end,
+            f"{len(moved)} of {len(columns)} features have moved away from the training data: {named}{more}",
+            {"columns": {name: dict(columns[name]) for name in moved}, "windows": _spans(latest)},
+        )
+    if states and all(bad is False for bad in states.values()):
+        return Cleared(Kind.DRIFT, newest.window.end, "every feature is back within its limits")
+    return None
+
+
+def prediction_condition(latest: Sequence[Judged]) -> Condition | None:
+    """The same for the model's first output."""
+    if not latest:
+        return None
+    newest = latest[-1]
+    drift = newest.payload["columns"][PREDICTION]
+    bad = sustained(_alarms(latest, PREDICTION))
+    if bad:
+        return Raised(
+            Kind.PREDICTION,
+            newest.version,
+            newest.window.end,
+            f"predictions have moved away from those on the training data (PSI {drift['corrected']:.2f})",
+            {"drift": dict(drift), "windows": _spans(latest)},
+        )
+    return (
+        Cleared(Kind.PREDICTION, newest.window.end, "predictions are back within limits")
+        if bad is False
+        else None
+    )
+
+
+def quality_condition(latest: Sequence[Judged]) -> Condition | None:
+    """From the latest conclusive quality windows of the version in service, oldest first."""
+    if not latest:
+        return None
+    newest = latest[-1]
+    figures = newest.payload
+    bad = sustained([each.verdict is Verdict.FAIL for each in latest])
+    if bad:
+        count = sum(each.verdict is Verdict.FAIL for each in latest)
+        lost = abs(figures["value"] - figures["expected"]) / abs(figures["expected"])
+        return Raised(
+            Kind.QUALITY,
+            newest.version,
+            newest.window.end,
+            f"{figures['metric']} is {figures['value']:.4f}, {lost:.1%} worse than the "
+            f"{figures['expected']:.4f} expected (bad in {count} of the last {len(latest)} windows)",
+            {"figures": dict(figures), "windows": _spans(latest)},
+        )
+    if bad is False:
+        return Cleared(
+            Kind.QUALITY, newest.window.end, f"{figures['metric']} is back at {figures['value']:.4f}"
+        )
+    return None
+
+
+def availability_condition(
+    hours: Sequence[tuple[datetime, int, int, int]], availability: float
+) -> Condition | None:
+    """From (hour, version, requests, errors) of the stable arm, oldest first: the newest hours that hold 20
+    requests.
+
+    `availability` is the promised share (0.999). Errors here reached users: nothing stands in for stable.
+    """
+    n = errors = 0
+    newest, version = None, 0
+    for hour, served_by, requests, failed in reversed(hours):
+        if newest is None:
+            newest, version = hour, served_by
+        n, errors = n + requests, errors + failed
+        if n >= MIN_REQUESTS:
+            break
+    if newest is None or n < MIN_REQUESTS:
+        return None
+    share, budget = errors / n, 1 - availability
+    if errors >= MIN_ERRORS and share >= FAST_BURN * budget:
+        return Raised(
+            Kind.UNAVAILABLE,
+            version,
+            newest,
+            f"{share:.1%} of requests got no answer ({errors} of {n}), {budget:.2%} is promised at most",
+            {"errors": errors, "requests": n, "burn_rate": share / budget if budget else None},
+        )
+    if share <= budget:
+        return Cleared(Kind.UNAVAILABLE, newest, f"{n - errors} of the last {n} requests were answered")
+    return None
+
+
+def _alarms(latest: Sequence[Judged], column: str) -> list[bool]:
+    levels = [each.payload["columns"].get(column, {}).get("level", Level.UNKNOWN) for each in latest]
+    return [level == Level.ALARM for level in levels if level != Level.UNKNOWN][-LATEST:]
+
+
+def _spans(latest: Sequence[Judged]) -> list[str]:
+    return [f"{each.window.start:%Y-%m-%d}: {each.verdict}" for each in latest[-max(LATEST, SUSTAINED) :]]
