@@ -39,7 +39,7 @@ from loopwright.delivery.store import (
     add_event,
     add_rollout,
     get_rollout,
-    list_rollouts,
+    rollout_of_promotion,
     set_state,
 )
 from loopwright.kernel.actor import SYSTEM, Actor, Role, require
@@ -95,10 +95,9 @@ def start_rollout(
     A first version, or strategy `instant`, gets all traffic at once. Called again for the same promotion it
     returns the rollout that exists. Raises Conflict while another rollout of the model runs.
     """
-    if promotion_id is not None:
-        for earlier in list_rollouts(conn, model):
-            if earlier.promotion_id == promotion_id:
-                return earlier
+    earlier = rollout_of_promotion(conn, promotion_id) if promotion_id is not None else None
+    if earlier is not None:
+        return earlier
     refuse_while_rolling(conn, model)
     stable = stable_version(conn, model)
     if baseline is None:

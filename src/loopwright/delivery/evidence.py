@@ -13,7 +13,7 @@ from loopwright.delivery.rollout import Canary, Evidence, Moving, Paused, Shadow
 from loopwright.delivery.store import Rollout
 from loopwright.kernel.errors import LoopwrightError, Refused
 from loopwright.kernel.verdict import Verdict
-from loopwright.monitoring.store import arm_counts
+from loopwright.monitoring.store import arm_tally
 
 # Blue-green leaves stable without traffic: it is compared with stable's last day before the switch.
 _LOOK_BACK = timedelta(days=1)
@@ -46,7 +46,7 @@ def gather(
 
 
 def smoke_test(path: Path, keys: Sequence[PublicKey]) -> Verdict:
-    """Predict the golden rows of the bundle at `path`: PASS, FAIL (other answers) or ERROR (will not open)."""
+    """Predict the golden rows of the bundle at `path`: PASS, FAIL (other answers), ERROR (will not open)."""
     # ONNX Runtime is loaded only by the processes that really test.
     from loopwright.bundle.open import open_bundle
 
@@ -70,5 +70,7 @@ def _inside(state: State) -> Moving | None:
 def _counts(
     conn: Connection, model: str, version: int, arm: str, since: datetime, until: datetime
 ) -> ArmCounts:
-    found = arm_counts(conn, model, version, arm, since, until)
-    return ArmCounts(found.n, found.errors, found.latency)
+    # Folds are by the hour; the one in which the span begins is part of it.
+    hour = since.replace(minute=0, second=0, microsecond=0)
+    n, errors, latency = arm_tally(conn, model, version, arm, hour, until)
+    return ArmCounts(n, errors, latency)

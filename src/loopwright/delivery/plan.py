@@ -9,6 +9,7 @@ from typing import Any
 from loopwright.delivery.judge import Limits
 from loopwright.kernel.clock import format_duration, parse_duration
 from loopwright.kernel.errors import BadInput
+from loopwright.project.sections import Delivery
 
 
 class Strategy(StrEnum):
@@ -66,6 +67,8 @@ class Plan:
     min_requests   requests a step must have seen, besides its hold, before `no_harm` holds. 20 is the
                    smallest count at which a candidate that fails for one request in seven shows itself with
                    95 % certainty (1 - (6/7)^20); fewer would let a step pass on silence.
+    not_judged     business metrics the project limits: an experiment over users can judge them, a canary at a
+                   few percent cannot; named here so that nobody takes the canary's PASS for theirs
     """
 
     strategy: Strategy = Strategy.CANARY
@@ -75,6 +78,7 @@ class Plan:
     limits: Limits = field(default_factory=Limits)
     min_requests: int = 20
     alpha: float = 0.05
+    not_judged: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         weights = [step.weight for step in self.steps]
@@ -112,7 +116,7 @@ class Plan:
             )
 
     @classmethod
-    def from_spec(cls, delivery: Any) -> "Plan":
+    def from_spec(cls, delivery: Delivery) -> "Plan":
         """Read the parsed `delivery` section of loop.yaml (project.sections.Delivery)."""
         strategy = Strategy(str(delivery.strategy))
         rollback = delivery.rollback
@@ -131,7 +135,8 @@ class Plan:
             shadow_first=delivery.shadow_first or timedelta(),
             steps=steps or DEFAULT_STEPS,
             limits=limits,
-            min_requests=getattr(delivery, "min_requests", 20),
+            min_requests=delivery.min_requests,
+            not_judged=tuple(rollback.business),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -150,6 +155,7 @@ class Plan:
             },
             "min_requests": self.min_requests,
             "alpha": self.alpha,
+            "not_judged": list(self.not_judged),
         }
 
     @classmethod
@@ -165,6 +171,7 @@ class Plan:
             limits=Limits(**data["limits"]),
             min_requests=data["min_requests"],
             alpha=data["alpha"],
+            not_judged=tuple(data["not_judged"]),
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, insert, select, update
+from sqlalchemy import Connection, Row, exists, func, insert, select, update
 
 from loopwright.delivery.plan import Plan
 from loopwright.delivery.rollout import (
@@ -25,7 +25,7 @@ from loopwright.kernel.digest import canonical_json
 from loopwright.kernel.errors import NotFound
 from loopwright.kernel.stage import Stage
 from loopwright.ledger.engine import become_writer
-from loopwright.ledger.schema import promotions, rollout_events, rollouts, route_tables, versions
+from loopwright.ledger.schema import promotions, rollout_events, rollouts, route_tables, segments, versions
 
 _ACTIVE = ("running", "paused")
 
@@ -138,6 +138,12 @@ def active_rollout(conn: Connection, model: str) -> Rollout | None:
     return _rollout(found) if found else None
 
 
+def rollout_of_promotion(conn: Connection, promotion_id: str) -> Rollout | None:
+    """Return the rollout a promotion led to; there is at most one."""
+    found = conn.execute(select(rollouts).where(rollouts.c.promotion_id == promotion_id)).one_or_none()
+    return _rollout(found) if found else None
+
+
 def list_rollouts(
     conn: Connection, model: str | None = None, *, active: bool = False, limit: int = 50
 ) -> list[Rollout]:
@@ -236,6 +242,11 @@ def due_promotions(conn: Connection) -> list[DuePromotion]:
         DuePromotion(row.id, row.model, row.version, row.requested_by, row.reason)
         for row in conn.execute(query)
     ]
+
+
+def received_bytes(conn: Connection) -> int:
+    """How much serving has shipped in all; grows with every batch of events."""
+    return int(conn.execute(select(func.coalesce(func.sum(segments.c.shipped), 0))).scalar_one())
 
 
 def last_routes(conn: Connection) -> tuple[int, str, str] | None:

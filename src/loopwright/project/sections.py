@@ -143,7 +143,10 @@ _DEFAULT_STEPS = (
 
 
 class Delivery(Section):
-    """How traffic is brought to a version that was promoted."""
+    """How traffic is brought to a version that was promoted.
+
+    `min_requests`: how many requests a step must have answered, besides its hold, before it counts as no harm.
+    """
 
     strategy: Literal["canary", "blue_green", "shadow", "instant"] = Field(
         "canary", description="canary, blue_green, shadow or instant"
@@ -152,6 +155,7 @@ class Delivery(Section):
     steps: tuple[Step, ...] = Field(
         _DEFAULT_STEPS, min_length=1, description="a list of {weight, hold, require}"
     )
+    min_requests: int = Field(20, ge=1, description="a whole number from 1")
     rollback: Rollback = Field(Rollback(), description="{error_rate, latency_p99, business}")
 
     @model_validator(mode="after")

@@ -1,5 +1,4 @@
-"""Behavioural checks: what a model must do whatever its metrics say. A project writes them in
-`tests/behaviour.py`.
+"""Behavioural checks: what a model must do whatever its metrics say. Projects write them in tests/behaviour.py.
 
     from loopwright.quality.behaviour import directional, invariance, minimum_functionality
 

@@ -235,7 +235,8 @@ def _compare(
     )
     detail = (
         f"{result.new:.4f} against {result.old:.4f}: gain {result.difference:+.4f}, "
-        f"at {asked.confidence:.0%} confidence at least {result.low:+.4f} and at most {result.high:+.4f}, on {rows} {unseen}"
+        f"at {asked.confidence:.0%} confidence at least {result.low:+.4f} and at most {result.high:+.4f}, "
+        f"on {rows} {unseen}"
     )
     return GateResult(
         name, "comparison", non_inferior(result, asked.tolerance), result.difference, limit, detail
