@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from loopwright.data.contract import Column, Contract, Rule, Scope, Severity
+from loopwright.data.duck import connect
 from loopwright.kernel.errors import BadInput, did_you_mean
 
 State = Literal["PASS", "WARN", "FAIL", "ERROR"]
@@ -147,9 +148,7 @@ def examine(
                 wanted="it ingested before",
                 next=f"Ingest {table} first, or add it to data.sources",
             )
-    with duckdb.connect(
-        config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
-    ) as engine:
+    with connect() as engine:
         return _Examination(engine, rows, contract, refs, landed, malformed).run()
 
 
@@ -170,7 +169,6 @@ class _Examination:
         self.malformed = malformed
         self.count = rows.num_rows
         self.errors: dict[str, str] = {}
-        engine.execute("SET TimeZone = 'UTC'")
         engine.register("_lw_raw", rows.append_column("_row", pa.array(np.arange(self.count))))
         for name, table in refs.items():
             if name != contract.name:

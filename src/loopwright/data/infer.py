@@ -14,6 +14,7 @@ import yaml
 
 from loopwright.data.check import SQL_TYPES
 from loopwright.data.contract import Type
+from loopwright.data.duck import connect
 from loopwright.data.source import NULLS, Source
 
 FITS = 0.99
@@ -60,8 +61,7 @@ def infer(source: Source) -> Inferred:
     """Look at every row of `source`. Raises what `Source.read` raises."""
     raw = source.read()
     rows = raw.rows
-    with duckdb.connect(config={"autoinstall_known_extensions": "false"}) as engine:
-        engine.execute("SET TimeZone = 'UTC'")
+    with connect() as engine:
         engine.register("raw", rows)
         tokens = _null_tokens(engine, rows)
         if tokens:

@@ -192,9 +192,8 @@ def _others(lake: Lake, model: str, table: str, contract: Contract, batch: str) 
     names = {c for rule in contract.rules if rule.kind == "unique" for c in rule.columns}
     if contract.loading == "full" or not names or not lake.exists("silver", model, table):
         return None
-    known = lake.open("silver", model, table).to_pyarrow_dataset()
-    held = sorted(names & set(known.schema.names))
-    rows = known.to_table(columns=[*held, "_batch"])
+    held = sorted(names & set(lake.columns("silver", model, table)))
+    rows = lake.read("silver", model, table, columns=[*held, "_batch"])
     rows = rows.filter(pc.not_equal(rows.column("_batch"), batch))
     return rows.select(held) if rows.num_rows else None
 

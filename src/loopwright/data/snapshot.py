@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from loopwright.data import store
+from loopwright.data.duck import connect
 from loopwright.data.lake import Lake
 from loopwright.kernel.actor import SYSTEM, Actor
 from loopwright.kernel.clock import iso
@@ -131,8 +131,7 @@ def content_digest(rows: pa.Table) -> str:
         f"coalesce(strlen({cell}) || ':' || {cell}, '-')"
         for cell in (_text(name, rows.schema.field(name).type) for name in names)
     ]
-    with duckdb.connect() as engine:
-        engine.execute("SET TimeZone = 'UTC'")
+    with connect() as engine:
         engine.register("rows", rows)
         found = engine.sql(
             f"SELECT sha256(concat({', '.join(cells)})) AS h FROM rows ORDER BY h"

@@ -104,7 +104,7 @@ class Source:
     def _read(self, nulls: Sequence[str]) -> Raw:
         try:
             if self.format == "parquet":
-                return Raw(pa_parquet.read_table(self.path))
+                return Raw(pa_parquet.ParquetFile(self.path).read())
             with self.open() as stream:
                 if self.format == "jsonl":
                     return Raw(pa_json.read_json(stream))
