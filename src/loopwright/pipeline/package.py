@@ -1,0 +1,139 @@
+"""From a fitted model to a sealed bundle: reference profile, golden examples, card, provenance."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loopwright.bundle.keys import SigningKey
+from loopwright.bundle.manifest import Golden
+from loopwright.bundle.seal import SealedBundle, build_bundle
+from loopwright.bundle.signature import Field, Schema
+from loopwright.features.frame import Frame
+from loopwright.features.module import Dtype, FeatureModule
+from loopwright.kernel.clock import from_us, iso
+from loopwright.pipeline.fit import Fitted
+from loopwright.project.spec import Project
+from loopwright.stats.profile import build_reference
+
+GOLDEN_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found, for people: goes into the card and the run's record."""
+
+    metrics: Mapping[str, float]
+    params: Mapping[str, Any]
+    sizes: Mapping[str, int]
+    trained_from: datetime | None
+    trained_until: datetime | None
+
+
+def schema_of(project: Project, inputs: Mapping[str, Dtype], features: tuple[str, ...], classes: tuple[str, ...]) -> Schema:
+    """The signature of the bundle: what a request brings, what the model reads, what it answers."""
+    task = project.spec.task
+    outputs = {"binary": ("probability",), "regression": ("prediction",)}.get(task, classes)
+    fields = tuple(Field(name, dtype) for name, dtype in inputs.items())
+    return Schema(inputs=fields, features=features, outputs=outputs, task=task, classes=classes)
+
+
+def reference_profile(frame: Frame, predicted: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Profile of the rows the model was measured on: each input, and the first output as `@prediction`."""
+    return build_reference({**frame.inputs(), "@prediction": predicted[:, 0]}).to_json()
+
+
+def golden_positions(total: int, rows: int = GOLDEN_ROWS) -> np.ndarray[Any, Any]:
+    """Positions of `rows` examples spread evenly over `total` rows."""
+    return np.unique(np.linspace(0, total - 1, min(rows, total)).astype(int))
+
+
+def span(frame: Frame) -> tuple[datetime | None, datetime | None]:
+    """First and last event time of the frame; (None, None) when the project has no event time."""
+    times = frame.event_times()
+    if not len(times) or np.isnat(times).any():
+        return None, None
+    return from_us(int(times.min().astype(np.int64))), from_us(int(times.max().astype(np.int64)))
+
+
+def provenance(
+    project: Project, outcome: Outcome, *, run_id: str, snapshot: str, author: str, reason: str
+) -> dict[str, Any]:
+    """Where the bundle comes from, as sealed into its manifest."""
+    spec = project.spec
+    return {
+        "run_id": run_id,
+        "snapshot": snapshot,
+        "trained_from": iso(outcome.trained_from) if outcome.trained_from else None,
+        "trained_until": iso(outcome.trained_until) if outcome.trained_until else None,
+        "author": author,
+        "reason": reason,
+        "params": dict(outcome.params),
+        "metrics": dict(outcome.metrics),
+        "split_sizes": dict(outcome.sizes),
+        "seed": spec.train.seed,
+        "project_digest": project.digest,
+    }
+
+
+def card(project: Project, outcome: Outcome, *, run_id: str, snapshot: str, features: tuple[str, ...]) -> str:
+    """The model card as Markdown; the registry adds approvals and gates to the copy it shows."""
+    spec = project.spec
+    figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(outcome.metrics.items()))
+    settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(outcome.params.items()))
+    trained = (
+        f"{iso(outcome.trained_from)} to {iso(outcome.trained_until)}"
+        if outcome.trained_from and outcome.trained_until
+        else "rows without event time"
+    )
+    return (
+        f"# {spec.model}\n\n"
+        f"Task: {spec.task}. Owner: {spec.owner}. Team: {spec.team}. Project: {spec.project}.\n\n"
+        f"## Training\n\nRun `{run_id}` on snapshot `{snapshot}`; event time {trained}; "
+        f"{outcome.sizes['train']} rows to train, {outcome.sizes['holdout']} held out.\n\n"
+        f"| setting | value |\n|---|---|\n{settings}\n\n"
+        f"## Quality on the held-out rows\n\n| metric | value |\n|---|---|\n{figures}\n\n"
+        f"## Features\n\n{', '.join(f'`{name}`' for name in features)}\n"
+    )
+
+
+def seal(
+    dest: Path,
+    *,
+    project: Project,
+    module: FeatureModule,
+    fitted: Fitted,
+    holdout: Frame,
+    card: str,
+    provenance: Mapping[str, Any],
+    created_at: datetime,
+    key: SigningKey,
+) -> SealedBundle:
+    """Build the sealed bundle at `dest`; its golden outputs are what the exported graph answers here."""
+    chosen = golden_positions(holdout.rows)
+    inputs = holdout.inputs()
+    golden = Golden(
+        inputs={name: _json_values(values[chosen]) for name, values in inputs.items()},
+        outputs=fitted.holdout_output[chosen].tolist(),
+    )
+    return build_bundle(
+        dest,
+        model=project.spec.model,
+        onnx=fitted.onnx,
+        schema=schema_of(project, module.inputs, fitted.names, fitted.classes),
+        transform=module.transform_source,
+        state=fitted.state,
+        golden=golden,
+        reference=reference_profile(holdout, fitted.holdout_output),
+        card=card,
+        provenance=provenance,
+        created_at=created_at,
+        key=key,
+    )
+
+
+def _json_values(values: np.ndarray[Any, Any]) -> list[Any]:
+    return [None if value is None or value != value else value for value in values.tolist()]
