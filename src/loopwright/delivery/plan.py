@@ -50,6 +50,8 @@ class Step:
             raise BadInput("a hold cannot be negative", where="delivery.steps.hold", got=str(self.hold))
 
 
+_BAKE = timedelta(hours=1)
+
 DEFAULT_STEPS = (
     Step(0.01, timedelta(hours=1)),
     Step(0.05, timedelta(hours=4)),
@@ -128,12 +130,13 @@ class Plan:
             Step(step.weight, step.hold or timedelta(), Require(str(step.require))) for step in delivery.steps
         )
         if strategy is Strategy.BLUE_GREEN:
-            # Blue-green switches once; what the section says about its last step is how long green bakes.
-            steps = (steps[-1] if steps else Step(1.0),)
+            # Blue-green switches once. Its last step says how long green bakes with blue kept loaded; without
+            # a bake the first bad hour could not be rolled back by itself.
+            steps = (Step(1.0, steps[-1].hold or _BAKE, steps[-1].require),)
         return cls(
             strategy=strategy,
             shadow_first=delivery.shadow_first or timedelta(),
-            steps=steps or DEFAULT_STEPS,
+            steps=steps,
             limits=limits,
             min_requests=delivery.min_requests,
             not_judged=tuple(rollback.business),

@@ -48,6 +48,7 @@ def test_business_limits_are_named_as_not_judged_by_the_canary() -> None:
 def test_blue_green_bakes_as_long_as_its_last_step_says() -> None:
     found = plan(strategy="blue_green", steps=[{"weight": "100%", "hold": "6h"}])
     assert found.steps == (Step(1.0, 6 * HOUR),)
+    assert plan(strategy="blue_green").steps == (Step(1.0, HOUR),)
 
 
 @pytest.mark.parametrize("wrong", [{"min_requests": 0}, {"alpha": 0.7}, {"shadow_share": 0.0}])
