@@ -19,10 +19,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """`table` holds `_id`, `_unit`, `_event_time`, `_label`, `_label_at` and the inputs, sorted by event time, then id.
+    """`table` holds `_id`, `_unit`, `_event_time`, `_label`, `_label_at` and the inputs, sorted by event
+    time, then id.
 
-    `_label` is float64: 0/1 for binary, the value for regression, the index into `classes` for multiclass; null while
-    (or because) it is not known. `dtypes` names the inputs in order.
+    `_label` is float64: 0/1 for binary, the value for regression, the index into `classes` for multiclass;
+    null while (or because) it is not known. `dtypes` names the inputs in order.
     """
 
     table: pa.Table
@@ -64,7 +65,9 @@ class Frame:
     def take(self, keep: Array) -> "Frame":
         """The rows where the boolean mask `keep` holds, or those at its integer positions, in frame order."""
         chosen = np.asarray(keep)
-        table = self.table.filter(pa.array(chosen)) if chosen.dtype == bool else self.table.take(pa.array(chosen))
+        table = (
+            self.table.filter(pa.array(chosen)) if chosen.dtype == bool else self.table.take(pa.array(chosen))
+        )
         return Frame(table, self.dtypes, self.classes)
 
     def slice(self, since: datetime | None = None, until: datetime | None = None) -> "Frame":
@@ -82,13 +85,19 @@ class Frame:
         return self.take(~np.isnan(self.labels()))
 
     def split(self, holdout: float | timedelta) -> tuple["Frame", "Frame"]:
-        """Cut off the last part by event time: a share of the rows, or a span of time. Rows of one moment stay together.
+        """Cut off the last part by event time: a share of the rows, or a span of time. Rows of one moment
+        stay together.
 
-        Without event time the part is chosen by a hash of the id, so that a row stays on its side as data grows.
+        Without event time the part is chosen by a hash of the id, so that a row stays on its side as data
+        grows.
         """
         if isinstance(holdout, timedelta):
             if holdout <= timedelta(0) or not self._has_time():
-                raise BadInput("cannot hold out a span of time", got=holdout, wanted="a positive span and rows with event times")
+                raise BadInput(
+                    "cannot hold out a span of time",
+                    got=holdout,
+                    wanted="a positive span and rows with event times",
+                )
             times = self.event_times()
             late = times > times.max() - np.timedelta64(int(holdout / timedelta(microseconds=1)), "us")
             return self.take(~late), self.take(late)

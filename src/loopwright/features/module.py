@@ -27,7 +27,8 @@ _importing = threading.RLock()
 class FeatureModule:
     """What `features.py` says. `inputs` is the order and dtype of what one request brings.
 
-    `classes`: the label's classes in index order, when the project fixes them; else they are read off the labels.
+    `classes`: the label's classes in index order, when the project fixes them; else they are read off the
+    labels.
     """
 
     spine: Spine
@@ -60,30 +61,42 @@ class FeatureModule:
 
 
 def load_features(project: Project) -> FeatureModule:
-    """Run the project's features file and check it. Raises BadInput naming the file, what is wrong and what is near."""
+    """Run the project's features file and check it. Raises BadInput naming the file, what is wrong and what
+    is near."""
     path = project.path(project.spec.features)
     source = import_project_file(path, project.dir)
     where = str(path)
     spine = getattr(source, "spine", None)
     if not isinstance(spine, Spine):
         raise BadInput(
-            "no `spine` is defined", where=where, got=type(spine).__name__, wanted="spine = Spine(table=..., ...)",
+            "no `spine` is defined",
+            where=where,
+            got=type(spine).__name__,
+            wanted="spine = Spine(table=..., ...)",
             next="from loopwright.features import Spine",
-        )  # fmt: skip
+        )
     views = tuple(getattr(source, "views", ()))
     for view in views:
         if not isinstance(view, FeatureView | WindowedRate):
-            raise BadInput("`views` holds something else", where=where, got=view, wanted="FeatureView or WindowedRate")
+            raise BadInput(
+                "`views` holds something else", where=where, got=view, wanted="FeatureView or WindowedRate"
+            )
     declared = getattr(source, "INPUTS", None)
     if not isinstance(declared, dict) or not declared:
         raise BadInput(
-            "no `INPUTS` is defined", where=where, got=declared, wanted='INPUTS = {"name": "float64", ...}',
+            "no `INPUTS` is defined",
+            where=where,
+            got=declared,
+            wanted='INPUTS = {"name": "float64", ...}',
             next=f"Name what one request brings, with one of {', '.join(get_args(Dtype))}.",
-        )  # fmt: skip
+        )
     transform_path = project.path(str(getattr(source, "TRANSFORM", "transform.py")))
     if not transform_path.is_file():
         raise BadInput(
-            "the transform is missing", where=where, got=str(transform_path), wanted="a file with `fit` and `transform`"
+            "the transform is missing",
+            where=where,
+            got=str(transform_path),
+            wanted="a file with `fit` and `transform`",
         )
     module = FeatureModule(
         spine=spine,
@@ -103,31 +116,46 @@ def check_inputs(module: FeatureModule) -> None:
     produced = module.produced()
     for name in produced:
         if name.startswith("_"):
-            raise BadInput("names that start with `_` are reserved", where=module.where, got=name, wanted="another name")
+            raise BadInput(
+                "names that start with `_` are reserved", where=module.where, got=name, wanted="another name"
+            )
     twice = {name for name in produced if produced.count(name) > 1}
     if twice:
-        raise BadInput("two sources give the same input", where=module.where, got=sorted(twice), wanted="each name once")
+        raise BadInput(
+            "two sources give the same input", where=module.where, got=sorted(twice), wanted="each name once"
+        )
     for name, dtype in module.inputs.items():
         if dtype not in get_args(Dtype):
             raise BadInput(
-                f"input `{name}` has an unknown dtype", where=f"{module.where}: INPUTS", got=dtype,
-                wanted=f"one of {', '.join(get_args(Dtype))}", next=did_you_mean(str(dtype), get_args(Dtype)),
-            )  # fmt: skip
+                f"input `{name}` has an unknown dtype",
+                where=f"{module.where}: INPUTS",
+                got=dtype,
+                wanted=f"one of {', '.join(get_args(Dtype))}",
+                next=did_you_mean(str(dtype), get_args(Dtype)),
+            )
         if name not in produced:
             raise BadInput(
-                f"input `{name}` comes from nowhere", where=f"{module.where}: INPUTS",
-                wanted=f"an input of the spine or a view's column: {', '.join(produced)}", next=did_you_mean(name, produced),
-            )  # fmt: skip
+                f"input `{name}` comes from nowhere",
+                where=f"{module.where}: INPUTS",
+                wanted=f"an input of the spine or a view's column: {', '.join(produced)}",
+                next=did_you_mean(name, produced),
+            )
 
 
 def import_project_file(path: Path, root: Path) -> ModuleType:
-    """Run a project's Python file and return its module; files beside it (under `root`) can be imported by it.
+    """Run a project's Python file and return its module; files beside it (under `root`) can be imported by
+    it.
 
-    Leaves nothing behind in `sys.path` or `sys.modules`, so two projects may both have a `features.py`. Safe to call
-    from several threads. Raises BadInput for a missing file, or for an error in it, naming the line.
+    Leaves nothing behind in `sys.path` or `sys.modules`, so two projects may both have a `features.py`. Safe
+    to call from several threads. Raises BadInput for a missing file, or for an error in it, naming the line.
     """
     if not path.is_file():
-        raise BadInput("the file is missing", where=str(path), wanted="a Python file", next="Create it, or mend loop.yaml.")
+        raise BadInput(
+            "the file is missing",
+            where=str(path),
+            wanted="a Python file",
+            next="Create it, or mend loop.yaml.",
+        )
     name = f"_loopwright_project_{path.stem}_{sha256_bytes(str(path.resolve()).encode())[:12]}"
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:
@@ -139,7 +167,9 @@ def import_project_file(path: Path, root: Path) -> ModuleType:
             found.loader.exec_module(module)
         except Exception as error:
             raise BadInput(
-                f"{type(error).__name__}: {error}", where=f"{path}:{_line(error, path)}", next="Mend the file."
+                f"{type(error).__name__}: {error}",
+                where=f"{path}:{_line(error, path)}",
+                next="Mend the file.",
             ) from error
     return module
 

@@ -1,8 +1,9 @@
 """Builds frames: every spine row with what was known at its moment, never later. On DuckDB, in memory.
 
-Times are held as whole microseconds since 1970 (UTC) throughout, so comparisons are exact. Each view is looked up
-once per distinct (keys, event time) by an ASOF join; a windowed rate is the difference of two points on the
-running sum of its values, ordered by when they became known. Internal relations and columns start with `_`.
+Times are held as whole microseconds since 1970 (UTC) throughout, so comparisons are exact. Each view is
+looked up once per distinct (keys, event time) by an ASOF join; a windowed rate is the difference of two
+points on the running sum of its values, ordered by when they became known. Internal relations and columns
+start with `_`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,12 +36,14 @@ def build_frame(
     require_label: bool = False,
     classes: Sequence[str] = (),
 ) -> Frame:
-    """One row per spine row with since <= event time < until, in event-time order; nothing in it comes from later.
+    """One row per spine row with since <= event time < until, in event-time order; nothing in it comes from
+    later.
 
-    A label is known from max(label_available_at, event time + `label_available_after`, one microsecond after the
-    event) on. Labels not known by `until` are null; `require_label` leaves such rows out. Rows before `since` still
-    serve as history. `classes`: the classes of an existing model; a label outside them is an error.
-    Raises BadInput for tables or columns that are missing, ids that are not unique and event times that are null.
+    A label is known from max(label_available_at, event time + `label_available_after`, one microsecond after
+    the event) on. Labels not known by `until` are null; `require_label` leaves such rows out. Rows before
+    `since` still serve as history. `classes`: the classes of an existing model; a label outside them is an
+    error. Raises BadInput for tables or columns that are missing, ids that are not unique and event times
+    that are null.
     """
     check_inputs(module)
     _check_tables(module, tables)
@@ -60,33 +63,87 @@ def _run(con: duckdb.DuckDBPyConnection, sql: str, where: str) -> duckdb.DuckDBP
     try:
         return con.execute(sql)
     except duckdb.Error as error:
-        raise BadInput(str(error).split("\n\nLINE")[0].replace("\n", " "), where=where, next="Mend the SQL.") from None
+        raise BadInput(
+            str(error).split("\n\nLINE")[0].replace("\n", " "), where=where, next="Mend the SQL."
+        ) from None
 
 
 def _check_tables(module: FeatureModule, tables: Mapping[str, pa.Table]) -> None:
     for name in module.tables():
         if name not in tables:
             raise BadInput(
-                f"table `{name}` is not there", where=module.where, got=sorted(tables), wanted="a source of loop.yaml",
+                f"table `{name}` is not there",
+                where=module.where,
+                got=sorted(tables),
+                wanted="a source of loop.yaml",
                 next=did_you_mean(name, tables),
-            )  # fmt: skip
+            )
 
 
 def _micros(sql: str) -> str:
     return f"epoch_us(CAST(({sql}) AS TIMESTAMPTZ))"
 
 
-def _keys(expressions: Mapping[str, str], prefix: str) -> list[str]:
-    return [f"({sql}) AS {prefix}{number}" for number, sql in enumerate(expressions.values())]
+def _spine_side(view: FeatureView) -> list[str]:
+    """The entity as SQL over the spine's table: a name that both tables share is quoted."""
+    named = not isinstance(view.entity, Mapping)
+    return [quoted(name) if named else name for name in as_mapping(view.entity)]
 
 
 def _spine_rows(
-    con: duckdb.DuckDBPyConnection, module: FeatureModule, floor: int, since: datetime | None, until: datetime | None
+    con: duckdb.DuckDBPyConnection,
+    module: FeatureModule,
+    floor: int,
+    since: datetime | None,
+    until: datetime | None,
 ) -> str:
-    """Create `_rows`: every row of the spine's table, `_wanted` or history only. Return the label's SQL type."""
+    """Create `_rows`: every row of the spine's table, `_wanted` or history only. Return the label's type."""
     spine, where = module.spine, f"{module.where}: spine"
-    key = as_mapping(spine.key)
-    parts = [f"coalesce(CAST(({sql}) AS VARCHAR), '')" for sql in key.values()]
+    columns = ", ".join(_raw_columns(module))
+    _run(con, f"CREATE TEMP TABLE _raw AS SELECT {columns} FROM {quoted(spine.table)} AS _t", where)
+    if spine.event_time:
+        lost = con.execute("SELECT count(*) FROM _raw WHERE _e IS NULL AND _wanted").fetchall()[0][0]
+        if lost:
+            raise BadInput(
+                f"{lost} rows have no event time",
+                where=where,
+                wanted=f"`{spine.event_time}` never null",
+                next="Make it required in the contract, or leave such rows out with `where`.",
+            )
+    limits = ["_wanted"]
+    limits += [f"_e >= {to_us(since)}"] if since and spine.event_time else []
+    limits += [f"_e < {to_us(until)}"] if until and spine.event_time else []
+    # A label that nobody can date is never known; without event times there is nothing to date it by.
+    at = (
+        f"CASE WHEN _known IS NOT NULL THEN greatest(_known, _e + {floor}) END"
+        if spine.event_time
+        else "_known"
+    )
+    untimed = not spine.event_time and not spine.label_available_at
+    seen = "true" if untimed else f"_at IS NOT NULL{f' AND _at <= {to_us(until)}' if until else ''}"
+    kept = (
+        "_id"
+        if spine.key
+        else (
+            "_id || CASE WHEN row_number() OVER (PARTITION BY _id ORDER BY _n) > 1 "
+            "THEN '-' || row_number() OVER (PARTITION BY _id ORDER BY _n) ELSE '' END AS _id"
+        )
+    )
+    con.execute(
+        f"CREATE TEMP TABLE _rows AS SELECT * EXCLUDE (_known, _wanted, _id), {kept}, {at} AS _at, "
+        f"coalesce({' AND '.join(limits)}, false) AS _wanted, "
+        f"_label IS NOT NULL AND lower(CAST(_label AS VARCHAR)) <> 'nan' AND ({seen}) AS _seen FROM _raw"
+    )
+    con.execute("DROP TABLE _raw")
+    _check_unique(con, where)
+    found = con.execute("SELECT typeof(_label) FROM _rows LIMIT 1").fetchone()
+    return str(found[0]) if found else "DOUBLE"
+
+
+def _raw_columns(module: FeatureModule) -> list[str]:
+    """SELECT items: the row's number, times, id, unit and label, its inputs, and what the views ask of it."""
+    spine = module.spine
+    parts = [f"coalesce(CAST(({sql}) AS VARCHAR), '')" for sql in as_mapping(spine.key).values()]
     event = _micros(spine.event_time) if spine.event_time else "CAST(NULL AS BIGINT)"
     label = f"({spine.label})" if spine.label else "CAST(NULL AS DOUBLE)"
     known = _micros(spine.label_available_at) if spine.label_available_at else "_e"
@@ -102,41 +159,14 @@ def _spine_rows(
     ]
     for index, view in enumerate(module.views):
         if isinstance(view, FeatureView):
-            columns += [f"({sql}) AS _k{index}_{n}" for n, sql in enumerate(as_mapping(view.entity))]
+            columns += [f"({sql}) AS _k{index}_{n}" for n, sql in enumerate(_spine_side(view))]
             continue
-        columns += _keys(as_mapping(view.on), f"_k{index}_")
+        columns += [f"({sql}) AS _k{index}_{n}" for n, sql in enumerate(as_mapping(view.on).values())]
         if view.value is not None:
             columns.append(f"({view.value}) AS _v{index}")
         if view.available_at is not None:
             columns.append(f"{_micros(view.available_at)} AS _a{index}")
-    _run(con, f"CREATE TEMP TABLE _raw AS SELECT {', '.join(columns)} FROM {quoted(spine.table)} AS _t", where)
-
-    if spine.event_time:
-        lost = con.execute("SELECT count(*) FROM _raw WHERE _e IS NULL AND _wanted").fetchall()[0][0]
-        if lost:
-            raise BadInput(
-                f"{lost} rows have no event time", where=where, wanted=f"`{spine.event_time}` never null",
-                next="Make it required in the contract, or leave such rows out with `where`.",
-            )  # fmt: skip
-    limits = ["_wanted"]
-    limits += [f"_e >= {to_us(since)}"] if since and spine.event_time else []
-    limits += [f"_e < {to_us(until)}"] if until and spine.event_time else []
-    # A label that nobody can date is never known; without event times there is nothing to date it by.
-    at = f"CASE WHEN _known IS NOT NULL THEN greatest(_known, _e + {floor}) END" if spine.event_time else "_known"
-    untimed = not spine.event_time and not spine.label_available_at
-    seen = "true" if untimed else f"_at IS NOT NULL{f' AND _at <= {to_us(until)}' if until else ''}"
-    kept = "_id" if parts else (
-        "_id || CASE WHEN row_number() OVER (PARTITION BY _id ORDER BY _n) > 1 "
-        "THEN '-' || row_number() OVER (PARTITION BY _id ORDER BY _n) ELSE '' END AS _id"
-    )  # fmt: skip
-    con.execute(
-        f"CREATE TEMP TABLE _rows AS SELECT * EXCLUDE (_known, _wanted, _id), {kept}, {at} AS _at, "
-        f"coalesce({' AND '.join(limits)}, false) AS _wanted, "
-        f"_label IS NOT NULL AND lower(CAST(_label AS VARCHAR)) <> 'nan' AND ({seen}) AS _seen FROM _raw"
-    )
-    con.execute("DROP TABLE _raw")
-    _check_unique(con, where)
-    return str(con.execute("SELECT typeof(_label) FROM _rows LIMIT 1").fetchone() or ("DOUBLE",))
+    return columns
 
 
 def _check_unique(con: duckdb.DuckDBPyConnection, where: str) -> None:
@@ -145,22 +175,31 @@ def _check_unique(con: duckdb.DuckDBPyConnection, where: str) -> None:
     ).fetchall()
     if twice:
         raise BadInput(
-            "the key does not name rows uniquely", where=f"{where}.key",
-            got=", ".join(f"{name} ({count} rows)" for name, count in twice), wanted="one row per key",
+            "the key does not name rows uniquely",
+            where=f"{where}.key",
+            got=", ".join(f"{name} ({count} rows)" for name, count in twice),
+            wanted="one row per key",
             next="Add a column to the key.",
-        )  # fmt: skip
+        )
 
 
 def _join_view(con: duckdb.DuckDBPyConnection, module: FeatureModule, index: int, floor: int) -> str:
-    """Create `_f{index}` with the view's columns per distinct (keys, event time); return the JOIN that adds it."""
+    """Create `_f{index}` with the view's columns per distinct (keys, event time); return the JOIN that adds
+    it."""
     view = module.views[index]
     where = f"{module.where}: view {view.name}"
     timed = isinstance(view, WindowedRate) or view.event_time is not None
     if timed and not module.spine.event_time:
         raise BadInput(
-            "a view in time needs a spine in time", where=where, wanted="spine.event_time", next="Give the spine one."
+            "a view in time needs a spine in time",
+            where=where,
+            wanted="spine.event_time",
+            next="Give the spine one.",
         )
-    names = [f"_k{index}_{n}" for n in range(len(as_mapping(view.entity if isinstance(view, FeatureView) else view.on)))]
+    names = [
+        f"_k{index}_{n}"
+        for n in range(len(as_mapping(view.entity if isinstance(view, FeatureView) else view.on)))
+    ]
     probe = ", ".join([*(f"{name} AS {_k(n)}" for n, name in enumerate(names)), *(["_e"] if timed else [])])
     keys = [_k(n) for n in range(len(names))]
     con.execute(f"CREATE TEMP TABLE _p{index} AS SELECT DISTINCT {probe or '0'} FROM _rows WHERE _wanted")
@@ -182,7 +221,11 @@ def _windowed_rate(
     con: duckdb.DuckDBPyConnection, view: WindowedRate, index: int, keys: list[str], floor: int, where: str
 ) -> None:
     value = "_label" if view.value is None else f"_v{index}"
-    at = "_at" if view.available_at is None else f"CASE WHEN _a{index} IS NOT NULL THEN greatest(_a{index}, _e + {floor}) END"
+    at = (
+        "_at"
+        if view.available_at is None
+        else f"CASE WHEN _a{index} IS NOT NULL THEN greatest(_a{index}, _e + {floor}) END"
+    )
     grouped = ", ".join(keys)
     columns = ", ".join(f"_k{index}_{n} AS {key}" for n, key in enumerate(keys))
     comma = ", " if keys else ""
@@ -198,27 +241,34 @@ def _windowed_rate(
             SELECT {grouped}{comma} _at, sum(_v) AS _s, count(*) AS _n FROM seen
             WHERE _at IS NOT NULL{present} GROUP BY {grouped}{comma} _at
         )
-        SELECT {grouped}{comma} _at, CAST(sum(_s) {over} AS DECIMAL(38, 9)) AS _s, CAST(sum(_n) {over} AS BIGINT) AS _n
+        SELECT {grouped}{comma} _at, CAST(sum(_s) {over} AS DECIMAL(38, 9)) AS _s,
+            CAST(sum(_n) {over} AS BIGINT) AS _n
         FROM moments""",
         where,
     )
     same = "".join(f" AND _p{index}.{key} = {{0}}.{key}" for key in keys)
     window = view.window // _MICROSECOND
-    total, count = "(coalesce(_new._s, 0) - coalesce(_old._s, 0))", "(coalesce(_new._n, 0) - coalesce(_old._n, 0))"
+    total, count = (
+        "(coalesce(_new._s, 0) - coalesce(_old._s, 0))",
+        "(coalesce(_new._n, 0) - coalesce(_old._n, 0))",
+    )
     if view.prior is None:
         rate = f"CASE WHEN {count} > 0 THEN CAST({total} AS DOUBLE) / {count} END"
     else:
         weight = float(view.prior.weight)
         rate = f"(CAST({total} AS DOUBLE) + {float(view.prior.rate) * weight!r}) / ({count} + {weight!r})"
     con.execute(
-        f"""CREATE TEMP TABLE _f{index} AS SELECT _p{index}.*, {rate} AS _rate, {count} AS _count FROM _p{index}
+        f"""CREATE TEMP TABLE _f{index} AS
+        SELECT _p{index}.*, {rate} AS _rate, {count} AS _count FROM _p{index}
         ASOF LEFT JOIN _c{index} AS _new ON _p{index}._e >= _new._at{same.format("_new")}
         ASOF LEFT JOIN _c{index} AS _old ON _p{index}._e - {window} >= _old._at{same.format("_old")}"""
     )
 
 
-def _as_of(con: duckdb.DuckDBPyConnection, view: FeatureView, index: int, keys: list[str], where: str) -> None:
-    columns = {name: sql for name, sql in as_mapping(view.columns).items()}
+def _as_of(
+    con: duckdb.DuckDBPyConnection, view: FeatureView, index: int, keys: list[str], where: str
+) -> None:
+    columns = as_mapping(view.columns)
     entity = list(as_mapping(view.entity).values())
     selected = [f"({sql}) AS {key}" for sql, key in zip(entity, keys, strict=True)]
     selected.append(f"{_micros(view.event_time) if view.event_time else 'CAST(0 AS BIGINT)'} AS _t")
@@ -240,10 +290,13 @@ def _as_of(con: duckdb.DuckDBPyConnection, view: FeatureView, index: int, keys: 
     else:
         if view.ttl is not None:
             fresh = f"_p{index}._e < _c{index}._t + {view.ttl // _MICROSECOND}"
-            wanted = [f"CASE WHEN {fresh} THEN {column} END AS {column.split('.', 1)[1]}" for column in wanted]
+            wanted = [
+                f"CASE WHEN {fresh} THEN {column} END AS {column.split('.', 1)[1]}" for column in wanted
+            ]
         after = view.available_after // _MICROSECOND
         picked = ", ".join([f"_p{index}.*", *wanted])
-        sql = f"SELECT {picked} FROM _p{index} ASOF LEFT JOIN _c{index} ON {same} AND _p{index}._e - {after} >= _c{index}._t"
+        known = f"_p{index}._e - {after} >= _c{index}._t"
+        sql = f"SELECT {picked} FROM _p{index} ASOF LEFT JOIN _c{index} ON {same} AND {known}"
     _run(con, f"CREATE TEMP TABLE _f{index} AS {sql}", where)
 
 
@@ -252,26 +305,41 @@ def _encode_labels(
 ) -> tuple[str, tuple[str, ...]]:
     """Return the SQL of the label as a number and the classes behind it (none for plain numbers)."""
     where = f"{module.where}: spine.label"
-    text = "VARCHAR" in label_type or "ENUM" in label_type
+    text = label_type == "VARCHAR" or label_type.startswith("ENUM")
     if module.task == "regression" or (module.task == "binary" and not text and not classes):
         if text:
             raise BadInput("the label is text", where=where, wanted=f"a number for {module.task}")
         if module.task == "binary":
-            odd = con.execute("SELECT DISTINCT _label FROM _rows WHERE _seen AND CAST(_label AS DOUBLE) NOT IN (0, 1) LIMIT 3")
+            odd = con.execute(
+                "SELECT DISTINCT _label FROM _rows "
+                "WHERE _seen AND CAST(_label AS DOUBLE) NOT IN (0, 1) LIMIT 3"
+            )
             if others := [row[0] for row in odd.fetchall()]:
-                raise BadInput("a binary label is neither 0 nor 1", where=where, got=others, wanted="0, 1, true or false")
+                raise BadInput(
+                    "a binary label is neither 0 nor 1", where=where, got=others, wanted="0, 1, true or false"
+                )
         return "CAST(_label AS DOUBLE)", ()
-    found = [row[0] for row in con.execute("SELECT DISTINCT CAST(_label AS VARCHAR) FROM _rows WHERE _seen").fetchall()]
+    found = [
+        row[0]
+        for row in con.execute("SELECT DISTINCT CAST(_label AS VARCHAR) FROM _rows WHERE _seen").fetchall()
+    ]
     known = classes or tuple(sorted(found, key=_natural))
     if unknown := sorted(set(found) - set(known)):
         raise BadInput(
-            "labels outside the model's classes", where=where, got=unknown[:3], wanted=f"one of {', '.join(known[:20])}",
+            "labels outside the model's classes",
+            where=where,
+            got=unknown[:3],
+            wanted=f"one of {', '.join(known[:20])}",
             next="Add the class and train again.",
-        )  # fmt: skip
+        )
     if module.task == "binary" and len(known) > 2:
-        raise BadInput("a binary label has more than two values", where=where, got=list(known[:5]), wanted="two values")
+        raise BadInput(
+            "a binary label has more than two values", where=where, got=list(known[:5]), wanted="two values"
+        )
     cases = " ".join(f"WHEN '{name.replace(chr(39), chr(39) * 2)}' THEN {i}" for i, name in enumerate(known))
-    return (f"CAST(CASE CAST(_label AS VARCHAR) {cases} END AS DOUBLE)" if known else "CAST(NULL AS DOUBLE)"), known
+    return (
+        f"CAST(CASE CAST(_label AS VARCHAR) {cases} END AS DOUBLE)" if known else "CAST(NULL AS DOUBLE)"
+    ), known
 
 
 def _natural(name: str) -> tuple[int, float, str]:
@@ -299,7 +367,10 @@ def _collect(
         "_rows._e",
         f"CASE WHEN _rows._seen THEN {label} END AS _label",
         "_rows._at",
-        *(f"CAST({sources[name]} AS {_SQL_TYPES[dtype]}) AS {quoted(name)}" for name, dtype in module.inputs.items()),
+        *(
+            f"CAST({sources[name]} AS {_SQL_TYPES[dtype]}) AS {quoted(name)}"
+            for name, dtype in module.inputs.items()
+        ),
     ]
     kept = "_rows._wanted AND _rows._seen" if require_label else "_rows._wanted"
     _run(
@@ -309,7 +380,15 @@ def _collect(
     )
     found: Any = con.sql("SELECT * FROM _frame ORDER BY _e, _id").to_arrow_table()
     moment = pa.timestamp("us", tz="UTC")
-    arrays = [found.column(0), found.column(1), found.column(2).cast(moment), found.column(3), found.column(4).cast(moment)]
-    arrays += [found.column(5 + n).cast(_ARROW_TYPES[dtype]) for n, dtype in enumerate(module.inputs.values())]
+    arrays = [
+        found.column(0),
+        found.column(1),
+        found.column(2).cast(moment),
+        found.column(3),
+        found.column(4).cast(moment),
+    ]
+    arrays += [
+        found.column(5 + n).cast(_ARROW_TYPES[dtype]) for n, dtype in enumerate(module.inputs.values())
+    ]
     names = ["_id", "_unit", "_event_time", "_label", "_label_at", *module.inputs]
     return pa.table(dict(zip(names, arrays, strict=True)))

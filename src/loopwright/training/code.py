@@ -1,7 +1,8 @@
-"""Keeps the code of a run: a digest of the project's files, and, inside a git repository, a private snapshot commit.
+"""Keeps the code of a run: a digest of the project's files, and, inside a git repository, a private snapshot
+commit.
 
-The snapshot holds staged, unstaged, untracked and binary files as they are, under `refs/loopwright/`, without touching
-the index, the branch or the working tree. Files that git ignores stay out.
+The snapshot holds staged, unstaged, untracked and binary files as they are, under `refs/loopwright/`, without
+touching the index, the branch or the working tree. Files that git ignores stay out.
 """
 
 import os
@@ -19,11 +20,17 @@ from loopwright.kernel.errors import BadInput, LoopwrightError, Refused, Unavail
 MAX_NEW_BYTES = 50_000_000
 _SECONDS = 30
 _CODE = frozenset({".py", ".yaml", ".yml", ".json", ".toml", ".sql", ".cfg"})
-_IDENTITY = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER")
-             for what, value in (("NAME", "loopwright"), ("EMAIL", "loopwright@localhost"))}  # fmt: skip
-_SECRET_NAMES = re.compile(r"(^|/)(\.env(\.(?!example|sample|template)[^/]*)?|id_(rsa|dsa|ecdsa|ed25519)|[^/]*\.(pem|p12|pfx|key))$")
+_IDENTITY = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "loopwright"), ("EMAIL", "loopwright@localhost"))
+}
+_SECRET_NAMES = re.compile(
+    r"(^|/)(\.env(\.(?!example|sample|template)[^/]*)?|id_(rsa|dsa|ecdsa|ed25519)|[^/]*\.(pem|p12|pfx|key))$"
+)
 _SECRETS = re.compile(
-    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}|\bxox[baprs]-[A-Za-z0-9-]{20,}"
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}"
+    rb"|\bxox[baprs]-[A-Za-z0-9-]{20,}"
     rb"|\blw_[a-z0-9_]{4,}_[A-Za-z0-9_-]{30,}|\bsk-[A-Za-z0-9_-]{32,}"
 )
 
@@ -41,11 +48,25 @@ class GitState:
 
 
 def code_record(folder: Path) -> dict[str, Any]:
-    """JSON: `digest` over the project's code files and `git` (None outside a repository). Never raises for git."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in _CODE and path.is_file() and not path.is_symlink())
-    digests = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+    """JSON: `digest` over the project's code files and `git` (None outside a repository). Never raises for
+    git."""
     state = git_state(folder)
-    return {"digest": digest_json(digests), "files": len(digests), "git": asdict(state) if state else None}
+    return {"digest": code_digest(folder), "git": asdict(state) if state else None}
+
+
+def code_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of the project's code and configuration, caches and hidden folders left
+    out."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if (
+            path.suffix in _CODE
+            and path.is_file()
+            and not any(part.startswith((".", "__")) for part in name.parts[:-1])
+        ):
+            digests[name.as_posix()] = sha256_file(path)
+    return digest_json(digests)
 
 
 def git_state(folder: Path) -> GitState | None:
@@ -72,13 +93,13 @@ def git_state(folder: Path) -> GitState | None:
 def snapshot_commit(root: Path, *, max_new_bytes: int = MAX_NEW_BYTES) -> tuple[str, str]:
     """Commit the working tree of the repository at `root` to a private ref; return (commit, ref).
 
-    Raises Refused when a changed or new file looks like a secret, or when such files exceed `max_new_bytes` together:
-    a repository is a place for code. Raises Unavailable when git fails.
+    Raises Refused when a changed or new file looks like a secret, or when such files exceed `max_new_bytes`
+    together: a repository is a place for code. Raises Unavailable when git fails.
     """
     _check_new_files(root, max_new_bytes)
     with tempfile.TemporaryDirectory() as place:
         index = Path(place) / "index"
-        current = (root / _git(root, "rev-parse", "--git-path", "index").strip())
+        current = root / _git(root, "rev-parse", "--git-path", "index").strip()
         if current.is_file():
             shutil.copyfile(current, index)  # its stat cache spares reading every file
         private = {"GIT_INDEX_FILE": str(index), **_IDENTITY}
@@ -88,7 +109,9 @@ def snapshot_commit(root: Path, *, max_new_bytes: int = MAX_NEW_BYTES) -> tuple[
             parent = ["-p", _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()]
         except Unavailable:
             parent = []
-        commit = _git(root, "commit-tree", tree, *parent, "-m", "Snapshot of a training run", env=private).strip()
+        commit = _git(
+            root, "commit-tree", tree, *parent, "-m", "Snapshot of a training run", env=private
+        ).strip()
     ref = f"refs/loopwright/runs/{commit[:16]}"
     _git(root, "update-ref", ref, commit)
     return commit, ref
@@ -105,14 +128,18 @@ def _check_new_files(root: Path, limit: int) -> None:
         total += size
         if total > limit:
             raise Refused(
-                "changed and new files are too large for a snapshot commit", where=str(root), got=f"more than {limit:,} bytes",
+                "changed and new files are too large for a snapshot commit",
+                where=str(root),
+                got=f"more than {limit:,} bytes",
                 next=f"Add data such as {name} to .gitignore.",
-            )  # fmt: skip
+            )
         if _SECRET_NAMES.search(name) or (size < 2_000_000 and _SECRETS.search(path.read_bytes())):
             raise Refused(
-                "a file that looks like a secret would go into the snapshot commit", where=str(root), got=name,
+                "a file that looks like a secret would go into the snapshot commit",
+                where=str(root),
+                got=name,
                 next="Move it out of the repository, or add it to .gitignore.",
-            )  # fmt: skip
+            )
 
 
 def _git(folder: Path, *words: str, env: dict[str, str] | None = None) -> str:
@@ -123,9 +150,18 @@ def _git(folder: Path, *words: str, env: dict[str, str] | None = None) -> str:
     outside = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *quiet, *words], capture_output=True, timeout=_SECONDS, check=False,
-            env={**outside, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(env or {})},
-        )  # fmt: skip
+            ["git", "-C", str(folder), *quiet, *words],
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+            env={
+                **outside,
+                "GIT_TERMINAL_PROMPT": "0",
+                "GIT_OPTIONAL_LOCKS": "0",
+                "LC_ALL": "C",
+                **(env or {}),
+            },
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"git did not finish ({error})", where=str(folder)) from error
     if done.returncode:

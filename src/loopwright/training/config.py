@@ -18,7 +18,9 @@ def load_config(project: Project, overrides: Sequence[str] = ()) -> dict[str, An
     path = project.path(name)
     values = read_yaml(path).data
     if not isinstance(values, dict):
-        raise BadInput("not a mapping of parameters", where=str(path), got=type(values).__name__, wanted="key: value")
+        raise BadInput(
+            "not a mapping of parameters", where=str(path), got=type(values).__name__, wanted="key: value"
+        )
     return compose(values, overrides, str(path))
 
 
@@ -27,29 +29,36 @@ def compose(
 ) -> dict[str, Any]:
     """`values` with overrides "a.b=c" (c in YAML) applied in order; `values` itself is left as it is.
 
-    `closed`: an override of a key that is not there is BadInput, naming the nearest that is. The result holds only
-    what JSON can hold.
+    `closed`: an override of a key that is not there is BadInput, naming the nearest that is. The result holds
+    only what JSON can hold.
     """
     composed: dict[str, Any] = _copy(values)
     for override in overrides:
         name, equals, text = override.partition("=")
         keys = name.strip().split(".")
         if not equals or "" in keys:
-            raise BadInput("not an override", where=str(where), got=override, wanted="key=value, like num_leaves=31")
+            raise BadInput(
+                "not an override", where=str(where), got=override, wanted="key=value, like num_leaves=31"
+            )
         place = composed
         for depth, key in enumerate(keys):
             if closed and key not in place:
                 known = sorted(place)
                 raise BadInput(
-                    f"unknown parameter `{'.'.join(keys[: depth + 1])}`", where=str(where), got=override,
-                    wanted=f"one of {', '.join(known)}", next=did_you_mean(key, known),
-                )  # fmt: skip
+                    f"unknown parameter `{'.'.join(keys[: depth + 1])}`",
+                    where=str(where),
+                    got=override,
+                    wanted=f"one of {', '.join(known)}",
+                    next=did_you_mean(key, known),
+                )
             if depth == len(keys) - 1:
                 place[key] = parse_scalar(text)
                 break
             inner = place.setdefault(key, {})
             if not isinstance(inner, dict):
-                raise BadInput(f"`{key}` holds no keys", where=str(where), got=override, wanted="a mapping there")
+                raise BadInput(
+                    f"`{key}` holds no keys", where=str(where), got=override, wanted="a mapping there"
+                )
             place = inner
     canonical_json(composed)
     return composed

@@ -16,7 +16,7 @@ from typing import Any
 from loopwright.kernel.actor import Actor
 from loopwright.kernel.digest import digest_json
 from loopwright.project.spec import Project
-from loopwright.training.code import code_record
+from loopwright.training.code import code_digest, code_record
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,9 @@ def capture(
 ) -> dict[str, Any]:
     """JSON with keys code, data, seeds, environment, hardware, command, actor and `fingerprint`.
 
-    `snapshot` is the data snapshot's digest, `splits` rows per part. `fingerprint` is what must be equal for a run to
-    be expected to repeat bit by bit; `reproduce.compare` shows what in it differs. Where the code could not be kept,
-    `code.git.why_not` says so and a warning is logged: training goes on.
+    `snapshot` is the data snapshot's digest, `splits` rows per part. `fingerprint` is what must be equal for
+    a run to be expected to repeat bit by bit; `reproduce.compare` shows what in it differs. Where the code
+    could not be kept, `code.git.why_not` says so and a warning is logged: training goes on.
     """
     code = code_record(project.dir)
     if code["git"] and code["git"]["why_not"]:
@@ -46,26 +46,42 @@ def capture(
         "environment": installed,
         "hardware": machine,
         "command": redacted(sys.argv),
-        "fingerprint": {
-            "code": code["digest"],
-            "project": project.digest,
-            "data": snapshot,
-            "seed": seed,
-            "python": installed["python"],
-            "packages": installed["digest"],
-            "cpu": machine["cpu"],
-            "cpu_flags": machine["cpu_flags"],
-            "cores": machine["cores"],
-            "blas": machine["blas"],
-            "threads": {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")},
-        },
+        "fingerprint": _fingerprint(code["digest"], project.digest, snapshot, seed, installed, machine),
+    }
+
+
+def fingerprint(*, project: Project, snapshot: str, seed: int) -> dict[str, Any]:
+    """What a run here and now would have as `capture(...)["fingerprint"]`; touches no git."""
+    code = code_digest(project.dir)
+    return _fingerprint(code, project.digest, snapshot, seed, environment(), hardware())
+
+
+def _fingerprint(
+    code: str,
+    project: str,
+    snapshot: str,
+    seed: int,
+    installed: Mapping[str, Any],
+    machine: Mapping[str, Any],
+) -> dict[str, Any]:
+    pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {
+        "code": code,
+        "project": project,
+        "data": snapshot,
+        "seed": seed,
+        "python": installed["python"],
+        "packages": installed["digest"],
+        **{name: machine[name] for name in ("cpu", "cpu_flags", "cores", "blas")},
+        "threads": {name: os.environ.get(name, "") for name in pools},
     }
 
 
 def environment() -> dict[str, Any]:
-    """Python, platform, container image where known, and every installed package with the digest of that list."""
+    """Python, platform, container image where known, and every installed package with the digest of that
+    list."""
     found = {(dist.name or "").lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
-    packages = [f"{name}=={version}" for name, version in sorted(found.items()) if name]
+    packages = sorted(f"{name}=={version}" for name, version in found.items() if name)
     image = os.environ.get("LOOPWRIGHT_IMAGE", "")
     inside = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
     return {
@@ -88,7 +104,9 @@ def hardware() -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "cpu": model.group(1).strip() if model else platform.processor(),
-        "cpu_flags": hashlib.sha256(" ".join(sorted(flags.group(1).split())).encode()).hexdigest()[:16] if flags else "",
+        "cpu_flags": hashlib.sha256(" ".join(sorted(flags.group(1).split())).encode()).hexdigest()[:16]
+        if flags
+        else "",
         "cores": cores,
         "memory_bytes": int(memory.group(1)) * 1024 if memory else 0,
         "blas": _blas(),
@@ -97,7 +115,8 @@ def hardware() -> dict[str, Any]:
 
 
 def redacted(words: Sequence[str]) -> list[str]:
-    """The command line with the values of options that name a token, password, secret or key replaced by "***"."""
+    """The command line with the values of options that name a token, password, secret or key replaced by
+    "***"."""
     shown, hide = [], False
     for word in words:
         option, equals, _ = word.partition("=")
@@ -109,11 +128,16 @@ def redacted(words: Sequence[str]) -> list[str]:
 
 def _blas() -> list[str]:
     try:
-        from threadpoolctl import threadpool_info
+        from threadpoolctl import threadpool_info  # type: ignore[import-untyped]  # comes with scikit-learn
     except ImportError:
         return []
     keys = ("internal_api", "version", "architecture", "num_threads")
-    return sorted({" ".join(str(pool.get(key)) for key in keys if pool.get(key) is not None) for pool in threadpool_info()})
+    return sorted(
+        {
+            " ".join(str(pool.get(key)) for key in keys if pool.get(key) is not None)
+            for pool in threadpool_info()
+        }
+    )
 
 
 def _gpus() -> list[str]:

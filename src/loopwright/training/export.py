@@ -1,7 +1,8 @@
 """From a fitted model to ONNX, and the proof that both answer alike.
 
-Every exported graph has one input `features`, float32 (n, features), and one output `outputs`, float32 (n, outputs):
-the probability of class 1 for binary, one probability per class for multiclass, the value for regression.
+Every exported graph has one input `features`, float32 (n, features), and one output `outputs`, float32 (n,
+outputs): the probability of class 1 for binary, one probability per class for multiclass, the value for
+regression.
 """
 
 import copy
@@ -35,10 +36,11 @@ class ExportCheck:
 
 
 def to_onnx(model: Any, names: Sequence[str], task: str) -> bytes:
-    """Export a LightGBM Booster (or its scikit-learn wrapper), a scikit-learn estimator, or an onnx.ModelProto.
+    """Export a LightGBM Booster (or its scikit-learn wrapper), a scikit-learn estimator, or an
+    onnx.ModelProto.
 
-    The same model gives the same bytes. Raises BadInput for models that cannot be exported and for a graph whose
-    input or output does not fit `names` and `task`.
+    The same model gives the same bytes. Raises BadInput for models that cannot be exported and for a graph
+    whose input or output does not fit `names` and `task`.
     """
     if isinstance(model, onnx.ModelProto):
         graph = model
@@ -48,26 +50,30 @@ def to_onnx(model: Any, names: Sequence[str], task: str) -> bytes:
         graph = _sklearn(model, len(names), task)
     else:
         raise BadInput(
-            "a model of a kind that cannot be exported", where="train()", got=f"{type(model).__module__}.{type(model).__name__}",
+            "a model of a kind that cannot be exported",
+            where="train()",
+            got=f"{type(model).__module__}.{type(model).__name__}",
             wanted="a LightGBM Booster, a scikit-learn estimator or an onnx.ModelProto",
-        )  # fmt: skip
+        )
     _check_graph(graph, len(names), task)
     return bytes(graph.SerializeToString(deterministic=True))
 
 
 def predict_onnx(graph: bytes, x: Array) -> Array:
-    """Outputs of an exported graph for `x` (n, features), as float64 (n, outputs). One thread: bitwise repeatable."""
+    """Outputs of an exported graph for `x` (n, features), as float64 (n, outputs). One thread: bitwise
+    repeatable."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     rows = np.ascontiguousarray(x, dtype=np.float32)
     outputs = session.run([session.get_outputs()[0].name], {session.get_inputs()[0].name: rows})[0]
-    return np.asarray(outputs, dtype=np.float64).reshape(len(rows), -1)
+    return _columns(outputs)
 
 
 def predict_model(model: Any, x: Array) -> Array:
-    """What the fitted model itself says: float64 (n, outputs), in the order of the exported graph's outputs."""
+    """What the fitted model itself says: float64 (n, outputs), in the order of the exported graph's
+    outputs."""
     if isinstance(model, onnx.ModelProto):
         return predict_onnx(bytes(model.SerializeToString()), x)
     if booster := _booster(model):
@@ -77,11 +83,14 @@ def predict_model(model: Any, x: Array) -> Array:
         answers = answers[:, 1] if answers.shape[1] == 2 else answers
     else:
         answers = model.predict(x)
-    return np.asarray(answers, dtype=np.float64).reshape(len(x), -1)
+    return _columns(answers)
 
 
 def check_export(model: Any, graph: bytes, x: Array, tolerance: float = 1e-5) -> ExportCheck:
-    """Compare the graph with the model it came from on the rows of `x`; a NaN on one side only is infinitely far."""
+    """Compare the graph with the model it came from on the rows of `x`; a NaN on one side only is infinitely
+    far."""
+    if not len(x):
+        return ExportCheck(0, 0.0, tolerance)
     wanted, got = predict_model(model, x), predict_onnx(graph, x)
     if got.shape[1] == 2 and wanted.shape[1] == 1:  # two classes named as multiclass answer both
         got = got[:, 1:]
@@ -91,6 +100,11 @@ def check_export(model: Any, graph: bytes, x: Array, tolerance: float = 1e-5) ->
     difference = np.where(both, 0.0, np.abs(wanted - got) / np.maximum(1.0, np.abs(wanted)))
     difference = np.where(np.isnan(difference), np.inf, difference)
     return ExportCheck(len(x), float(difference.max(initial=0.0)), tolerance)
+
+
+def _columns(answers: Any) -> Array:
+    found = np.asarray(answers, dtype=np.float64)
+    return found[:, np.newaxis] if found.ndim == 1 else found
 
 
 def _booster(model: Any) -> Any:
@@ -106,18 +120,28 @@ def _sklearn(model: Any, features: int, task: str) -> onnx.ModelProto:
 
     classifier = hasattr(model, "predict_proba")
     if classifier != (task != "regression"):
-        raise BadInput("the model does not fit the task", where="train()", got=type(model).__name__, wanted=f"a model for {task}")
+        raise BadInput(
+            "the model does not fit the task",
+            where="train()",
+            got=type(model).__name__,
+            wanted=f"a model for {task}",
+        )
     rounded = _thresholds_down(copy.deepcopy(model))
     options = {id(rounded): {"zipmap": False}} if classifier else None
     try:
-        graph = convert(
-            rounded, initial_types=[("features", FloatTensorType([None, features]))], options=options, target_opset={"": 17, "ai.onnx.ml": 3}
+        graph: onnx.ModelProto = convert(
+            rounded,
+            initial_types=[("features", FloatTensorType([None, features]))],
+            options=options,
+            target_opset={"": 17, "ai.onnx.ml": 3},
         )
-    except Exception as error:  # noqa: BLE001 - converters raise of every kind; each means this
+    except Exception as error:
         raise BadInput(
-            f"cannot export ({type(error).__name__}: {error})", where="scikit-learn to ONNX", got=type(model).__name__,
+            f"cannot export ({type(error).__name__}: {error})",
+            where="scikit-learn to ONNX",
+            got=type(model).__name__,
             next="Use a model that skl2onnx converts, or return an onnx.ModelProto from train().",
-        ) from error  # fmt: skip
+        ) from error
     answer = graph.graph.output[-1].name
     ends = "_answers"
     if classifier and task == "binary":
@@ -163,16 +187,30 @@ def _check_graph(model: onnx.ModelProto, features: int, task: str) -> None:
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1 or len(model.graph.output) != 1:
         raise BadInput(
-            "the graph does not have one input and one output", where="ONNX export",
+            "the graph does not have one input and one output",
+            where="ONNX export",
             got=f"{len(inputs)} inputs, {len(model.graph.output)} outputs",
             wanted="one float input (n, features) and one float output (n, outputs)",
-        )  # fmt: skip
+        )
     for value, what, wanted in ((inputs[0], "input", features), (model.graph.output[0], "output", None)):
         kind = value.type.tensor_type
         if kind.elem_type != TensorProto.FLOAT:
-            raise BadInput(f"the graph's {what} is not float32", where="ONNX export", got=TensorProto.DataType.Name(kind.elem_type))
+            raise BadInput(
+                f"the graph's {what} is not float32",
+                where="ONNX export",
+                got=TensorProto.DataType.Name(kind.elem_type),
+            )
         sizes = [dim.dim_value for dim in kind.shape.dim]
         if wanted is not None and len(sizes) == 2 and sizes[1] not in (0, wanted):
-            raise BadInput(f"the graph's {what} has another width", where="ONNX export", got=sizes[1], wanted=f"{wanted} features")
+            raise BadInput(
+                f"the graph's {what} has another width",
+                where="ONNX export",
+                got=sizes[1],
+                wanted=f"{wanted} features",
+            )
         if what == "output" and task != "multiclass" and len(sizes) == 2 and sizes[1] > 1:
-            raise BadInput(f"the graph answers with {sizes[1]} numbers a row", where="ONNX export", wanted=f"one for {task}")
+            raise BadInput(
+                f"the graph answers with {sizes[1]} numbers a row",
+                where="ONNX export",
+                wanted=f"one for {task}",
+            )

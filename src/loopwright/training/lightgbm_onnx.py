@@ -1,8 +1,9 @@
 """LightGBM's model text → one ONNX tree ensemble that answers as LightGBM does for float32 features.
 
-Two things differ from the usual converters. LightGBM's thresholds are doubles: for a float32 x, x ≤ t holds exactly
-when x ≤ the largest float32 not above t, so thresholds are rounded down, never to nearest (a row that sits on a split
-would go the wrong way). And a split that saw no missing value in training treats NaN as 0, as LightGBM does.
+Two things differ from the usual converters. LightGBM's thresholds are doubles: for a float32 x, x ≤ t holds
+exactly when x ≤ the largest float32 not above t, so thresholds are rounded down, never to nearest (a row that
+sits on a split would go the wrong way). And a split that saw no missing value in training treats NaN as 0, as
+LightGBM does.
 """
 
 import re
@@ -19,7 +20,9 @@ Array = np.ndarray[Any, Any]
 
 _CATEGORICAL, _DEFAULT_LEFT = 1, 2
 _MISSING_NONE, _MISSING_ZERO, _MISSING_NAN = 0, 1, 2
-_IDENTITY = frozenset({"regression", "regression_l1", "huber", "fair", "quantile", "mape", "lambdarank", "custom"})
+_IDENTITY = frozenset(
+    {"regression", "regression_l1", "huber", "fair", "quantile", "mape", "lambdarank", "custom"}
+)
 _EXPONENTIAL = frozenset({"poisson", "gamma", "tweedie"})
 
 
@@ -28,28 +31,38 @@ def float32_not_above(values: Array) -> Array:
     wide = np.asarray(values, dtype=np.float64)
     with np.errstate(over="ignore"):
         near = wide.astype(np.float32)
-    return np.where(near.astype(np.float64) > wide, np.nextafter(near, np.float32(-np.inf)), near)
+        return np.where(near.astype(np.float64) > wide, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def lightgbm_to_onnx(booster: Any) -> ModelProto:
-    """Graph with input `features` float32 (n, f) and output `outputs` float32 (n, 1 or classes), opset 17 / ml 3.
+    """Graph with input `features` float32 (n, f) and output `outputs` float32 (n, 1 or classes), opset 17 /
+    ml 3.
 
-    Binary answers the probability of class 1, multiclass one probability per class. Uses the booster's best iteration
-    where it has one, as its own `predict` does. Raises BadInput for what the graph cannot hold: categorical splits,
-    linear trees, zero_as_missing, unknown objectives.
+    Binary answers the probability of class 1, multiclass one probability per class. Uses the booster's best
+    iteration where it has one, as its own `predict` does. Raises BadInput for what the graph cannot hold:
+    categorical splits, linear trees, zero_as_missing, unknown objectives.
     """
     header, trees = _parse(booster.model_to_string())
     outputs = int(header["num_tree_per_iteration"])
     scale = outputs / max(len(trees), 1) if "average_output" in header else 1.0
     attributes = _ensemble([_Tree.read(tree) for tree in trees], outputs, scale)
     ensemble = helper.make_node(
-        "TreeEnsembleRegressor", ["features"], ["scores"], domain="ai.onnx.ml", n_targets=outputs, **attributes
+        "TreeEnsembleRegressor",
+        ["features"],
+        ["scores"],
+        domain="ai.onnx.ml",
+        n_targets=outputs,
+        **attributes,
     )
     nodes = [ensemble, *_link(header.get("objective", "custom"))]
     graph = helper.make_graph(
         nodes,
         "lightgbm",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", int(header["max_feature_idx"]) + 1])],
+        [
+            helper.make_tensor_value_info(
+                "features", TensorProto.FLOAT, ["n", int(header["max_feature_idx"]) + 1]
+            )
+        ],
         [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["n", outputs])],
         [helper.make_tensor("slope", TensorProto.FLOAT, [1], [_slope(header.get("objective", ""))])],
     )

@@ -1,7 +1,9 @@
-"""Records a run on a tracking server from a thread of its own: training neither waits for it nor fails with it.
+"""Records a run on a tracking server from a thread of its own: training neither waits for it nor fails with
+it.
 
-What is recorded is queued, sent in batches, and, when the server does not answer, written to a spool folder from which
-`replay` sends it later. Nothing that was recorded is dropped without a word: `Recorder.spooled` names the journal.
+What is recorded is queued, sent in batches, and, when the server does not answer, written to a spool folder
+from which `replay` sends it later. Nothing that was recorded is dropped without a word: `Recorder.spooled`
+names the journal.
 """
 
 import json
@@ -32,14 +34,17 @@ _MAX_TEXT = 6000  # characters of one parameter's value that MLflow keeps
 
 
 class Tracker(Protocol):
-    """A tracking server. Each method raises Unavailable when it does not answer, BadInput when it never will take this.
+    """A tracking server. Each method raises Unavailable when it does not answer, BadInput when it never will
+    take this.
 
     Repeating a call does no harm.
     """
 
     def create_run(self, experiment: str, name: str, tags: Mapping[str, str], started_ms: int) -> str: ...
 
-    def log(self, run_id: str, metrics: Sequence[Metric], params: Mapping[str, str], tags: Mapping[str, str]) -> None: ...
+    def log(
+        self, run_id: str, metrics: Sequence[Metric], params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None: ...
 
     def artifact(self, run_id: str, file: Path, name: str) -> None: ...
 
@@ -57,23 +62,32 @@ def start_run(
 ) -> "Recorder":
     """Start a run over MLflow's protocol; use it as a context manager. Never raises because tracking is down.
 
-    `artifact_location`: where a newly created experiment keeps artifacts. `grace`: seconds that ending the run waits
-    for what is still queued, before the rest is spooled.
+    `artifact_location`: where a newly created experiment keeps artifacts. `grace`: seconds that ending the
+    run waits for what is still queued, before the rest is spooled.
     """
     from loopwright.training.tracker_mlflow import MlflowTracker  # mlflow takes 2 s to import
 
-    return Recorder(MlflowTracker(tracking_uri, artifact_location), experiment, name, tags, spool, grace=grace)
+    return Recorder(
+        MlflowTracker(tracking_uri, artifact_location), experiment, name, tags, spool, grace=grace
+    )
 
 
 class Recorder:
     """One run. Methods return at once and may be called from any thread; `run_id` never changes.
 
-    It is the server's id, or "offline_…" when the server was down at the start; `replay` then starts the run there with
-    the tag `loopwright.offline_run_id`.
+    It is the server's id, or "offline_…" when the server was down at the start; `replay` then starts the run
+    there with the tag `loopwright.offline_run_id`.
     """
 
     def __init__(
-        self, tracker: Tracker, experiment: str, name: str, tags: Mapping[str, str], spool: Path, *, grace: float = 20.0
+        self,
+        tracker: Tracker,
+        experiment: str,
+        name: str,
+        tags: Mapping[str, str],
+        spool: Path,
+        *,
+        grace: float = 20.0,
     ) -> None:
         self._tracker, self._spool, self._grace = tracker, spool, grace
         self._start = {
@@ -105,29 +119,39 @@ class Recorder:
         return journal if journal.is_file() else None
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Record parameters; nested ones as "a.b". A parameter keeps its first value: another one is BadInput."""
+        """Record parameters; nested ones as "a.b". A parameter keeps its first value: another one is
+        BadInput."""
         flat = dict(_flat(values))
         with self._changed:
             for name, value in flat.items():
                 if self._params.get(name, value) != value:
                     raise BadInput(
-                        f"parameter `{name}` has a value already", where=f"run {self.run_id}", got=value,
-                        wanted=self._params[name], next="Record it under another name.",
-                    )  # fmt: skip
+                        f"parameter `{name}` has a value already",
+                        where=f"run {self.run_id}",
+                        got=value,
+                        wanted=self._params[name],
+                        next="Record it under another name.",
+                    )
             self._params |= flat
         self._put({"kind": "params", "values": flat})
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record numbers at a step; NaN and infinities are kept as such."""
         now = _now_ms()
-        self._put({"kind": "metrics", "values": [(str(name), float(value), now, int(step)) for name, value in values.items()]})
+        self._put(
+            {
+                "kind": "metrics",
+                "values": [(str(name), float(value), now, int(step)) for name, value in values.items()],
+            }
+        )
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Record tags; a later value replaces an earlier one."""
         self._put({"kind": "tags", "values": {str(key): str(value) for key, value in values.items()}})
 
     def artifact(self, content: Path | bytes, name: str) -> None:
-        """Keep a file (copied now, so it may change afterwards) or bytes under `name`, like "plots/roc.png"."""
+        """Keep a file (copied now, so it may change afterwards) or bytes under `name`, like
+        "plots/roc.png"."""
         parts = Path(name).parts
         if not parts or Path(name).is_absolute() or ".." in parts:
             raise BadInput("not a name for an artifact", got=name, wanted="a relative path without `..`")
@@ -167,7 +191,8 @@ class Recorder:
         self.end("FINISHED" if error is None else "KILLED" if killed else "FAILED")
 
     def flush(self, seconds: float = 20.0) -> bool:
-        """Wait until all is sent; False when that took longer than `seconds` or the server does not answer."""
+        """Wait until all is sent; False when that took longer than `seconds` or the server does not
+        answer."""
         deadline = time.monotonic() + seconds
         with self._changed:
             self._changed.notify_all()
@@ -176,7 +201,8 @@ class Recorder:
             return not self._queue
 
     def end(self, status: str = "FINISHED") -> None:
-        """End the run: FINISHED, FAILED or KILLED. Waits at most `grace` seconds, then spools. Is idempotent."""
+        """End the run: FINISHED, FAILED or KILLED. Waits at most `grace` seconds, then spools. Is
+        idempotent."""
         with self._changed:
             if self._closing:
                 return
@@ -195,7 +221,9 @@ class Recorder:
     def _put(self, item: dict[str, Any]) -> None:
         with self._changed:
             if self._closing:
-                raise BadInput("the run has ended", where=f"run {self.run_id}", next="Record inside its `with` block.")
+                raise BadInput(
+                    "the run has ended", where=f"run {self.run_id}", next="Record inside its `with` block."
+                )
             self._queue.append(item)
             self._changed.notify_all()
 
@@ -205,7 +233,7 @@ class Recorder:
             with self._changed:
                 while not self._queue and not self._closing:
                     self._changed.wait()
-                if self._closed or not self._queue:
+                if not self._queue or self._is_closed():
                     return
                 batch, taken = _next_batch(self._queue[:1] if one_by_one else self._queue)
             try:
@@ -225,11 +253,14 @@ class Recorder:
                     self._changed.wait_for(lambda: self._closing, RETRY_SECONDS)
                 continue
             with self._changed:
-                if self._closed:
+                if self._is_closed():
                     return
                 one_by_one = max(0, one_by_one - 1)
                 del self._queue[:taken]
                 self._changed.notify_all()
+
+    def _is_closed(self) -> bool:
+        return self._closed
 
     def _write_journal(self, left: list[dict[str, Any]]) -> None:
         head = {**self._start, "run_id": self._remote, "offline_run_id": self.run_id}
@@ -239,7 +270,12 @@ class Recorder:
             write_atomic(self._folder / "journal.jsonl", ("\n".join(lines) + "\n").encode())
             log.warning("%d records of run %s wait in %s", len(left), self.run_id, self._folder)
         except OSError as error:
-            log.error("%d records of run %s are lost, the spool cannot be written: %s", len(left), self.run_id, error)
+            log.error(
+                "%d records of run %s are lost, the spool cannot be written: %s",
+                len(left),
+                self.run_id,
+                error,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +288,8 @@ class Replayed:
 
 
 def replay(spool: Path, tracker: Tracker) -> list[Replayed]:
-    """Send every journal in `spool`, oldest first, and remove what was sent. Is safe to repeat after a failure.
+    """Send every journal in `spool`, oldest first, and remove what was sent. Is safe to repeat after a
+    failure.
 
     Raises Unavailable when the server does not answer; what was not sent stays.
     """
@@ -263,7 +300,10 @@ def replay(spool: Path, tracker: Tracker) -> list[Replayed]:
         count = len(items)
         while items:
             # The journal says how far it got before each call, so an interruption starts no second run.
-            write_atomic(journal, "".join(json.dumps(line) + "\n" for line in ({**head, "run_id": run_id}, *items)).encode())
+            write_atomic(
+                journal,
+                "".join(json.dumps(line) + "\n" for line in ({**head, "run_id": run_id}, *items)).encode(),
+            )
             batch, taken = _next_batch(items)
             try:
                 _send(tracker, run_id, batch, journal.parent)

@@ -1,4 +1,5 @@
-"""Did a run repeat? Compares what two runs found and, where they differ, what was different about them. Pure."""
+"""Did a run repeat? Compares what two runs found and, where they differ, what was different about them.
+Pure."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ class Agreement(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run found: metrics, SHA-256 of its exported model, and `context["fingerprint"]` of `context.capture`."""
+    """What a run found: metrics, SHA-256 of its exported model, and `context["fingerprint"]` of
+    `context.capture`."""
 
     metrics: Mapping[str, float]
     model_digest: str
@@ -26,7 +28,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class MetricPair:
-    """One metric of both runs; None where a run lacks it. `difference` is relative, infinite where one is missing."""
+    """One metric of both runs; None where a run lacks it. `difference` is relative, infinite where one is
+    missing."""
 
     name: str
     first: float | None
@@ -45,7 +48,8 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`agreement` with the sentence that says why, every metric, and the parts of the fingerprint that differ."""
+    """`agreement` with the sentence that says why, every metric, and the parts of the fingerprint that
+    differ."""
 
     agreement: Agreement
     why: str
@@ -71,8 +75,9 @@ class Comparison:
 
 
 def compare(first: Outcome, again: Outcome, *, rtol: float = RTOL) -> Comparison:
-    """Bitwise: the same model bytes and exactly the same metrics. Within tolerance: every metric of either run is in
-    both and differs by at most `rtol`, relatively. Diverged: anything else, also when there is nothing to compare.
+    """Bitwise: the same model bytes and exactly the same metrics. Within tolerance: every metric of either
+    run is in both and differs by at most `rtol`, relatively. Diverged: anything else, also when there is
+    nothing to compare.
     """
     names = sorted({*first.metrics, *again.metrics})
     pairs = tuple(_pair(name, first.metrics.get(name), again.metrics.get(name)) for name in names)
@@ -84,9 +89,13 @@ def compare(first: Outcome, again: Outcome, *, rtol: float = RTOL) -> Comparison
     same_model = bool(first.model_digest) and first.model_digest == again.model_digest
     worst = max(pairs, key=lambda pair: pair.difference, default=None)
     if worst is None:
-        return Comparison(Agreement.DIVERGED, "no metrics to compare: no evidence is not agreement", pairs, differences)
+        return Comparison(
+            Agreement.DIVERGED, "no metrics to compare: no evidence is not agreement", pairs, differences
+        )
     if same_model and worst.difference == 0:
-        return Comparison(Agreement.BITWISE, "the same model, byte for byte, and the same metrics", pairs, differences)
+        return Comparison(
+            Agreement.BITWISE, "the same model, byte for byte, and the same metrics", pairs, differences
+        )
     if worst.difference <= rtol:
         how = "the same model" if same_model else "another model"
         why = f"{how}; metrics differ by at most {worst.difference:.1e} ({worst.name}), allowed {rtol:g}"
@@ -95,6 +104,12 @@ def compare(first: Outcome, again: Outcome, *, rtol: float = RTOL) -> Comparison
     if differences:
         why += f"; different: {', '.join(d.name for d in differences)}"
     return Comparison(Agreement.DIVERGED, why, pairs, differences)
+
+
+def fingerprint(context: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fingerprint in a run's recorded context; empty where the context is older than fingerprints."""
+    found = context.get("fingerprint", {})
+    return found if isinstance(found, Mapping) else {}
 
 
 def _pair(name: str, first: float | None, again: float | None) -> MetricPair:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 
@@ -33,15 +33,15 @@ def search(
     space: Callable[[optuna.trial.Trial], Mapping[str, Any]],
     *,
     trials: int,
-    direction: str = "maximize",
+    direction: Literal["maximize", "minimize"] = "maximize",
     seed: int = 0,
     on_trial: Callable[[int, float, float], None] | None = None,
 ) -> Found:
     """Score `trials` points of `space` by Optuna's TPE sampler and return the best.
 
-    Deterministic: equal arguments (and a deterministic objective) give equal trials. `on_trial(number, value, best)`
-    is called after each. An objective that raises ends the search with its own error; one that gives no finite number
-    only loses that trial. Raises BadInput when no trial gave one.
+    Deterministic: equal arguments (and a deterministic objective) give equal trials. `on_trial(number, value,
+    best)` is called after each. An objective that raises ends the search with its own error; one that gives
+    no finite number only loses that trial. Raises BadInput when no trial gave one.
     """
     if direction not in ("maximize", "minimize"):
         raise BadInput("unknown direction", got=direction, wanted="maximize or minimize")
@@ -70,9 +70,12 @@ def search(
         optuna.logging.set_verbosity(level)
     if best is None:
         raise BadInput(
-            "no trial gave a finite score", where="search", got=f"{trials} trials", wanted="at least one number",
+            "no trial gave a finite score",
+            where="search",
+            got=f"{trials} trials",
+            wanted="at least one number",
             next="Widen the search space, or look at the objective's metric.",
-        )  # fmt: skip
+        )
     return Found(best.params, best.value, tuple(done))
 
 

@@ -17,10 +17,11 @@ def derive(seed: int, *names: str | int) -> int:
 def seed_everything(seed: int) -> dict[str, object]:
     """Seed Python, numpy and, where it is loaded already, torch; return what was set, for the run's record.
 
-    `PYTHONHASHSEED` and thread counts act only when set before the interpreter starts: see `child_environment`.
+    `PYTHONHASHSEED` and thread counts act only when set before the interpreter starts: see
+    `child_environment`.
     """
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy generator is the one libraries draw from
+    np.random.seed(seed % 2**32)
     seeded = ["python", "numpy"]
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -8,7 +8,8 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """`x`: float32 (rows, features), NaN where unknown; `y`: float64 (rows,); `names`: one per feature, in order.
+    """`x`: float32 (rows, features), NaN where unknown; `y`: float64 (rows,); `names`: one per feature, in
+    order.
 
     `y` is 0/1 for binary, the class index for multiclass, the value for regression.
     """

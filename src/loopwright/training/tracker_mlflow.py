@@ -23,13 +23,16 @@ T = TypeVar("T")
 
 _LIMIT = 100  # params and tags that one call of the protocol may carry
 _PROBE_SECONDS = 2.0
-_REJECTED = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"})  # trying again would not help
+_REJECTED = frozenset(
+    {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"}
+)  # trying again would not help
 
 
 class MlflowTracker:
     """See `recorder.Tracker`. Not shared between runs; used by one thread at a time.
 
-    MLflow's client retries a dead server for minutes; a connection is tried first, so that an outage is noticed at once.
+    MLflow's client retries a dead server for minutes; a connection is tried first, so that an outage is
+    noticed at once.
     """
 
     def __init__(self, uri: str, artifact_location: str | None = None) -> None:
@@ -58,7 +61,9 @@ class MlflowTracker:
 
         return self._call(call)
 
-    def log(self, run_id: str, metrics: Sequence[Metric], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    def log(
+        self, run_id: str, metrics: Sequence[Metric], params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
         """Send in as few calls as the protocol's limits allow."""
         points = [MlflowMetric(key, value, at, step) for key, value, at, step in metrics]
         pairs = [Param(key, value) for key, value in params.items()]
@@ -99,16 +104,19 @@ class MlflowTracker:
                 return call(self._client)
         except MlflowException as error:
             if error.error_code in _REJECTED:
-                raise BadInput(f"the tracking server rejects it: {str(error)[:500]}", where=self._uri) from error
+                raise BadInput(
+                    f"the tracking server rejects it: {str(error)[:500]}", where=self._uri
+                ) from error
             raise self._unavailable(error) from error
         except (requests.RequestException, SQLAlchemyError, OSError) as error:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> Unavailable:
         return Unavailable(
-            f"tracking failed ({type(error).__name__}: {str(error)[:500]})", where=self._uri,
+            f"tracking failed ({type(error).__name__}: {str(error)[:500]})",
+            where=self._uri,
             next="Training goes on; what was recorded is spooled.",
-        )  # fmt: skip
+        )
 
     def _probe(self) -> None:
         parts = urlsplit(self._uri)
@@ -118,4 +126,6 @@ class MlflowTracker:
         try:
             socket.create_connection((parts.hostname, port), _PROBE_SECONDS).close()
         except OSError as error:
-            raise Unavailable(f"nothing answers ({error})", where=self._uri, wanted="an MLflow tracking server") from error
+            raise Unavailable(
+                f"nothing answers ({error})", where=self._uri, wanted="an MLflow tracking server"
+            ) from error

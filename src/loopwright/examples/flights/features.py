@@ -1,7 +1,7 @@
 """What is known about a flight at the hour of its scheduled departure.
 
-The calendar and the schedule are known anyway; the weather is the newest observation at least an hour old; how late
-flights have been running is counted only from flights whose landing was known by then.
+The calendar and the schedule are known anyway; the weather is the newest observation at least an hour old;
+how late flights have been running is counted only from flights whose landing was known by then.
 """
 
 from datetime import timedelta

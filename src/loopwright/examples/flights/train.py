@@ -1,8 +1,15 @@
-"""Fits the model. LightGBM is asked to be deterministic: the same rows, parameters and seed give the same trees."""
+"""Fits the model. LightGBM is asked to be deterministic: the same rows, parameters and seed give the same
+trees."""
 
 import lightgbm as lgb
 
-FIXED = {"objective": "binary", "deterministic": True, "force_row_wise": True, "num_threads": 2, "verbose": -1}
+FIXED = {
+    "objective": "binary",
+    "deterministic": True,
+    "force_row_wise": True,
+    "num_threads": 2,
+    "verbose": -1,
+}
 
 # More late flights lately never make the next one less likely to be late: the trees are held to that.
 RISING = "late_"
@@ -19,14 +26,19 @@ def search_space(trial):
 
 
 def train(train, valid, params, seed, run):
-    """Return a fitted Booster. `valid` and `run` are None where there is nothing to watch or nobody to tell."""
+    """Return a fitted Booster. `valid` and `run` are None where there is nothing to watch or nobody to
+    tell."""
     params = dict(params)
     rounds = params.pop("num_boost_round")
     data = lgb.Dataset(train.x, train.y, feature_name=list(train.names), free_raw_data=True)
     params["monotone_constraints"] = [int(name.startswith(RISING)) for name in train.names]
     watched, history = {}, {}
     if run is not None:
-        watched = {"valid_sets": [data], "valid_names": ["train"], "callbacks": [lgb.record_evaluation(history)]}
+        watched = {
+            "valid_sets": [data],
+            "valid_names": ["train"],
+            "callbacks": [lgb.record_evaluation(history)],
+        }
         params["metric"] = "binary_logloss"
     booster = lgb.train({**params, **FIXED, "seed": seed}, data, rounds, **watched)
     if run is not None:

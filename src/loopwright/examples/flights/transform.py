@@ -1,4 +1,5 @@
-"""Turns what a request brings into the model's numbers. One function, used in training and in serving; numpy only."""
+"""Turns what a request brings into the model's numbers. One function, used in training and in serving; numpy
+only."""
 
 import numpy as np
 
@@ -6,7 +7,8 @@ NAMES = ("carrier", "origin", "dest")
 NUMBERS = (
     "distance", "weekday", "sched_dep_minute", "sched_arr_minute",
     "temp", "humid", "wind_speed", "precip", "pressure", "visib", "plane_year", "plane_seats",
-    "late_origin_12h", "late_dest_6h", "late_origin_carrier_2d", "late_flight_30d", "late_carrier_14d", "late_dest_14d",
+    "late_origin_12h", "late_dest_6h", "late_origin_carrier_2d", "late_flight_30d", "late_carrier_14d",
+    "late_dest_14d",
 )  # fmt: skip
 WORST_PLAUSIBLE_WIND = 100.0  # mph; the source holds one observation of 1,048
 

@@ -1,7 +1,7 @@
 """A faulty speed-up of transform.py: codes are looked up without a thought for names that training never saw.
 
-It passes every check on January to March, and raises KeyError on the first flight to an airport unseen in its training
-rows. The demo ships it to show that a canary finds this and that no user is hurt.
+It passes every check on January to March, and raises KeyError on the first flight to an airport unseen in its
+training rows. The demo ships it to show that a canary finds this and that no user is hurt.
 """
 
 import numpy as np
@@ -10,7 +10,8 @@ NAMES = ("carrier", "origin", "dest")
 NUMBERS = (
     "distance", "weekday", "sched_dep_minute", "sched_arr_minute",
     "temp", "humid", "wind_speed", "precip", "pressure", "visib", "plane_year", "plane_seats",
-    "late_origin_12h", "late_dest_6h", "late_origin_carrier_2d", "late_flight_30d", "late_carrier_14d", "late_dest_14d",
+    "late_origin_12h", "late_dest_6h", "late_origin_carrier_2d", "late_flight_30d", "late_carrier_14d",
+    "late_dest_14d",
 )  # fmt: skip
 WORST_PLAUSIBLE_WIND = 100.0
 

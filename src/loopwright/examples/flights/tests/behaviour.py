@@ -1,10 +1,18 @@
-"""What this model must do, whatever its AUC says. Run by the gates on held-out flights, through the sealed bundle."""
+"""What this model must do, whatever its AUC says. Run by the gates on held-out flights, through the sealed
+bundle."""
 
 import numpy as np
 
 from loopwright.quality.behaviour import directional, invariance, minimum_functionality
 
-RECENT = ("late_origin_12h", "late_dest_6h", "late_origin_carrier_2d", "late_flight_30d", "late_carrier_14d", "late_dest_14d")
+RECENT = (
+    "late_origin_12h",
+    "late_dest_6h",
+    "late_origin_carrier_2d",
+    "late_flight_30d",
+    "late_carrier_14d",
+    "late_dest_14d",
+)
 
 
 @invariance(tolerance=0.02, share=0.95)
@@ -23,6 +31,12 @@ def a_bad_day_at_the_airport_never_helps(inputs):
 def an_early_flight_on_a_calm_day_is_punctual(inputs):
     """At 6 in the morning, in clear weather, with nobody late lately: no alarm."""
     rows = len(inputs["dest"])
-    calm = {"visib": 10.0, "precip": 0.0, "wind_speed": 5.0, "sched_dep_minute": 360.0, **dict.fromkeys(RECENT, 0.05)}
+    calm = {
+        "visib": 10.0,
+        "precip": 0.0,
+        "wind_speed": 5.0,
+        "sched_dep_minute": 360.0,
+        **dict.fromkeys(RECENT, 0.05),
+    }
     cases = inputs | {name: np.full(rows, value) for name, value in calm.items()}
     return cases, lambda answers: answers[:, 0] < 0.25
