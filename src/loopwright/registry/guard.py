@@ -1,4 +1,4 @@
-"""Stands before MLflow's app: who may come in, which routes exist, which artifacts may be written, how much may be sent.
+"""Stands before MLflow's app: who may come in, which routes and artifacts they may touch, how much they may send.
 
 Pure ASGI, because MLflow serves artifacts by native routes that its own request hooks never see. Decisions rest on the
 path as it is routed, decoded until nothing is left to decode; never on the body.

@@ -75,6 +75,11 @@ def _add_run(conn: Connection, found: Version, nodes: dict[str, Node], edges: li
     tables = (store.snapshot_manifest(conn, found.snapshot) or {}).get("tables") or {}
     for name, table in tables.items():
         number = table.get("version")
-        id = f"table:{found.model}/{name}@{number}"
-        nodes[id] = {"id": id, "kind": "table", "label": f"{name} @ {number}", "rows": table.get("rows")}
-        edges.append({"from": id, "to": found.snapshot, "kind": "pinned in"})
+        pinned = f"table:{found.model}/{name}@{number}"
+        nodes[pinned] = {
+            "id": pinned,
+            "kind": "table",
+            "label": f"{name} @ {number}",
+            "rows": table.get("rows"),
+        }
+        edges.append({"from": pinned, "to": found.snapshot, "kind": "pinned in"})

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="no-untyped-call,no-any-return"
+# MLflow's stores carry no types.
 """MLflow's tracking store, as it is, except that what registered versions rest on cannot be deleted or redirected."""
 
 from typing import Any
@@ -13,7 +15,7 @@ from loopwright.registry.mlflow_store import as_mlflow
 from loopwright.registry.unit_of_work import UnitOfWork, shared_engine
 
 
-class GuardedTracking(SqlAlchemyStore):  # type: ignore[misc]
+class GuardedTracking(SqlAlchemyStore):
     """The tracking store of the mounted MLflow app. Safe to share between threads."""
 
     def __init__(self, db_uri: str, artifact_root: str | None) -> None:

@@ -1,4 +1,4 @@
-"""kill -9 at every statement of an act: the registry stands before it or after it, never between, and the audit agrees."""
+"""kill -9 at every statement of an act: the registry stands before it or after it, and the audit agrees."""
 
 import os
 import signal
@@ -26,7 +26,14 @@ BYTES = "a" * 64
 def gates(ledger: Ledger) -> None:
     with ledger.write() as conn:
         record_evidence(
-            conn, kind="gates", model="m", version=None, bundle=BYTES, verdict=Verdict.PASS, payload={}, at=NOON
+            conn,
+            kind="gates",
+            model="m",
+            version=None,
+            bundle=BYTES,
+            verdict=Verdict.PASS,
+            payload={},
+            at=NOON,
         )
 
 
@@ -61,7 +68,7 @@ def in_child(work: Callable[[], None]) -> int:
     if child == 0:
         try:
             work()
-        except BaseException:
+        except BaseException:  # noqa: BLE001  the child must never run on into the parent's tests
             os._exit(3)
         os._exit(0)
     return os.waitpid(child, 0)[1]
@@ -74,10 +81,18 @@ def standing(ledger: Ledger) -> tuple[str, str, str, int, int]:
         asked = promotion.list_promotions(conn)[0]
         theirs = str(conn.execute(text("SELECT current_stage FROM model_versions")).scalar())
         ours = versions.get_version(conn, model="m", version=1).stage.value
-        return ours, theirs, asked.state, len(asked.approvals), len(audit.rows(conn, action="promotion.effective"))
+        return (
+            ours,
+            theirs,
+            asked.state,
+            len(asked.approvals),
+            len(audit.rows(conn, action="promotion.effective")),
+        )
 
 
-def sweep(act: Callable[[int], Callable[[], None]], ledger: Ledger, before: tuple[object, ...]) -> tuple[object, ...]:
+def sweep(
+    act: Callable[[int], Callable[[], None]], ledger: Ledger, before: tuple[object, ...]
+) -> tuple[object, ...]:
     """Kill at step 1, 2, … until the act survives; the state must be `before` each time. Returns the state at last."""
     assert standing(ledger) == before
     ledger.dispose()
@@ -106,7 +121,13 @@ def test_killed_anywhere_in_the_deciding_approval(open_ledger: Callable[[], Ledg
 
         return approve
 
-    assert sweep(act, ledger, ("None", "None", "pending", 1, 0)) == ("Production", "Production", "effective", 2, 1)
+    assert sweep(act, ledger, ("None", "None", "pending", 1, 0)) == (
+        "Production",
+        "Production",
+        "effective",
+        2,
+        1,
+    )
 
 
 def test_killed_anywhere_in_a_transition_asked_by_mlflow(ledger: Ledger, registry_url: str) -> None:

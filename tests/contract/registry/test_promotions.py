@@ -21,7 +21,12 @@ from loopwright.registry.evidence import evidence_of, record_evidence
 from loopwright.registry.lineage import lineage
 
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
-ANA, BO, CY, DI = (Actor("ana", Role.DEVELOPER), Actor("bo", Role.APPROVER), Actor("cy", Role.APPROVER), Actor("di", Role.APPROVER))
+ANA, BO, CY, DI = (
+    Actor("ana", Role.DEVELOPER),
+    Actor("bo", Role.APPROVER),
+    Actor("cy", Role.APPROVER),
+    Actor("di", Role.APPROVER),
+)
 M = "flights"
 
 
@@ -33,7 +38,14 @@ def register(conn: Connection, number: int = 1, verdict: Verdict | None = Verdic
     bundle = digest(number)
     if verdict is not None:
         record_evidence(
-            conn, kind="gates", model=M, version=None, bundle=bundle, verdict=verdict, payload={"n": number}, at=NOON
+            conn,
+            kind="gates",
+            model=M,
+            version=None,
+            bundle=bundle,
+            verdict=verdict,
+            payload={"n": number},
+            at=NOON,
         )
     return versions.register_version(
         conn, model=M, bundle=bundle, run_id=f"run{number}", snapshot=None, author=ANA, metrics={"roc_auc": 0.7},
@@ -63,7 +75,9 @@ def mlflow_stages(conn: Connection) -> dict[int, str]:
 
 
 def aliases(conn: Connection) -> dict[str, int]:
-    return {str(a): int(v) for a, v in conn.execute(text("SELECT alias, version FROM registered_model_aliases"))}
+    return {
+        str(a): int(v) for a, v in conn.execute(text("SELECT alias, version FROM registered_model_aliases"))
+    }
 
 
 def stages(conn: Connection) -> dict[int, str]:
@@ -211,7 +225,10 @@ def test_during_a_rollout_both_are_in_production_and_the_new_one_is_wanted(ledge
         assert stages(conn) == {1: "Production", 2: "Production"}
         wanted = versions.current(conn, model=M)
         assert wanted is not None and wanted.version == 2
-        assert approval_record(conn, model=M, version=1).first and not approval_record(conn, model=M, version=2).first
+        assert (
+            approval_record(conn, model=M, version=1).first
+            and not approval_record(conn, model=M, version=2).first
+        )
         with pytest.raises(Conflict, match="the version that serves"):
             promotion.archive(conn, model=M, version=2, why="no", now=NOON)
         promotion.archive(conn, model=M, version=1, why="replaced by 2", now=NOON)
@@ -275,10 +292,14 @@ def test_a_changed_source_in_mlflows_row_stops_the_promotion(ledger: Ledger) -> 
 
 
 def test_the_projects_policy_governs_its_model(ledger: Ledger) -> None:
-    spec = json.dumps({"policy": {"tier": "low", "approvals": {"staging": 0, "production": 1}, "author_may_approve": True}})
+    spec = json.dumps(
+        {"policy": {"tier": "low", "approvals": {"staging": 0, "production": 1}, "author_may_approve": True}}
+    )
     with ledger.write() as conn:
         conn.execute(
-            text("INSERT INTO lw_projects (model, path, spec, spec_digest, updated_at) VALUES (:m, '', :s, '', 0)"),
+            text(
+                "INSERT INTO lw_projects (model, path, spec, spec_digest, updated_at) VALUES (:m, '', :s, '', 0)"
+            ),
             {"m": M, "s": spec},
         )
         register(conn)
@@ -288,7 +309,9 @@ def test_the_projects_policy_governs_its_model(ledger: Ledger) -> None:
         assert aliases(conn) == {"champion": 1, "production": 1}
 
 
-def test_the_approval_record_signs_and_names_who_approved_which_bytes(ledger: Ledger, tmp_path: object) -> None:
+def test_the_approval_record_signs_and_names_who_approved_which_bytes(
+    ledger: Ledger, tmp_path: object
+) -> None:
     key = SigningKey.load_or_create(tmp_path / "key")  # type: ignore[operator]
     with ledger.write() as conn:
         register(conn)
@@ -297,7 +320,12 @@ def test_the_approval_record_signs_and_names_who_approved_which_bytes(ledger: Le
         promote(conn, 1)
         record = approval_record(conn, model=M, version=1)
         assert record == approval_record(conn, model=M, version=1)
-    assert (record.bundle, record.stage, record.requested_by, record.first) == (digest(1), "Production", "ana", True)
+    assert (record.bundle, record.stage, record.requested_by, record.first) == (
+        digest(1),
+        "Production",
+        "ana",
+        True,
+    )
     assert record.approvals == (("bo", "2013-07-01T12:00:00Z"), ("cy", "2013-07-01T12:00:00Z"))
     assert verify_record(sign_record(record, key), [key.public]) == record
 
@@ -308,7 +336,9 @@ def test_annotations_show_as_tags_in_mlflow(ledger: Ledger) -> None:
         noted = versions.annotate(
             conn, model=M, version=1, key="review", value="approved by SRE", actor=ANA, now=NOON
         )
-        tag = conn.execute(text("SELECT value FROM model_version_tags WHERE key = 'loopwright.note.review'")).scalar()
+        tag = conn.execute(
+            text("SELECT value FROM model_version_tags WHERE key = 'loopwright.note.review'")
+        ).scalar()
     assert noted.annotations == {"review": "approved by SRE"} and tag == "approved by SRE"
 
 
@@ -320,7 +350,9 @@ def test_lineage_and_card_tell_where_a_version_came_from(ledger: Ledger) -> None
         graph = lineage(conn, model=M, version=2)
         version = versions.get_version(conn, model=M, version=2)
         card = model_card(
-            version, promotions=promotion.list_promotions(conn, model=M, version=2), evidence=evidence_of(conn, model=M, version=2)
+            version,
+            promotions=promotion.list_promotions(conn, model=M, version=2),
+            evidence=evidence_of(conn, model=M, version=2),
         )
     ids = {node["id"] for node in graph["nodes"]}
     assert {"flights/1", "flights/2", "run1", "run2", digest(1), digest(2)} <= ids

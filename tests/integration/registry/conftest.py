@@ -1,0 +1,129 @@
+"""A real server process with the mounted MLflow app, a sealed bundle in its depot, and a way to act on its ledger."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import onnx
+import pytest
+
+from loopwright.bundle.depot import BundleDepot
+from loopwright.bundle.keys import SigningKey
+from loopwright.bundle.manifest import Golden
+from loopwright.bundle.seal import build_bundle
+from loopwright.bundle.signature import Field, Schema
+from loopwright.kernel.actor import Actor, Role
+from loopwright.kernel.home import Home
+from loopwright.kernel.verdict import Verdict
+from loopwright.ledger.engine import Ledger
+from loopwright.registry import versions
+from loopwright.registry.evidence import record_evidence
+
+NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
+SCHEMA = Schema(
+    inputs=(Field("distance", "float64"), Field("hour", "float64")),
+    features=("distance", "hour"),
+    outputs=("prediction",),
+    task="regression",
+)
+
+
+def linear(weights: tuple[float, float]) -> bytes:
+    """An ONNX model: features (n, 2) times `weights`."""
+    helper = onnx.helper
+    matrix = onnx.numpy_helper.from_array(np.array(weights, np.float32).reshape(2, 1), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["features", "w"], ["outputs"])],
+        "linear",
+        [helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("outputs", onnx.TensorProto.FLOAT, ["n", 1])],
+        [matrix],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+@dataclass(frozen=True)
+class Running:
+    """The server: its MLflow URL, its home, and its ledger as another process of the same home opens it."""
+
+    url: str
+    home: Home
+    ledger: Ledger
+
+    def seal(self, tmp: Path, weights: tuple[float, float]) -> str:
+        """Put a sealed bundle in the depot; return its digest."""
+        key = SigningKey.load_or_create(self.home.keys / "signing.key")
+        built = build_bundle(
+            tmp / f"bundle{weights[0]}", model="late", onnx=linear(weights), schema=SCHEMA, transform=None, state={},
+            golden=Golden({"distance": [1.0], "hour": [1.0]}, [[sum(weights)]]), reference={}, card="# late",
+            provenance={}, created_at=NOON, key=key,
+        )  # fmt: skip
+        return BundleDepot(self.home.bundles).add(built.path)
+
+    def register(self, model: str, bundle: str, *, run_id: str | None = None, gates: bool = True) -> int:
+        with self.ledger.write() as conn:
+            if gates:
+                record_evidence(
+                    conn,
+                    kind="gates",
+                    model=model,
+                    version=None,
+                    bundle=bundle,
+                    verdict=Verdict.PASS,
+                    payload={},
+                    at=NOON,
+                )
+            return versions.register_version(
+                conn, model=model, bundle=bundle, run_id=run_id, snapshot=None, author=Actor("ana", Role.DEVELOPER),
+                metrics={}, now=NOON, card="Predicts.",
+            ).version  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    root = tmp_path_factory.mktemp("home")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (root.parent / "server.log").open("w")
+    script = Path(__file__).with_name("server.py")
+    process = subprocess.Popen([sys.executable, str(script), str(root), str(port)], stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/mlflow"
+    try:
+        _wait(url, process, Path(log.name))
+        home = Home.at(root)
+        ledger = Ledger.open(home.ledger_url)
+        yield Running(url, home, ledger)
+        ledger.dispose()
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            with urlopen(Request(f"{url}/health", headers={"Authorization": "Bearer vi:viewer"}), timeout=5):
+                return
+        except URLError:
+            time.sleep(0.2)
+    pytest.fail(f"the server did not start:\n{log.read_text()}")
+
+
+@pytest.fixture(autouse=True)
+def as_ana(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain clients come as ana, developer, and do not wait for a server that answers 5xx."""
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "ana:developer")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("GIT_PYTHON_REFRESH", "quiet")
