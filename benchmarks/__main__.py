@@ -1,0 +1,21 @@
+"""All benchmarks, one after the other, each in a process of its own. Run: make bench"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ORDER = ("startup", "serving")
+
+
+def main() -> int:
+    folder = Path(__file__).parent
+    found = {path.stem: path for path in sorted(folder.glob("[a-z]*.py"))}
+    wrong = 0
+    for name in sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+        print(f"\n{name}\n{'=' * len(name)}", flush=True)
+        wrong |= subprocess.run([sys.executable, str(found[name])], cwd=folder.parent, check=False).returncode
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
