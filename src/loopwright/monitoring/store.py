@@ -172,11 +172,12 @@ def served_hours(
     return [(from_us(bucket), version) for bucket, version in conn.execute(query)]
 
 
-def first_hour(conn: Connection, model: str) -> datetime | None:
-    """The earliest hour the model answered in."""
-    earliest = conn.execute(
-        select(func.min(folds.c.bucket)).where(folds.c.model == model)
-    ).scalar_one_or_none()
+def first_hour(conn: Connection, model: str, *, version: int | None = None) -> datetime | None:
+    """The earliest hour the model, or one version of it (shadow traffic aside), answered in."""
+    query = select(func.min(folds.c.bucket)).where(folds.c.model == model)
+    if version is not None:
+        query = query.where(folds.c.version == version, folds.c.arm != SHADOW)
+    earliest = conn.execute(query).scalar_one_or_none()
     return None if earliest is None else from_us(earliest)
 
 

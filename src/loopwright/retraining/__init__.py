@@ -1,0 +1,3 @@
+"""When to train again: triggers, the policy that decides on them, and the plan. Proposes; never moves
+traffic.
+"""
