@@ -51,13 +51,11 @@ def tiny_bundle(
     created_at: datetime = CREATED,
 ) -> SealedBundle:
     """Build a bundle at `dest` whose answer to a row is `tiny_answer(row, bias)`."""
-    golden = {"distance": [500.0, None], "hour": [6, 23], "carrier": ["UA", "AA"]}
+    golden: dict[str, list[Any]] = {"distance": [500.0, None], "hour": [6, 23], "carrier": ["UA", "AA"]}
     rng = np.random.default_rng(7)
     carriers = np.array(["UA", "AA", "B6"], dtype=object)[rng.integers(0, 3, 2000)]
     distance, hour = rng.uniform(100, 3000, 2000), rng.integers(0, 24, 2000).astype(float)
-    scores = [
-        tiny_answer(*row, bias=bias) for row in zip(distance, hour, carriers, strict=True)
-    ]
+    scores = [tiny_answer(*row, bias=bias) for row in zip(distance, hour, carriers, strict=True)]
     reference = build_reference(
         {"distance": distance, "hour": hour, "carrier": carriers, PREDICTION: np.array(scores)}
     )

@@ -127,9 +127,10 @@ class App:
             body = await self._rest(message, receive)
         request = v2.parse_request(body, json_length)
         target = self._engine.target(model, version)
-        schema = target.bundle.schema
-        v2.check_outputs(request, schema)
-        rows = v2.read_rows(request, schema, max_rows=self._bounds.rows)
+        schema = target.reader.schema
+        if request.outputs:
+            v2.check_outputs(request, schema)
+        rows = v2.read_rows(request, target.reader, max_rows=self._bounds.rows)
         answer = await self._engine.infer(model, version, rows)
         result = _respond(request, model, answer, schema.outputs)
         self._counters.observe(("latency", model.name), (perf_counter_ns() - started) // 1000)
@@ -250,9 +251,9 @@ def _respond(
     arm, version = answer.arms[0], answer.versions[0]
     parameters: dict[str, Any] = {"arm": arm, "request_id": answer.request_id}
     extra: dict[str, list[str]] = {}
-    if any(answer.fallbacks):
+    if True in answer.fallbacks:
         parameters["fallback"] = True
-    if len(set(answer.versions)) > 1 or len(set(answer.arms)) > 1:
+    if len(set(zip(answer.versions, answer.arms, strict=True))) > 1:
         stable = model.stable
         version = stable.version if stable else version
         parameters["arm"] = "mixed"

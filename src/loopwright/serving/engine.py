@@ -4,6 +4,7 @@ Knows no protocol and no socket. Every answer is in the log before it is returne
 """
 
 import asyncio
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from loopwright.serving.counters import Counters
 from loopwright.serving.deadline import PredictionTimeout
 from loopwright.serving.events import Event, SegmentWriter, Status, frame
 from loopwright.serving.router import is_shadowed, pick, position
-from loopwright.serving.rows import Columns, Rows, Value, to_columns
+from loopwright.serving.rows import Columns, Reader, Rows, Value
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -52,6 +53,12 @@ class Served:
 
     version: int
     bundle: Bundle
+    reader: Reader
+
+    @classmethod
+    def of(cls, version: int, bundle: Bundle) -> "Served":
+        """Prepare a loaded bundle."""
+        return cls(version, bundle, Reader(bundle.schema))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,8 @@ class Engine:
         self._timeout = timeout
         self._copies: deque[_Copy] = deque()
         self._draining: asyncio.Task[None] | None = None
+        # Unique, and a tenth of the cost of a new random id per request.
+        self._prefix, self._requests = new_id("rq"), itertools.count()
 
     def model(self, name: str) -> Model:
         """Return the model; raises NotFound naming what is served."""
@@ -132,7 +141,7 @@ class Engine:
         if version is None and stable is not None:
             return stable
         reasons = "; ".join(f"version {number}: {why}" for number, why in sorted(model.refused.items()))
-        raise Unavailable(f"{model.name} has no version that may answer", got=reasons or None)
+        raise Unavailable(f"{model.name} has no version that may answer ({reasons})")
 
     async def infer(self, model: Model, version: int | None, rows: Rows) -> Answer:
         """Answer every row, or raise ModelFailed naming the rows no version could answer.
@@ -141,7 +150,7 @@ class Engine:
         """
         if rows.n == 1:
             return self._one(model, version, rows)
-        request_id = rows.request_id or new_id("rq")
+        request_id = rows.request_id or self._new_id()
         now = self._now_us()
         ids = [given or f"{request_id}/{row}" for row, given in enumerate(rows.ids)]
         units = [given or ids[row] for row, given in enumerate(rows.units)]
@@ -174,7 +183,7 @@ class Engine:
     def _one(self, model: Model, version: int | None, rows: Rows) -> Answer:
         values = rows.values[0]
         now = self._now_us()
-        row_id = rows.ids[0] or rows.request_id or new_id("rq")
+        row_id = rows.ids[0] or rows.request_id or self._new_id()
         unit = rows.units[0] or row_id
         event_time = rows.event_times[0] or now
         served, arm = self._choose(model, version, unit)
@@ -226,6 +235,9 @@ class Engine:
             rows.request_id or row_id, [row_id], [outputs], [served.version], [arm], [status == "fallback"]
         )
 
+    def _new_id(self) -> str:
+        return f"{self._prefix}-{next(self._requests)}"
+
     def _choose(self, model: Model, version: int | None, unit: str) -> tuple[Served, str]:
         if version is not None:
             served = self.target(model, version)
@@ -236,7 +248,7 @@ class Engine:
 
     def _predict_one(self, served: Served, values: list[Value]) -> tuple[list[float] | None, str]:
         try:
-            columns = to_columns([values], served.bundle.schema)
+            columns = served.reader.columns([values])
             result = self._limit.run(served.bundle.predict_columns, columns, self._timeout)
             outputs: list[float] = result[0].tolist()
         except Exception as error:  # whatever a model raises is the model's error, on record and answered for
@@ -250,7 +262,7 @@ class Engine:
     ) -> tuple[list[list[float] | None], list[str]]:
         """Predict rows together; when that raises, each alone, so that one bad row spoils no other."""
         try:
-            columns: Columns = to_columns(values, served.bundle.schema)
+            columns: Columns = served.reader.columns(values)
             result = self._limit.run(
                 served.bundle.predict_columns, columns, self._timeout * (1 + len(values) / 100)
             )

@@ -55,7 +55,7 @@ def load_version(route: ModelRoute, version: int, keys: Sequence[PublicKey], dep
     for _ in range(WARM_UPS):
         # The first predictions are slower; a fresh canary must not be judged by them.
         bundle.smoke()
-    return Served(version, bundle)
+    return Served.of(version, bundle)
 
 
 def load_models(

@@ -13,6 +13,8 @@ from loopwright.kernel.errors import BadInput, LoopwrightError, did_you_mean
 from loopwright.serving.rows import (
     MAX_INT,
     MAX_TEXT,
+    RESERVED,
+    Reader,
     Rows,
     Value,
     check_event_time,
@@ -115,29 +117,39 @@ def parse_request(body: bytes, json_length: int | None) -> InferRequest:
     return request
 
 
-def read_rows(request: InferRequest, schema: Schema, *, max_rows: int) -> Rows:
+def read_rows(request: InferRequest, reader: Reader, *, max_rows: int) -> Rows:
     """Check a request against the schema; raises BadInput or TooLarge saying which tensor and row is wrong."""
-    tensors = {tensor.name: (position, tensor) for position, tensor in enumerate(request.inputs)}
-    if len(tensors) != len(request.inputs) or tensors.keys() != _input_names(schema):
-        check_names([tensor.name for tensor in request.inputs], schema)
+    tensors = {tensor.name: tensor for tensor in request.inputs}
+    if len(tensors) != len(request.inputs) or tensors.keys() != reader.names:
+        check_names([tensor.name for tensor in request.inputs], reader.schema)
     n = -1
     columns: list[list[Value]] = []
-    for field in schema.inputs:
-        position, tensor = tensors[field.name]
+    for field, name, dtype in reader.fields:
+        tensor = tensors[name]
         data = tensor.data
         if n == 1 and data is not None and len(data) == 1 and tensor.shape in _ONE_ROW:
-            pass
+            value = data[0]
+            # What nearly every request brings; only finite floats give exactly 0 here.
+            if (
+                type(value) is float
+                and dtype == "float64"
+                and tensor.datatype == "FP64"
+                and value - value == 0.0
+            ):
+                columns.append(data)
+                continue
         else:
-            data = _flat(tensor, position, n, max_rows)
+            data = _flat(tensor, request, n, max_rows)
             n = len(data)
-        if not data:
-            raise BadInput(
-                "no rows", where=f"inputs[{position}].shape", got=tensor.shape, wanted="at least one"
-            )
-        if n == 1 and _is_plain(data[0], tensor.datatype, field.dtype):
+            if not data:
+                raise BadInput(
+                    f"tensor `{name}` has no rows", where="inputs", got=tensor.shape, wanted="at least one"
+                )
+            value = data[0]
+        if n == 1 and _is_plain(value, tensor.datatype, dtype):
             columns.append(data)
-            continue
-        columns.append(check_values(data, field, tensor.datatype, f"inputs[{position}]"))
+        else:
+            columns.append(check_values(data, field, tensor.datatype, _where(request, tensor)))
     values: list[list[Value]] = (
         [[column[0] for column in columns]] if n == 1 else [list(row) for row in zip(*columns, strict=True)]
     )
@@ -148,25 +160,25 @@ _ONE_ROW = ([1], [1, 1])
 
 
 def _is_plain(value: Any, datatype: str, dtype: str) -> bool:
-    """True for the values nearly every request brings; all others take the slower way with its exact messages."""
-    if type(value) is float:
-        # Only finite floats give exactly 0 here.
+    """True for single values that need no closer look; all others take the slower way with its exact messages."""
+    kind = type(value)
+    if kind is float:
         return datatype == "FP64" and dtype == "float64" and value - value == 0.0
-    if type(value) is str:
+    if kind is str:
         return datatype == "BYTES" and dtype == "string" and len(value) <= MAX_TEXT
-    if type(value) is int:
+    if kind is int:
         return (
             datatype in ("INT64", "FP64") and dtype in ("int64", "float64") and -MAX_INT <= value <= MAX_INT
         )
     return False
 
 
-def _input_names(schema: Schema) -> set[str]:
-    return {field.name for field in schema.inputs}
+def _where(request: InferRequest, tensor: Tensor) -> str:
+    return f"inputs[{next(i for i, other in enumerate(request.inputs) if other is tensor)}]"
 
 
 def _with_reserved(
-    request: InferRequest, tensors: Mapping[str, tuple[int, Tensor]], n: int, values: list[list[Value]]
+    request: InferRequest, tensors: Mapping[str, Tensor], n: int, values: list[list[Value]]
 ) -> Rows:
     request_id = check_id(request.id, "id") if request.id else ""
     parameters = request.parameters or {}
@@ -178,12 +190,12 @@ def _with_reserved(
             units = [check_id(parameters["unit"], "parameters.unit")] * n
         if parameters.get("event_time") is not None:
             times = [check_event_time(parameters["event_time"], "parameters.event_time")] * n
-    for name in ("_id", "_unit", "_event_time"):
+    for name in RESERVED if len(tensors) > len(values[0]) else ():
         if name not in tensors:
             continue
-        position, tensor = tensors[name]
-        where = f"inputs[{position}]"
-        data = _flat(tensor, position, n, n)
+        tensor = tensors[name]
+        where = _where(request, tensor)
+        data = _flat(tensor, request, n, n)
         if name == "_event_time":
             if tensor.datatype not in ("BYTES", "INT64"):
                 raise BadInput(
@@ -199,9 +211,9 @@ def _with_reserved(
     return Rows(request_id, n, values, ids, units, times)
 
 
-def _flat(tensor: Tensor, position: int, n: int, max_rows: int) -> list[Any]:
+def _flat(tensor: Tensor, request: InferRequest, n: int, max_rows: int) -> list[Any]:
     """Return the tensor's data as one value per row; `n` is -1 for the first tensor."""
-    where = f"inputs[{position}]"
+    where = _where(request, tensor)
     data = tensor.data
     if data is None:
         raise BadInput(

@@ -228,9 +228,9 @@ def serve_fails(tmp_path: Path, control: Control) -> Callable[..., tuple[int, st
     return run
 
 
-def launch(tmp_path: Path, control: Control, **options: object) -> tuple[subprocess.Popen[bytes], Path]:
+def launch(tmp_path: Path, plane: Control, **options: object) -> tuple[subprocess.Popen[bytes], Path]:
     log = tmp_path / f"serve-{time.monotonic_ns()}.log"
-    full = {"control": control.url, "home": str(tmp_path / "serving"), "port": 0, "wait": 0.5, **options}
+    full = {"control": plane.url, "home": str(tmp_path / "serving"), "port": 0, "wait": 0.5, **options}
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, json.dumps(full)], stderr=stream, env=dict(os.environ)
