@@ -1,7 +1,8 @@
 """Judges a canary against the stable arm from counts alone. Pure: the same counts give the same verdict.
 
 Both tests are sequential (mixture e-processes, `stats.sequential`), so they may be read after every request
-without raising the chance of a false alarm above `alpha`. Their union is kept at `alpha` by giving each half.
+without raising the chance of a false verdict above `alpha`. FAIL is said when either test says so, so each gets
+half of alpha; PASS needs both, so each may use all of it (an intersection-union test).
 """
 
 from dataclasses import dataclass, field
@@ -86,6 +87,19 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class _Alpha:
+    """Error probabilities of one test's two verdicts; an e-value decides from 1/alpha up (Ville)."""
+
+    fail: float
+    pass_: float
+
+    def verdict(self, e_fail: float, e_pass: float) -> Verdict:
+        if e_fail >= 1 / self.fail:
+            return Verdict.FAIL
+        return Verdict.PASS if e_pass >= 1 / self.pass_ else Verdict.INCONCLUSIVE
+
+
+@dataclass(frozen=True, slots=True)
 class _Check:
     verdict: Verdict
     reason: str
@@ -99,9 +113,12 @@ def judge(baseline: ArmCounts, canary: ArmCounts, limits: Limits, alpha: float =
         figures: dict[str, object] = {"canary_n": canary.n, "baseline_n": baseline.n}
         return Judgement(Verdict.INCONCLUSIVE, (f"no requests on the {arm} yet",), figures)
 
-    checks = {"errors": _errors(baseline, canary, limits, alpha / (2 if limits.latency_p99 else 1))}
+    tests = 2 if limits.latency_p99 is not None else 1
+    checks = {"errors": _errors(baseline, canary, limits, _Alpha(alpha / tests, alpha))}
     if limits.latency_p99 is not None:
-        checks["latency"] = _latency(baseline, canary, limits, limits.latency_p99, alpha / 2)
+        checks["latency"] = _latency(
+            baseline, canary, limits, limits.latency_p99, _Alpha(alpha / tests, alpha)
+        )
     verdicts = {check.verdict for check in checks.values()}
     if Verdict.FAIL in verdicts:
         decisive, verdict = Verdict.FAIL, Verdict.FAIL
@@ -113,10 +130,11 @@ def judge(baseline: ArmCounts, canary: ArmCounts, limits: Limits, alpha: float =
     return Judgement(verdict, reasons, {name: check.figures for name, check in checks.items()})
 
 
-def _errors(baseline: ArmCounts, canary: ArmCounts, limits: Limits, alpha: float) -> _Check:
+def _errors(baseline: ArmCounts, canary: ArmCounts, limits: Limits, alpha: _Alpha) -> _Check:
     result = error_rate_judgement(
-        baseline.n, baseline.errors, canary.n, canary.errors, margin=limits.error_rate, alpha=alpha
+        baseline.n, baseline.errors, canary.n, canary.errors, margin=limits.error_rate
     )
+    verdict = alpha.verdict(result.e_fail, result.e_pass)
     counted = (
         f"{canary.errors} errors in {canary.n} canary requests, "
         f"{baseline.errors} in {baseline.n} on stable, tolerance +{100 * limits.error_rate:g} pp"
@@ -129,12 +147,12 @@ def _errors(baseline: ArmCounts, canary: ArmCounts, limits: Limits, alpha: float
         "margin": limits.error_rate,
         "e_fail": result.e_fail,
         "e_pass": result.e_pass,
-        "verdict": result.verdict.value,
+        "verdict": verdict.value,
     }
-    return _Check(result.verdict, f"error rate {_word(result.verdict)}: {counted}", figures)
+    return _Check(verdict, f"error rate {_word(verdict)}: {counted}", figures)
 
 
-def _latency(baseline: ArmCounts, canary: ArmCounts, limits: Limits, ratio: float, alpha: float) -> _Check:
+def _latency(baseline: ArmCounts, canary: ArmCounts, limits: Limits, ratio: float, alpha: _Alpha) -> _Check:
     """P(canary > ratio × stable's p99) against 1 %.
 
     FAIL is tested against the upper 97.5 % bound of stable's p99 (order statistics), PASS against its
@@ -150,11 +168,9 @@ def _latency(baseline: ArmCounts, canary: ArmCounts, limits: Limits, ratio: floa
     fail_at = max(ratio * upper, limits.latency_floor_us)
     above_pass, above_fail = canary.latency.above(pass_at), canary.latency.above(fail_at)
     n = canary.latency.n
-    verdict = Verdict.INCONCLUSIVE
-    if exceedance_judgement(n, above_fail, rate=0.01, alpha=alpha).verdict is Verdict.FAIL:
-        verdict = Verdict.FAIL
-    elif exceedance_judgement(n, above_pass, rate=0.01, alpha=alpha).verdict is Verdict.PASS:
-        verdict = Verdict.PASS
+    e_fail = exceedance_judgement(n, above_fail, rate=0.01).e_fail
+    e_pass = exceedance_judgement(n, above_pass, rate=0.01).e_pass
+    verdict = alpha.verdict(e_fail, e_pass)
     limit, above = (fail_at, above_fail) if verdict is Verdict.FAIL else (pass_at, above_pass)
     reason = (
         f"latency {_word(verdict)}: {above} of {n} canary requests took over {limit / 1000:.2f} ms, 1 % may"
@@ -170,6 +186,8 @@ def _latency(baseline: ArmCounts, canary: ArmCounts, limits: Limits, ratio: floa
             "limit_fail_us": fail_at,
             "above_pass": above_pass,
             "above_fail": above_fail,
+            "e_fail": e_fail,
+            "e_pass": e_pass,
             "verdict": verdict.value,
         },
     )
