@@ -11,6 +11,12 @@ from loopwright.registry import entry, store
 from loopwright.registry.guard import App, Guard
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 
+# What MLflow answers to by itself: loopback and private addresses, with and without a port.
+_NEAR = (
+    "localhost", "localhost:*", "127.0.0.1", "127.0.0.1:*", "[::1]", "[[]::1]:*", "0.0.0.0", "0.0.0.0:*",
+    "192.168.*", "10.*", *(f"172.{second}.*" for second in range(16, 32)), "fc00:*", "fd00:*",
+)  # fmt: skip
+
 
 def create_mlflow_app(
     home: Home, ledger: Ledger, *, allowed_hosts: Sequence[str] = (), actor: Actor | None = None
@@ -32,16 +38,15 @@ def create_mlflow_app(
             "_MLFLOW_SERVER_ARTIFACT_DESTINATION": home.artifacts.as_uri(),
             "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join((*_NEAR, *allowed_hosts)),
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
     )
     with warnings.catch_warnings():
         # Starlette's WSGI bridge is deprecated; MLflow 3.17 has no other.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from mlflow.server import fastapi_app, security_utils
+        warnings.filterwarnings("ignore", message="starlette.middleware.wsgi")
+        from mlflow.server import fastapi_app
 
-    hosts = [*security_utils.get_default_allowed_hosts(), *allowed_hosts]
-    os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(dict.fromkeys(hosts))
     _install(url)
     return Guard(
         fastapi_app.create_fastapi_app(),
@@ -64,8 +69,14 @@ def _install(url: str) -> None:
         server._model_registry_store_registry.register(scheme, entry.registry)
     server._tracking_store = entry.tracking(url, "mlflow-artifacts:/")
     server._model_registry_store = entry.registry(url)
+    # MLflow hands this setting on to child processes by the environment; ours choose their own.
+    before = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")
     set_tracking_uri(url)
     set_registry_uri(url)
+    for name, value in zip(("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"), before, strict=True):
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def _registered(ledger: Ledger, uris: list[str], below: str) -> list[tuple[str, int]]:
