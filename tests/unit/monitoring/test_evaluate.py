@@ -1,14 +1,16 @@
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
 from loopwright.monitoring import evaluate as module
 from loopwright.monitoring import store
+from loopwright.stats.profile import build_reference
 
-MONDAY_WEEK = timedelta(weeks=1)
+MONDAY = datetime(2013, 4, 1, tzinfo=UTC)
 
 
 def verdicts(world: Any, kind: str, version: int | None = None) -> list[Verdict]:
@@ -62,7 +64,7 @@ def test_a_loss_of_quality_is_a_p1_once_confirmed_on_delayed_labels(world: Any) 
 
 
 def test_quality_waits_for_nine_tenths_of_the_labels_but_not_for_ever(world: Any) -> None:
-    start = module.from_us(0) + (world_monday() - module.from_us(0))
+    start = MONDAY
     world.serve(start, 7, labelled=0.5)
     world.pass_time(start + timedelta(days=9))
     assert "quality" not in {each.kind for each in world.look().windows}
@@ -76,7 +78,7 @@ def test_quality_waits_for_nine_tenths_of_the_labels_but_not_for_ever(world: Any
 
 
 def test_labels_that_come_in_a_second_batch_complete_the_window(world: Any) -> None:
-    start = world_monday()
+    start = MONDAY
     world.serve(start, 7, labelled=0.3)
     world.pass_time(start + timedelta(days=9))
     assert "quality" not in {each.kind for each in world.look().windows}
@@ -85,12 +87,14 @@ def test_labels_that_come_in_a_second_batch_complete_the_window(world: Any) -> N
     assert "quality" in {each.kind for each in world.look().windows}
 
 
-def test_a_look_when_nothing_has_become_complete_reads_no_folds(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_when_nothing_has_become_complete_reads_no_folds(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.weeks(1)
     monkeypatch.setattr(store, "arm_counts", None)
     monkeypatch.setattr(module, "outcomes", None)
     monkeypatch.setattr(world.ledger.__class__, "write", None)
-    assert world.look() == module.Evaluation("flight-late", world_monday() + timedelta(days=8, hours=12))
+    assert world.look() == module.Evaluation("flight-late", MONDAY + timedelta(days=8, hours=12))
 
 
 def test_windows_too_small_for_a_verdict_get_none(world: Any) -> None:
@@ -101,7 +105,7 @@ def test_windows_too_small_for_a_verdict_get_none(world: Any) -> None:
 
 
 def test_users_without_answers_are_a_p0_within_the_hour(world: Any) -> None:
-    start = world_monday()
+    start = MONDAY
     world.serve(start, 0.5, rows=1200)
     assert world.look().opened == ()
     world.serve(start + timedelta(hours=12), 1 / 24, rows=100, errors=0.5)
@@ -124,7 +128,7 @@ def test_a_new_version_is_judged_against_its_own_training_data(world: Any) -> No
 
 
 def test_shadow_traffic_is_not_what_users_saw(world: Any) -> None:
-    start = world_monday()
+    start = MONDAY
     world.serve(start, 7)
     world.serve(start, 7, version=2, arm="shadow", shift=3.0)
     world.pass_time(start + timedelta(days=9))
@@ -149,17 +153,7 @@ def test_looking_twice_changes_nothing(world: Any) -> None:
     assert standing(world) == before
 
 
-def world_monday() -> Any:
-    from datetime import UTC, datetime
-
-    return datetime(2013, 4, 1, tzinfo=UTC)
-
-
 def shifted_reference() -> Any:
-    import numpy as np
-
-    from loopwright.stats.profile import build_reference
-
     random = np.random.default_rng(1)
     return build_reference(
         {
