@@ -35,7 +35,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/unit/documents
+	$(BIN)/python -m pytest -q tests/unit/house
 
 bench: install
 	$(BIN)/python -m benchmarks
