@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 
+from loopwright.data.duck import connect
 from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 
@@ -17,18 +18,16 @@ READERS = {
 }  # fmt: skip
 BATCH = 50_000
 
-Columns = tuple[list[str], list[float | str | None], list[str] | None]
 
-
-def read(file: Path, id_column: str, label_column: str, available_column: str | None) -> Columns:
-    """Return ids, labels (numbers where they are numbers) and moments as ISO 8601 (None without a column for them)."""
+def read(file: Path, id_column: str, label_column: str, available_column: str | None) -> list[dict[str, Any]]:
+    """Return {id, label, available_at} of every row: numbers where they are numbers, times as ISO 8601 or None."""
     if not file.is_file():
         raise NotFound("no such file", got=str(file))
     reader = READERS.get(file.suffix.lower())
     if reader is None:
         raise BadInput("a kind of file not known here", got=file.name, wanted=", ".join(READERS))
     try:
-        with duckdb.connect() as engine:
+        with connect() as engine:
             found = engine.execute(f"SELECT * FROM {reader}", [str(file)]).to_arrow_table()
     except duckdb.Error as error:
         raise BadInput(f"cannot be read ({str(error).splitlines()[0]})", where=str(file)) from None
@@ -41,15 +40,18 @@ def read(file: Path, id_column: str, label_column: str, available_column: str | 
     ids = [str(value) for value in found.column(id_column).to_pylist()]
     labels = [_number(value) for value in found.column(label_column).to_pylist()]
     if available_column is None:
-        return ids, labels, None
-    return ids, labels, [_moment(value, file) for value in found.column(available_column).to_pylist()]
+        return [{"id": id, "label": label} for id, label in zip(ids, labels, strict=True)]
+    moments = [_moment(value, file) for value in found.column(available_column).to_pylist()]
+    return [
+        {"id": id, "label": label, "available_at": moment}
+        for id, label, moment in zip(ids, labels, moments, strict=True)
+    ]
 
 
-def batches(ids: list[str], labels: list[Any], moments: list[str] | None) -> Iterator[Columns]:
+def batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Yield parts small enough for one request."""
-    for start in range(0, len(ids), BATCH):
-        end = start + BATCH
-        yield ids[start:end], labels[start:end], None if moments is None else moments[start:end]
+    for start in range(0, len(rows), BATCH):
+        yield rows[start : start + BATCH]
 
 
 def _number(value: Any) -> float | str | None:

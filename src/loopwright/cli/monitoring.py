@@ -29,12 +29,9 @@ def add(
     """Add the outcomes in FILE (CSV, Parquet, JSONL) to the predictions of MODEL."""
     from loopwright.cli.label_file import batches, read
 
-    ids, outcomes, moments = read(file, id_column, label_column, available_at)
     rows, taken = 0, []
-    for part_ids, part_labels, part_moments in batches(ids, outcomes, moments):
-        answer = session.call(
-            "monitoring.add_labels", model=model, ids=part_ids, labels=part_labels, available_at=part_moments
-        )
+    for part in batches(read(file, id_column, label_column, available_at)):
+        answer = session.call("monitoring.add_labels", model=model, labels=part)
         rows += answer["rows"]
         taken.append(answer["batch"])
     session.show(

@@ -46,7 +46,9 @@ def serve(
 
     followed = control or session.url
     if not followed:
-        raise BadInput("no control plane is named", wanted="--control URL", next="loopwright up prints its URL.")
+        raise BadInput(
+            "no control plane is named", wanted="--control URL", next="loopwright up prints its URL."
+        )
     folder = Home.at(session.home).serving / str(port)
     return run(
         ServeOptions(

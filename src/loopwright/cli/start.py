@@ -8,6 +8,7 @@ import click
 from loopwright.cli.progress import watch
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import text
+from loopwright.kernel.actor import SYSTEM
 from loopwright.kernel.errors import BadInput
 
 
@@ -68,6 +69,8 @@ def run(
     opened = load_project(project, overrides)  # a bad loop.yaml is told before a home is made
     opened.check_files()
     context = _context(session, tracking_uri)
+    if retrain:
+        context = context.acting_as(SYSTEM)
     from loopwright.pipeline.lifecycle import run_project
     from loopwright.registry.identity import current_actor
 

@@ -50,13 +50,14 @@ def create_app(
     context: Context,
     *,
     local: bool,
+    own_token: str | None = None,
     make_mlflow: Callable[[], App],
     controllers: Controllers,
     greeting: Callable[[], None] = lambda: None,
 ) -> App:
     """Return the app. MLflow is loaded in a thread when the app starts; /readyz answers 200 once it is there.
 
-    `controllers` run while the app runs. `greeting` is called once, when everything is ready.
+    `own_token` lets in the processes that this one starts. `controllers` run while the app runs. `greeting` is called once, when everything is ready.
     """
     mlflow = Mounted("MLflow")
     app = FastAPI(
@@ -95,7 +96,7 @@ def create_app(
     def unknown(rest: str) -> None:
         raise NotFound("no such address", got=f"/api/{rest}", next="All addresses are listed at /docs.")
 
-    return Doorkeeper(app, context.ledger, context.clock, local=local)
+    return Doorkeeper(app, context.ledger, context.clock, local=local, own_token=own_token)
 
 
 def _lifespan(

@@ -58,7 +58,9 @@ class HttpClient:
         described.checked(arguments)  # the same refusal as on a folder, before anything is sent
         path, rest = _address(described, arguments)
         if described.method == "GET":
-            query = urlencode({name: _word(value) for name, value in rest.items()}, doseq=True)
+            query = urlencode(
+                {name: _word(value) for name, value in rest.items() if value is not None}, doseq=True
+            )
             return self.request("GET", f"{path}?{query}" if query else path)
         return self.request(described.method, path, json.dumps(plain(rest)).encode())
 

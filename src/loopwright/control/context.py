@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from loopwright.bundle.keys import SigningKey
 from loopwright.kernel.actor import Actor
@@ -17,9 +17,18 @@ from loopwright.ledger.engine import Ledger
 KEY_FILE = "control.key"
 
 
+class Ticker(Protocol):
+    """Runs one round of the controllers now."""
+
+    def tick(self) -> list[dict[str, Any]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One actor at work on one home. `assumed_by` is who acts under another user's name (folder only)."""
+    """One actor at work on one home.
+
+    assumed_by: who acts under another user's name. ticker: the running controllers; None on a bare folder.
+    """
 
     home: Home
     ledger: Ledger
@@ -28,6 +37,7 @@ class Context:
     key: SigningKey
     tracking_uri: str
     assumed_by: Actor | None = None
+    ticker: Ticker | None = None
 
     @property
     def now(self) -> datetime:

@@ -1,7 +1,5 @@
 """From desired to actual: every promotion to Production that took effect gets its rollout."""
 
-from typing import Any
-
 from sqlalchemy import Connection
 
 from loopwright.control.context import Context
@@ -10,10 +8,8 @@ from loopwright.delivery import conduct
 from loopwright.delivery import store as delivery_store
 from loopwright.delivery.plan import Plan
 from loopwright.delivery.store import Rollout
-from loopwright.kernel.errors import NotFound
-from loopwright.pipeline import store as pipeline_store
+from loopwright.monitoring.store import load_spec
 from loopwright.project.sections import Delivery
-from loopwright.project.spec import Spec
 
 
 def deliver_due(ctx: Context, conn: Connection) -> list[Rollout]:
@@ -33,14 +29,5 @@ def deliver_due(ctx: Context, conn: Connection) -> list[Rollout]:
 
 def plan_of(conn: Connection, model: str) -> Plan:
     """How the model's project wants it delivered; the safe default for a model without a project."""
-    spec = spec_of(conn, model)
+    spec = load_spec(conn, model)
     return Plan.from_spec(spec.delivery if spec is not None else Delivery())
-
-
-def spec_of(conn: Connection, model: str) -> Spec | None:
-    """The project's spec as it was when it last ran; None for a model that came without a project."""
-    try:
-        row: dict[str, Any] = pipeline_store.load_project_row(conn, model)
-    except NotFound:
-        return None
-    return Spec.from_json(row["spec"])

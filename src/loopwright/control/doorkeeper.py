@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hmac
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -13,7 +14,7 @@ from anyio import to_thread
 from loopwright.control import identify
 from loopwright.control.access import LOCAL
 from loopwright.control.faults import explain
-from loopwright.kernel.actor import Actor
+from loopwright.kernel.actor import SYSTEM, Actor
 from loopwright.kernel.clock import Clock
 from loopwright.kernel.errors import BadInput, LoopwrightError, Refused, Unauthenticated
 from loopwright.ledger.engine import Ledger
@@ -33,14 +34,17 @@ class Doorkeeper:
 
     `local`: requests of this machine without a token act as `local` (admin). Such a request must come from a
     loopback address, name a loopback host and carry no proxy's header, so that neither a web page in the owner's
-    browser nor a proxy in front opens the door to others.
+    browser nor a proxy in front opens the door to others. `own_token`: shown by processes that this one started.
     """
 
-    def __init__(self, app: App, ledger: Ledger, clock: Clock, *, local: bool) -> None:
+    def __init__(
+        self, app: App, ledger: Ledger, clock: Clock, *, local: bool, own_token: str | None = None
+    ) -> None:
         self.app = app
         self.ledger = ledger
         self.clock = clock
         self.local = local
+        self.own_token = own_token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OPEN):
@@ -75,6 +79,8 @@ class Doorkeeper:
         given = headers.get("authorization")
         if given is not None:
             secret = _token_of(given)
+            if self.own_token is not None and hmac.compare_digest(secret.encode(), self.own_token.encode()):
+                return SYSTEM, None
             return await to_thread.run_sync(identify.by_token, self.ledger, secret, self.clock), None
         if not (self.local and _of_this_machine(scope, headers)):
             raise Unauthenticated(

@@ -35,7 +35,7 @@ def render(context: Context, controllers: Controllers) -> str:
     with context.ledger.read() as conn:
         models = versions.list_models(conn)
         marks = {model: monitoring_store.watermark(conn, model) for model in models}
-        alerts = monitoring_store.list_alerts(conn, states=monitoring_store.STANDING)
+        alerts = monitoring_store.list_alerts(conn, standing=True)
         running = {
             rollout.model: rollout for rollout in delivery_store.list_rollouts(conn, active=True, limit=1000)
         }

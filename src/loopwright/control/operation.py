@@ -124,7 +124,9 @@ def every_operation() -> tuple[Operation, ...]:
 
 def misfit(where: str, error: ValidationError, known: list[str]) -> BadInput:
     """Say in one sentence which argument does not fit, and how."""
-    first = error.errors(include_url=False, include_context=False)[0]
+    problems = error.errors(include_url=False, include_context=False)
+    # A misspelt name comes before the missing one it causes.
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     name = ".".join(str(part) for part in first["loc"]) or "arguments"
     if first["type"] == "extra_forbidden":
         return BadInput(f"unknown argument `{name}`", where=where, next=did_you_mean(name, known))

@@ -3,20 +3,20 @@
 import logging
 import socket
 import sys
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
 from loopwright.control import store
-from loopwright.control.access import LOCAL
+from loopwright.control.access import LOCAL, mint
 from loopwright.control.app import create_app
 from loopwright.control.context import Context, open_context
-from loopwright.control.controllers.loop import Controllers
-from loopwright.control.controllers.monitoring import MonitoringController
-from loopwright.control.controllers.retraining import RetrainingController
-from loopwright.control.controllers.rollout import rollout_tick
+from loopwright.control.controllers.standard import standard_controllers
 from loopwright.control.doorkeeper import App, check_binding, is_loopback
+from loopwright.kernel.actor import SYSTEM
 from loopwright.kernel.clock import Clock, utc_now
 from loopwright.kernel.errors import BadInput, Conflict, Unavailable
 
@@ -37,7 +37,7 @@ def up(
     Everything that can be wrong is found before the first request is taken: a port in use (Conflict), a disk that
     cannot be written (Unavailable), an address open to others while there is no token (Refused).
     """
-    tell = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    tell = say or _say
     listener = bind(host, port)
     try:
         context = open_context(folder, LOCAL, clock=clock, create=True)
@@ -82,11 +82,11 @@ def _serve(context: Context, listener: socket.socket, *, local: bool, tell: Say)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}"
-    monitoring = MonitoringController()
-    retraining = RetrainingController(url)
-    controllers = Controllers(
-        context, [("rollout", rollout_tick), ("monitoring", monitoring.tick), ("retraining", retraining.tick)]
-    )
+    # Known to this process and the runs it starts only; gone with it.
+    own_token = mint()[1]
+    context = replace(context, tracking_uri=f"{url}/mlflow")
+    controllers = standard_controllers(context.acting_as(SYSTEM), token=own_token)
+    context = replace(context, ticker=controllers)
 
     def greet() -> None:
         who = "no token needed from this machine (you are `local`, an admin)" if local else "tokens required"
@@ -97,6 +97,7 @@ def _serve(context: Context, listener: socket.socket, *, local: bool, tell: Say)
     app = create_app(
         context,
         local=local,
+        own_token=own_token,
         make_mlflow=lambda: _mlflow(context, host),
         controllers=controllers,
         greeting=greet,
@@ -107,6 +108,11 @@ def _serve(context: Context, listener: socket.socket, *, local: bool, tell: Say)
     server.run(sockets=[listener])
     context.ledger.dispose()
     return 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def _mlflow(context: Context, host: str) -> App:
@@ -124,4 +130,8 @@ def _log_to(path: Path) -> None:
     logger = logging.getLogger("loopwright")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
-    logger.addHandler(logging.StreamHandler())
+    on_screen = logging.StreamHandler()
+    on_screen.setLevel(logging.WARNING)
+    logger.addHandler(on_screen)
+    # MLflow still builds on parts of Starlette that are to go; nobody here can act on that.
+    warnings.filterwarnings("ignore", module=r"mlflow\b")

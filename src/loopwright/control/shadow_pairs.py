@@ -3,10 +3,10 @@
 from datetime import datetime
 from pathlib import Path
 
-import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from loopwright.data.duck import connect
 from loopwright.kernel.clock import to_us
 from loopwright.monitoring.log import PredictionLog
 
@@ -37,7 +37,8 @@ def paired_answers(
         "files": [str(file) for file in files], "since": to_us(since), "until": to_us(until),
         "candidate": candidate, "baseline": baseline,
     }  # fmt: skip
-    with duckdb.connect(config={"threads": 1}) as engine:  # beside serving, on the same cores
+    with connect() as engine:
+        engine.execute("SET threads = 1")  # beside serving, on the same cores
         rows = engine.execute(_PAIRS, values).fetchall()
     if not rows:
         return np.empty((0, 1)), np.empty((0, 1))

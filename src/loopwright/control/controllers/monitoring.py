@@ -5,7 +5,6 @@ from typing import Any
 
 from loopwright.control import store
 from loopwright.control.context import Context
-from loopwright.control.desired import spec_of
 from loopwright.monitoring import evaluate
 from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.evaluate import Evaluation
@@ -25,7 +24,7 @@ class MonitoringController:
             standing = store.monitoring_state(conn)
         if standing == self._seen:
             return []
-        done = evaluate.tick(ctx.ledger, home=ctx.home, spec_of=spec_of, now=ctx.now)
+        done = evaluate.tick(ctx.ledger, home=ctx.home, now=ctx.now)
         self._compact(ctx)
         self._seen = standing
         return [_told(evaluation) for evaluation in done]
@@ -49,7 +48,9 @@ def _told(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "model": evaluation.model,
         "event_time": evaluation.event_time,
-        "windows": [f"{judged.kind} of {judged.version}: {judged.verdict.value}" for judged in evaluation.windows],
+        "windows": [
+            f"{judged.kind} of {judged.version}: {judged.verdict.value}" for judged in evaluation.windows
+        ],
         "opened": [alert.title for alert in evaluation.opened],
         "resolved": [alert.title for alert in evaluation.resolved],
     }

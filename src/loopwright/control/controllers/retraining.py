@@ -20,6 +20,9 @@ from loopwright.retraining import propose
 from loopwright.retraining import store as retraining_store
 from loopwright.retraining.store import Retrain
 
+# A retraining works on the home's folder as the product itself, whoever started the control plane.
+_NOT_INHERITED = frozenset({"LOOPWRIGHT_URL", "LOOPWRIGHT_USER", "LOOPWRIGHT_TOKEN"})
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -36,10 +39,10 @@ class Paths:
 
 
 class RetrainingController:
-    """Owns the child processes. `url` is the control plane's own, where the runs are tracked."""
+    """Owns the child processes. `token` is what they show to the tracking server."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, token: str | None = None) -> None:
+        self.token = token
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def tick(self, ctx: Context) -> list[dict[str, Any]]:
@@ -71,17 +74,15 @@ class RetrainingController:
         paths.pid.parent.mkdir(parents=True, exist_ok=True)
         command = [
             sys.executable, "-m", "loopwright", "run", str(folder), "--home", str(ctx.home.root),
-            "--retrain", retrain.id, "--tracking-uri", f"{self.url}/mlflow", "--json",
+            "--retrain", retrain.id, "--tracking-uri", ctx.tracking_uri, "--json",
         ]  # fmt: skip
         if retrain.plan.get("as_of"):
             command += ["--set", f"data.as_of={retrain.plan['as_of']}"]
         if retrain.plan.get("reason"):
             command += ["--reason", str(retrain.plan["reason"])]
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("LOOPWRIGHT_URL", "LOOPWRIGHT_USER")
-        }
+        environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+        if self.token:
+            environment["MLFLOW_TRACKING_TOKEN"] = self.token
         with ctx.ledger.write() as conn:
             retraining_store.mark(conn, retrain.id, "running", now=ctx.now)
             ledger_store.append(

@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
 from loopwright.bundle.depot import BundleDepot
@@ -10,6 +11,8 @@ from loopwright.bundle.manifest import MANIFEST, parse_manifest
 from loopwright.control.context import Context
 from loopwright.control.operation import operation
 from loopwright.kernel.actor import Role
+from loopwright.kernel.clock import iso
+from loopwright.kernel.digest import digest_json
 from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 from loopwright.ledger import store as ledger_store
 from loopwright.monitoring import store as monitoring_store
@@ -21,41 +24,45 @@ MAX_LABELS = 200_000
 _TIERS = {"P0": 0, "P1": 1, "P2": 2}
 
 
+class Label(BaseModel):
+    """One outcome. `label`: 0/1, a number, or the name of a class; null when it will never come."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    label: float | str | None
+    available_at: datetime | None = None
+
+
 @operation("monitoring.add_labels", "POST", "/models/{model}/labels", role=Role.DEVELOPER)
-def add_labels(
-    ctx: Context,
-    model: str,
-    ids: list[str],
-    labels: list[float | str | None],
-    available_at: list[datetime] | None = None,
-) -> dict[str, Any]:
+def add_labels(ctx: Context, model: str, labels: list[Label]) -> dict[str, Any]:
     """Add the outcomes of past predictions by their ids; a later outcome of the same id replaces the earlier.
 
-    `available_at` says when each became known, default now. Text outcomes are matched against the model's classes.
+    `available_at` says when it became known, default now. Is idempotent: the same outcomes again change nothing.
     """
-    if len(ids) != len(labels) or (available_at is not None and len(available_at) != len(ids)):
-        raise BadInput(
-            "lists of different lengths",
-            got=f"{len(ids)} ids, {len(labels)} labels",
-            wanted="one label per id",
-        )
-    if not ids or len(ids) > MAX_LABELS:
-        raise BadInput(
-            "nothing to add" if not ids else "too much at once", got=len(ids), wanted=f"1 to {MAX_LABELS}"
-        )
-    moments = available_at or [ctx.now] * len(ids)
+    if not labels or len(labels) > MAX_LABELS:
+        what = "too much at once" if labels else "nothing to add"
+        raise BadInput(what, got=len(labels), wanted=f"1 to {MAX_LABELS} labels")
+    moments = [each.available_at or ctx.now for each in labels]
     if any(moment.tzinfo is None for moment in moments):
         raise BadInput("a time without a zone", where="available_at", wanted="an offset or Z")
+    ids = [each.id for each in labels]
     with ctx.ledger.write() as conn:
         _known(conn, model)
-        numbers = _numbers(ctx, conn, model, labels)
-        batch = LabelLog(ctx.home.labels).append(model, ids, numbers, moments, received_at=ctx.now)
-        if monitoring_store.record_label_batch(conn, batch, ctx.now):
+        numbers = _numbers(ctx, conn, model, [each.label for each in labels])
+        # Named by content: the same outcomes sent again, after a lost answer say, are there once.
+        batch = f"lb_{digest_json([model, ids, numbers, [iso(moment) for moment in moments]])[:32]}"
+        path = LabelLog(ctx.home.labels).append(model, batch, ids, numbers, moments)
+        is_new = monitoring_store.record_label_batch(
+            conn, batch_id=batch, model=model, rows=len(ids), available_from=min(moments), available_to=max(moments),
+            path=str(path), now=ctx.now,
+        )  # fmt: skip
+        if is_new:
             ledger_store.append(
                 conn, at=ctx.now, actor=ctx.actor.name, action="labels.added", subject=model,
-                payload={"batch": batch.name, "rows": batch.rows},
+                payload={"batch": batch, "rows": len(ids)},
             )  # fmt: skip
-    return {"model": model, "rows": batch.rows, "batch": batch.name}
+    return {"model": model, "rows": len(ids), "batch": batch}
 
 
 @operation("monitoring.drift", "GET", "/models/{model}/drift")
@@ -78,8 +85,7 @@ def alerts(ctx: Context, model: str | None = None, state: str | None = None) -> 
     with ctx.ledger.read() as conn:
         if model is not None:
             _known(conn, model)
-        states = None if state is None else [AlertState(state)]
-        found = [alert.to_json() for alert in monitoring_store.list_alerts(conn, model, states=states)]
+        found = [alert.to_json() for alert in monitoring_store.list_alerts(conn, model, state=state)]
     return sorted(found, key=lambda alert: (alert["state"] == "resolved", _TIERS[alert["tier"]]))
 
 
@@ -141,9 +147,9 @@ def _numbers(
 
 
 def _classes(ctx: Context, conn: Connection, model: str) -> tuple[str, ...]:
-    newest = [version for version in versions.list_versions(conn, model=model) if version.bundle]
-    if not newest or newest[-1].bundle is None:
+    depot = BundleDepot(ctx.home.bundles)
+    sealed = [v.bundle for v in versions.list_versions(conn, model=model) if v.bundle and depot.has(v.bundle)]
+    if not sealed:
         return ()
-    file = BundleDepot(ctx.home.bundles).path(newest[-1].bundle) / MANIFEST
-    manifest = parse_manifest(file.read_bytes(), where=str(file))
-    return manifest.schema.classes
+    file = depot.path(sealed[-1]) / MANIFEST
+    return parse_manifest(file.read_bytes(), where=str(file)).schema.classes

@@ -5,6 +5,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from loopwright.control.context import Context
+from loopwright.control.controllers.standard import standard_controllers
 from loopwright.control.health import examine
 from loopwright.control.operation import operation
 from loopwright.delivery import store as delivery_store
@@ -35,6 +36,13 @@ def doctor(ctx: Context) -> list[dict[str, Any]]:
     return examine(ctx)
 
 
+@operation("system.tick", "POST", "/tick", role=Role.ADMIN)
+def tick(ctx: Context) -> list[dict[str, Any]]:
+    """Run one round of the controllers now (rollouts, monitoring, retraining) and say what was done."""
+    ticker = ctx.ticker or standard_controllers(ctx)
+    return ticker.tick()
+
+
 @operation("system.where", "GET", "/where", role=Role.DEVELOPER)
 def where(ctx: Context) -> dict[str, Any]:
     """Say where this home lives, so that a run on the same machine can find it."""
@@ -50,7 +58,7 @@ def _of_model(conn: Connection, model: str) -> dict[str, Any]:
     found = versions.list_versions(conn, model=model)
     stable = stable_version(conn, model)
     running = delivery_store.active_rollout(conn, model)
-    standing = monitoring_store.list_alerts(conn, model, states=monitoring_store.STANDING)
+    standing = monitoring_store.list_alerts(conn, model, standing=True)
     drift = monitoring_store.list_windows(conn, model, kind="drift", limit=1)
     quality = monitoring_store.list_windows(conn, model, kind="quality", limit=1)
     pending = promotion.list_promotions(conn, model=model, state="pending")

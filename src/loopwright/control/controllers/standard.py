@@ -1,0 +1,15 @@
+"""The controllers every control plane runs, in their order: traffic first, then judgement, then training."""
+
+from loopwright.control.context import Context
+from loopwright.control.controllers.loop import Controllers
+from loopwright.control.controllers.monitoring import MonitoringController
+from loopwright.control.controllers.retraining import RetrainingController
+from loopwright.control.controllers.rollout import RolloutController
+
+
+def standard_controllers(ctx: Context, *, token: str | None = None) -> Controllers:
+    """Return the controllers of the home. `token`: what retraining runs show to the tracking server."""
+    rollout, monitoring, retraining = RolloutController(), MonitoringController(), RetrainingController(token)
+    return Controllers(
+        ctx, [("rollout", rollout.tick), ("monitoring", monitoring.tick), ("retraining", retraining.tick)]
+    )

@@ -1,0 +1,175 @@
+"""The door: who gets in without a token, with one, from elsewhere."""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from loopwright.control.app import create_app
+from loopwright.control.context import Context
+from loopwright.control.controllers.loop import Controllers
+from loopwright.control.doorkeeper import Receive, Scope, Send, check_binding, is_loopback
+from loopwright.control.operation import find
+from loopwright.kernel.errors import BadInput, Refused
+from loopwright.registry.identity import current_actor
+
+HERE = ("127.0.0.1", 50000)
+
+
+async def mlflow(scope: Scope, receive: Receive, send: Send) -> None:
+    """Stands in for MLflow: says who is calling."""
+    actor = current_actor.get()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": (actor.name if actor else "nobody").encode()})
+
+
+def browse(ctx: Context, *, local: bool, client: tuple[str, int] = HERE) -> TestClient:
+    app = create_app(ctx, local=local, make_mlflow=lambda: mlflow, controllers=Controllers(ctx, []))
+    return TestClient(app, base_url="http://127.0.0.1:8080", client=client)
+
+
+@pytest.fixture
+def here(ctx: Context) -> Iterator[TestClient]:
+    with browse(ctx, local=True) as client:
+        yield client
+
+
+@pytest.fixture
+def strict(ctx: Context) -> Iterator[TestClient]:
+    with browse(ctx, local=False) as client:
+        yield client
+
+
+def token_of(ctx: Context, name: str, role: str) -> str:
+    find("access.add_user")(ctx, name=name, role=role)
+    made: Any = find("access.create_token")(ctx, user=name)
+    return str(made["token"])
+
+
+def test_the_owner_of_the_machine_needs_no_token(here: TestClient) -> None:
+    assert here.get("/api/v1/whoami").json() == {"name": "local", "role": "admin"}
+
+
+def test_mlflow_hears_who_is_calling(here: TestClient, ctx: Context) -> None:
+    assert here.get("/mlflow/x").text == "local"
+    token = token_of(ctx, "ada", "viewer")
+    assert here.get("/mlflow/x", headers={"Authorization": f"Bearer {token}"}).text == "ada"
+
+
+def test_a_wrong_token_is_401_even_where_none_is_needed(here: TestClient) -> None:
+    answer = here.get("/api/v1/whoami", headers={"Authorization": "Bearer lw_x_y"})
+    assert answer.status_code == 401
+    assert answer.json()["error"] == "Unauthenticated"
+    assert "Bearer" in answer.headers["www-authenticate"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-For": "10.0.0.1"}, {"Forwarded": "for=10.0.0.1"}, {"X-Real-IP": "10.0.0.1"},
+        {"Host": "evil.example"},
+    ],
+)  # fmt: skip
+def test_a_proxy_or_another_name_in_front_needs_a_token(here: TestClient, headers: dict[str, str]) -> None:
+    assert here.get("/api/v1/whoami", headers=headers).status_code == 401
+
+
+def test_another_machine_needs_a_token(ctx: Context) -> None:
+    with browse(ctx, local=True, client=("10.0.0.7", 50000)) as client:
+        assert client.get("/api/v1/whoami").status_code == 401
+
+
+def test_without_local_mode_everybody_needs_a_token(strict: TestClient, ctx: Context) -> None:
+    assert strict.get("/api/v1/whoami").status_code == 401
+    assert strict.get("/mlflow/x").status_code == 401
+    assert strict.get("/metrics").status_code == 401
+    assert strict.get("/docs").status_code == 401
+    token = token_of(ctx, "ada", "viewer")
+    answer = strict.get("/api/v1/whoami", headers={"Authorization": f"Bearer {token}"})
+    assert answer.json() == {"name": "ada", "role": "viewer"}
+
+
+def test_a_browser_may_give_the_token_as_its_password(strict: TestClient, ctx: Context) -> None:
+    token = token_of(ctx, "ada", "viewer")
+    basic = base64.b64encode(f"ada:{token}".encode()).decode()
+    assert strict.get("/api/v1/whoami", headers={"Authorization": f"Basic {basic}"}).json()["name"] == "ada"
+
+
+@pytest.mark.parametrize("header", ["Basic !!", "Basic", "Digest x", "Bearer", "Basic " + "A" * 7])
+def test_a_strange_authorization_is_401(strict: TestClient, header: str) -> None:
+    assert strict.get("/api/v1/whoami", headers={"Authorization": header}).status_code == 401
+
+
+def test_a_page_of_another_site_may_not_act(here: TestClient) -> None:
+    body = {"name": "eve", "role": "admin"}
+    answer = here.post("/api/v1/users", json=body, headers={"Origin": "http://evil.example"})
+    assert answer.status_code == 403
+    assert here.get("/api/v1/users").json() == []
+
+
+def test_probes_need_no_token(strict: TestClient) -> None:
+    assert strict.get("/healthz").status_code == 200
+    assert strict.get("/readyz").status_code in (200, 503)
+
+
+def test_roles_are_kept_over_http(strict: TestClient, ctx: Context) -> None:
+    headers = {"Authorization": f"Bearer {token_of(ctx, 'vera', 'viewer')}"}
+    answer = strict.post("/api/v1/users", json={"name": "eve", "role": "admin"}, headers=headers)
+    assert answer.status_code == 403
+    assert "vera may not" in answer.json()["message"]
+    assert strict.post("/api/v1/events", content=b"x", headers=headers).status_code == 403
+    assert strict.post("/api/v1/tick", headers=headers).status_code == 403
+
+
+def test_acting_as_a_user_is_only_for_the_owner(here: TestClient, strict: TestClient, ctx: Context) -> None:
+    token = token_of(ctx, "ada", "viewer")
+    assert here.get("/api/v1/whoami", headers={"X-Loopwright-As": "ada"}).json()["name"] == "ada"
+    both = {"Authorization": f"Bearer {token}", "X-Loopwright-As": "local"}
+    assert strict.get("/api/v1/whoami", headers=both).json()["name"] == "ada"
+
+
+def test_errors_are_json_with_what_to_do(here: TestClient) -> None:
+    unknown = here.get("/api/v1/models/late")
+    assert unknown.status_code == 404
+    assert unknown.json()["error"] == "NotFound"
+    unfit = here.post("/api/v1/users", json={"nmae": "ada"})
+    assert unfit.status_code == 422
+    assert unfit.json()["error"] == "BadInput"
+    assert here.get("/api/v1/nothing").status_code == 404
+
+
+def test_every_operation_is_in_the_document(here: TestClient) -> None:
+    paths = here.get("/openapi.json").json()["paths"]
+    assert "post" in paths["/api/v1/models/{model}/rollback"]
+    assert "get" in paths["/api/v1/status"]
+
+
+def test_bundle_files_stay_in_their_bundle(here: TestClient) -> None:
+    for digest in ("x", "0" * 64, "../keys", "A" * 64):
+        assert here.get(f"/api/v1/bundles/{digest}/files/manifest.json").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "inside"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("example.com", False),
+    ],
+)
+def test_loopback_is_told_from_other_addresses(host: str, inside: bool) -> None:
+    assert is_loopback(host) is inside
+
+
+def test_an_open_address_is_refused_until_somebody_has_a_token() -> None:
+    check_binding("127.0.0.1", anyone=False, local=True)
+    with pytest.raises(Refused, match="no token yet"):
+        check_binding("0.0.0.0", anyone=False, local=False)
+    check_binding("0.0.0.0", anyone=True, local=False)
+    with pytest.raises(BadInput):
+        check_binding("0.0.0.0", anyone=True, local=True)
