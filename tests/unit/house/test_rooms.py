@@ -100,7 +100,9 @@ def test_modules_stay_readable_in_one_sitting() -> None:
 
 
 def test_nothing_is_left_for_later_and_no_test_is_skipped() -> None:
-    left = re.compile(r"\b(TODO|FIXME|XXX)\b|NotImplementedError|pytest\.(mark\.)?(skip|xfail|importorskip)")
+    left = re.compile(
+        r"\b(TODO|FIXME)\b|# XXX|raise NotImplementedError|pytest\.(mark\.)?(skip|xfail|importorskip)"
+    )
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for folder in ("src", "tests", "benchmarks")
