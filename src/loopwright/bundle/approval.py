@@ -44,5 +44,5 @@ def verify_record(signed: SignedRecord, keys: Iterable[PublicKey]) -> ApprovalRe
     verify_any(raw, signed.signature, signed.key_id, keys, where="approval record")
     try:
         return msgspec.json.decode(raw, type=ApprovalRecord)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Tampered(f"not an approval record ({error})", where="approval record") from None

@@ -11,7 +11,7 @@ from loopwright.bundle.folder import check_listing, list_files, safe_name, verif
 from loopwright.bundle.keys import PublicKey
 from loopwright.bundle.manifest import MANIFEST, Manifest, parse_manifest
 from loopwright.kernel.digest import sha256_bytes, sha256_file
-from loopwright.kernel.errors import BadInput, NotFound, Tampered, Unavailable
+from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Tampered, Unavailable
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -54,6 +54,8 @@ class BundleDepot:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, target)
             self._adopt(staging, manifest, raw)
+        except LoopwrightError:
+            raise  # Tampered is a PermissionError, so an OSError too
         except OSError as error:
             raise Unavailable(
                 f"cannot store the bundle ({error.strerror or error})",

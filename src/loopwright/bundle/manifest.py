@@ -58,7 +58,7 @@ def open_manifest(manifest: bytes, seal: bytes, keys: tuple[PublicKey, ...], *, 
     """Parse a manifest that one of `keys` sealed; raises Tampered otherwise."""
     try:
         sealed = msgspec.json.decode(seal, type=Seal)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Tampered(f"{SEAL} is not a seal ({error})", where=where) from None
     digest = sha256_bytes(manifest)
     if sealed.manifest != digest:
@@ -71,7 +71,7 @@ def parse_manifest(manifest: bytes, *, where: str) -> Manifest:
     """Parse without a key; raises Tampered for what is no manifest of this format."""
     try:
         parsed = msgspec.json.decode(manifest, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Tampered(f"{MANIFEST} is not a manifest ({error})", where=where) from None
     if parsed.format != FORMAT:
         raise Tampered("a bundle of another format", where=where, got=parsed.format, wanted=FORMAT)

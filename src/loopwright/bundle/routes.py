@@ -76,5 +76,5 @@ def open_routes(document: bytes, keys: Iterable[PublicKey]) -> RouteTable:
         raw = envelope.table.encode()
         verify_any(raw, envelope.signature, envelope.key_id, keys, where="route table")
         return msgspec.json.decode(raw, type=RouteTable)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Tampered(f"not a route table ({error})", where="route table") from None

@@ -81,7 +81,7 @@ def read_frames(data: bytes) -> Iterator[Event]:
         offset += _HEAD.size
         try:
             yield _decoder.decode(view[offset : offset + length])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise BadInput(f"not an event ({error})", where=f"event log, byte {offset}") from None
         offset += length
 

@@ -46,7 +46,7 @@ class Shipper:
             # Losing this file is harmless: the control plane answers the true offset to the first batch.
             try:
                 self._offsets = msgspec.json.decode(self._offsets_path.read_bytes(), type=dict[str, int])
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 self._offsets = {}
 
     def backlog(self) -> int:

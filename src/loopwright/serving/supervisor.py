@@ -507,7 +507,7 @@ class _Profiles:
         self._path = cache.folder / "versions.json"
         self._digests: dict[str, str] = {}
         self._loaded: dict[str, Profiler | None] = {}
-        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
             self._digests = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
 
     def remember(self, table: RouteTable) -> None:

@@ -70,7 +70,7 @@ class Upstream:
     def _decode(self, body: bytes, kind: type[T], path: str) -> T:
         try:
             return msgspec.json.decode(body, type=kind)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Unavailable(
                 f"answered something that is no Loopwright control plane's answer ({error})",
                 where=f"{self.url}/api/v1{path}",

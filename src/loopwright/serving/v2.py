@@ -109,7 +109,7 @@ def parse_request(body: bytes, json_length: int | None) -> InferRequest:
         request = _request_decoder.decode(head)
     except msgspec.ValidationError as error:
         raise BadInput(f"not a V2 inference request ({error})", where="body") from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise Malformed(f"not JSON ({reason})", where="body") from None
     if json_length is not None:

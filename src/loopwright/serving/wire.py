@@ -80,7 +80,7 @@ def open_batch(body: bytes) -> Batch:
     frames = body[_LENGTH.size + length :]
     try:
         header = msgspec.json.decode(body[_LENGTH.size : _LENGTH.size + length], type=BatchHeader)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"the header cannot be read ({error})", where=where) from None
     if header.format != FORMAT:
         raise BadInput("another format", where=where, got=header.format, wanted=str(FORMAT))
