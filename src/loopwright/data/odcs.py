@@ -207,7 +207,7 @@ class _Parser:
             value, exclusive = options.get(bound), options.get("exclusive" + bound.capitalize())
             if exclusive is True:
                 op = strict
-            elif exclusive not in (None, False):
+            elif exclusive is not None and exclusive is not False:
                 row(f"{strict} {exclusive}", "range", op=strict, value=self.bound(exclusive, column, path))
             if value is not None:
                 row(f"{op} {value}", "range", op=op, value=self.bound(value, column, path))
