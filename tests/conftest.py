@@ -12,6 +12,11 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Shared machines stall for a second now and then: no example is too slow. CI tries the same examples every time.
+settings.register_profile("loopwright", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("loopwright")
 
 HERE = Path(__file__).parent
 TIERS = ("unit", "contract", "integration", "lifecycle")
