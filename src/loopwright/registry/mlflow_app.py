@@ -13,7 +13,7 @@ from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 
 # What MLflow answers to by itself: loopback and private addresses, with and without a port.
 _NEAR = (
-    "localhost", "localhost:*", "127.0.0.1", "127.0.0.1:*", "[::1]", "[[]::1]:*", "0.0.0.0", "0.0.0.0:*",
+    "localhost", "localhost:*", "127.0.0.1", "127.0.0.1:*", "[::1]", "[[]::1]:*",
     "192.168.*", "10.*", *(f"172.{second}.*" for second in range(16, 32)), "fc00:*", "fd00:*",
 )  # fmt: skip
 

@@ -1,0 +1,80 @@
+"""MLflow's tracking store on the ledger's database: whole, except for what registered versions rest on."""
+
+from datetime import UTC, datetime
+
+import pytest
+from mlflow.entities import Metric, Param, RunStatus, ViewType
+from mlflow.exceptions import MlflowException
+
+from loopwright.kernel.actor import Actor, Role
+from loopwright.ledger.engine import Ledger
+from loopwright.registry import versions
+from loopwright.registry.tracking_store import GuardedTracking
+
+NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def tracking(registry_url: str) -> GuardedTracking:
+    return GuardedTracking(registry_url, "mlflow-artifacts:/")
+
+
+def a_run(tracking: GuardedTracking, experiment: str) -> str:
+    return str(tracking.create_run(experiment, "ana", 0, [], "run").info.run_id)
+
+
+def test_runs_are_logged_in_batches_and_found_again(tracking: GuardedTracking) -> None:
+    experiment = tracking.create_experiment("e")
+    run = a_run(tracking, experiment)
+    metrics = [Metric("auc", step / 1000, step, step) for step in range(900)]
+    tracking.log_batch(run, metrics, [Param("depth", "3")], [])
+    # Again, as a client that lost the answer does.
+    tracking.log_batch(run, metrics, [Param("depth", "3")], [])
+    tracking.update_run_info(run, RunStatus.FINISHED, 5, "run")
+    found = tracking.search_runs(
+        [experiment], "metrics.auc > 0.89 and params.depth LIKE '3%'", ViewType.ACTIVE_ONLY
+    )
+    assert [one.info.run_id for one in found] == [run]
+    assert len(tracking.get_metric_history(run, "auc")) == 900
+
+
+def test_the_run_of_a_version_outlives_every_way_to_delete_it(
+    tracking: GuardedTracking, ledger: Ledger
+) -> None:
+    experiment = tracking.create_experiment("e")
+    run, other = a_run(tracking, experiment), a_run(tracking, experiment)
+    with ledger.write() as conn:
+        versions.register_version(
+            conn, model="m", bundle="a" * 64, run_id=run, snapshot=None, author=Actor("ana", Role.DEVELOPER),
+            metrics={}, now=NOON,
+        )  # fmt: skip
+    for delete, what in (
+        (tracking.delete_run, run),
+        (tracking._hard_delete_run, run),
+        (tracking.delete_experiment, experiment),
+    ):
+        with pytest.raises(MlflowException, match="m/1 was trained in it"):
+            delete(what)
+    tracking.delete_run(other)
+    assert tracking.get_run(run).info.lifecycle_stage == "active"
+    assert tracking.get_run(other).info.lifecycle_stage == "deleted"
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/srv/x",
+        "file:///srv/x",
+        "bundles",
+        "mlflow-artifacts:/bundles/x",
+        "mlflow-artifacts:/1/%2e%2e/Bundles",
+        "s3://b/../x",
+    ],
+)
+def test_a_place_on_the_server_or_among_bundles_is_no_artifact_location(
+    tracking: GuardedTracking, location: str
+) -> None:
+    with pytest.raises(MlflowException) as refused:
+        tracking.create_experiment("e", location)
+    assert refused.value.get_http_status_code() == 403
+    tracking.create_experiment("e", "s3://team/experiments")
