@@ -56,24 +56,25 @@ def frame(event: Event) -> bytes:
 def whole_frames(data: bytes | memoryview, start: int = 0) -> int:
     """Return the offset after the last whole frame; a torn tail (a crash in mid-write) is left out.
 
-    Raises BadInput when a whole frame's checksum is wrong: the log was damaged, which no crash of a process does.
+    Stops before a frame whose checksum is wrong, and raises BadInput when that is the first one: the log was damaged,
+    which no crash of a process does.
     """
     offset, end = start, len(data)
     while end - offset >= _HEAD.size:
         length, crc = _HEAD.unpack_from(data, offset)
-        if length > MAX_FRAME:
-            raise BadInput("a frame's length is impossible", where=f"event log, byte {offset}", got=length)
         after = offset + _HEAD.size + length
-        if after > end:
+        if length <= MAX_FRAME and after > end:
             break
-        if zlib.crc32(data[offset + _HEAD.size : after]) != crc:
+        if length > MAX_FRAME or zlib.crc32(data[offset + _HEAD.size : after]) != crc:
+            if offset > start:
+                break
             raise BadInput("a frame's checksum is wrong", where=f"event log, byte {offset}")
         offset = after
     return offset
 
 
 def read_frames(data: bytes) -> Iterator[Event]:
-    """Yield the events of `data`, oldest first, leaving out a torn tail; raises BadInput when damaged."""
+    """Yield the events of `data`, oldest first, leaving out a torn tail; raises BadInput where it is damaged."""
     view = memoryview(data)
     offset, end = 0, whole_frames(view)
     while offset < end:
@@ -84,6 +85,7 @@ def read_frames(data: bytes) -> Iterator[Event]:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise BadInput(f"not an event ({error})", where=f"event log, byte {offset}") from None
         offset += length
+    whole_frames(view, end)
 
 
 class SegmentWriter:

@@ -66,7 +66,7 @@ class Shipper:
             # Asked before the size is taken, so that a last append is not deleted unread.
             still_open = newest[writer] == path and self._is_writing(writer)
             sent += self._ship_segment(path, path.stat().st_size)
-            if not still_open:
+            if not still_open and path.exists():
                 self._retire(path)
         return sent
 
