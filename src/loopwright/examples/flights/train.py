@@ -7,7 +7,7 @@ FIXED = {
     "objective": "binary",
     "deterministic": True,
     "force_row_wise": True,
-    "num_threads": 2,
+    "num_threads": 1,
     "verbose": -1,
 }
 
