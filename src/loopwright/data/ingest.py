@@ -128,28 +128,23 @@ def ingest(
         once = digest_json([source.digest, contract.digest, to_us(standing.at) if standing else 0])
         replacing = source.digest if landed is not None else None
         others = _others(lake, model, table, contract, source.digest)
+        full = contract.loading == "full"
+        raw_once = once if full else f"{source.digest}:bronze"
         with ThreadPoolExecutor(1) as beside:
-            written = beside.submit(
-                lake.write,
-                "bronze",
-                model,
-                table,
-                _bronze(raw, source.digest),
-                once=f"{source.digest}:bronze",
-            )
+            rows = _bronze(raw, source.digest)
+            written = beside.submit(lake.write, "bronze", model, table, rows, once=raw_once, whole=full)
             checked = examine(raw.rows, contract, refs, landed=others, malformed=len(raw.malformed))
             bronze = written.result()
         if checked.report.blocked_by:
             _record_refusal(lake, name, source, checked.report, actor, now)
             raise BatchBlocked(checked.report, where=source.uri, contract=contract.source)
 
-        full = contract.loading == "full"
-        quarantine = lake.version("quarantine", model, table)
-        if checked.report.bad_rows or (replacing and quarantine is not None):
-            bad = _quarantine(raw, checked, source.digest, now)
-            quarantine = lake.write("quarantine", model, table, bad, once=once, replace=replacing)
         good = _mark(checked.good, source.digest)
         version = lake.write("silver", model, table, good, once=once, replace=replacing, whole=full)
+        quarantine = lake.version("quarantine", model, table)
+        if checked.report.bad_rows or (quarantine is not None and (replacing or full)):
+            bad = _quarantine(raw, checked, source.digest, now)
+            quarantine = lake.write("quarantine", model, table, bad, once=once, replace=replacing, whole=full)
         report = _report(table, source, contract, checked.report, bronze, version, quarantine)
         with lake.ledger.write() as conn:
             store.save_batch(

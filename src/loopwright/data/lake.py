@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError, SchemaMismatchError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Unavailable
 from loopwright.kernel.files import lock
@@ -84,7 +84,7 @@ class Lake:
         columns: Sequence[str] | None = None,
         bare: bool = False,
     ) -> pa.Table:
-        """Read rows in the order they were ingested; `bare` leaves out the lake's own columns (`_batch`, `_row`, …)."""
+        """Read rows in a fixed order: by batch, then as its source had them. `bare` leaves out the lake's own columns (`_batch`, `_row`, …)."""
         known = self.open(layer, model, table, version)
         schema = pa.schema(known.schema())
         names = list(columns) if columns is not None else schema.names
@@ -122,6 +122,8 @@ class Lake:
                 known = DeltaTable(path) if self.exists(layer, model, table) else None
                 if known is not None and once and known.transaction_version(once) is not None:
                     return known.version()
+                if known is not None and not whole:
+                    self._require_types(layer, model, table, known, rows)
                 if whole or (replace and known is not None):
                     write_deltalake(
                         path,
@@ -150,11 +152,7 @@ class Lake:
                         got=_short(error),
                         next="Try again",
                     ) from error
-            except SchemaMismatchError as error:
-                raise self._schema_changed(layer, model, table, error) from error
             except (DeltaError, OSError) as error:
-                if "schema" in str(error).lower() or "cannot merge" in str(error).lower():
-                    raise self._schema_changed(layer, model, table, error) from error
                 raise Unavailable(
                     "cannot write the table",
                     where=str(path),
@@ -163,14 +161,18 @@ class Lake:
                 ) from error
         raise AssertionError("unreachable")
 
-    def _schema_changed(self, layer: str, model: str, table: str, error: Exception) -> BadInput:
-        return BadInput(
-            f"columns of {layer}/{model}/{table} changed their type",
-            where=str(self.root),
-            got=_short(error),
-            wanted="the types the table has",
-            next="Give the table a new name, or load it whole (`load: full` in the contract)",
-        )
+    def _require_types(self, layer: str, model: str, table: str, known: DeltaTable, rows: pa.Table) -> None:
+        """Raise BadInput where a column would be cast: delta-rs does that silently, and 2.5 would become 2."""
+        held = pa.schema(known.schema())
+        for field in rows.schema:
+            if field.name in held.names and not _alike(field.type, held.field(field.name).type):
+                raise BadInput(
+                    f"the column `{field.name}` of {layer}/{model}/{table} changed its type",
+                    where=str(self.root),
+                    got=str(field.type),
+                    wanted=str(held.field(field.name).type),
+                    next="Give the table a new name, or load it whole (`load: full` in the contract)",
+                )
 
     @contextmanager
     def locked(self, model: str, table: str) -> Iterator[None]:
@@ -196,6 +198,21 @@ def _read_files(table: DeltaTable, schema: pa.Schema) -> pa.Table:
                 rows = rows.append_column(name, pa.nulls(rows.num_rows, schema.field(name).type))
         parts.append(rows.select(schema.names).cast(schema))
     return pa.concat_tables(parts)
+
+
+def _alike(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether Delta keeps both types as the same one."""
+    if pa.types.is_timestamp(one) and pa.types.is_timestamp(other):
+        return (one.tz is None) == (other.tz is None)
+    return (
+        one == other
+        or _is_text(one) == _is_text(other) is True
+        or (pa.types.is_list(one) and pa.types.is_list(other))
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _in_order(rows: pa.Table) -> bool:

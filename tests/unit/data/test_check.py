@@ -42,7 +42,9 @@ def test_null_passes_every_rule_but_required() -> None:
 
 
 def test_a_cell_that_does_not_fit_is_not_also_missing() -> None:
-    assert check(pa.table({"a": ["x"]}), contract("{name: a, logicalType: integer, required: true}")).reasons == {"a is an integer": 1}
+    assert check(
+        pa.table({"a": ["x"]}), contract("{name: a, logicalType: integer, required: true}")
+    ).reasons == {"a is an integer": 1}
 
 
 @pytest.mark.parametrize(
@@ -76,13 +78,17 @@ def test_a_local_time_is_read_in_its_zone_and_an_offset_wins() -> None:
 
 
 def test_the_first_row_of_a_key_stays_and_the_others_are_duplicates() -> None:
-    report = examine(pa.table({"a": ["x", "y", "x", "x", None, None]}), contract("{name: a, unique: true}"), {})
+    report = examine(
+        pa.table({"a": ["x", "y", "x", "x", None, None]}), contract("{name: a, unique: true}"), {}
+    )
     assert report.bad == {2: ("a unique",), 3: ("a unique",)}
 
 
 def test_uniqueness_is_judged_with_what_landed_before() -> None:
     rows = pa.table({"a": ["1", "2", "2"]})
-    checked = examine(rows, contract("{name: a, logicalType: integer, unique: true}"), {}, landed=pa.table({"a": [1, 1]}))
+    checked = examine(
+        rows, contract("{name: a, logicalType: integer, unique: true}"), {}, landed=pa.table({"a": [1, 1]})
+    )
     assert sorted(checked.bad) == [0, 2]
 
 
@@ -94,7 +100,9 @@ def test_a_relationship_counts_the_rows_that_point_nowhere() -> None:
 
 
 def test_a_relationship_over_two_columns_needs_both() -> None:
-    text = HEAD + "      - {name: a}\n      - {name: b}\n    relationships: [{from: [a, b], to: [o.x, o.y]}]\n"
+    text = (
+        HEAD + "      - {name: a}\n      - {name: b}\n    relationships: [{from: [a, b], to: [o.x, o.y]}]\n"
+    )
     both = parse_contract(parse_document(text.encode(), "t"))
     rows = pa.table({"a": ["1", "1", "2", None], "b": ["p", "q", "p", "q"]})
     report = check(rows, both, {"o": pa.table({"x": ["1", "2"], "y": ["p", "q"]})})
@@ -113,7 +121,9 @@ def test_a_warning_leaves_the_row_in_use() -> None:
 
 
 def test_a_rule_on_counts_blocks_the_batch() -> None:
-    report = check(pa.table({"a": ["1"]}), contract("{name: a}", quality="{metric: rowCount, mustBeGreaterThan: 5}"))
+    report = check(
+        pa.table({"a": ["1"]}), contract("{name: a}", quality="{metric: rowCount, mustBeGreaterThan: 5}")
+    )
     assert [r.name for r in report.blocked_by] == ["row count"]
     assert "measured 1" in report.blocked_by[0].why
 
@@ -126,8 +136,16 @@ def test_too_many_bad_rows_block_the_batch() -> None:
 
 def test_a_query_is_measured_against_its_limit() -> None:
     query = "{type: sql, query: 'SELECT max(a) FROM {object}', mustBeLessThan: 9, name: small}"
-    assert check(pa.table({"a": ["8"]}), contract("{name: a, logicalType: integer}", quality=query)).state == "PASS"
-    assert rule(check(pa.table({"a": ["9"]}), contract("{name: a, logicalType: integer}", quality=query)), "small").state == "FAIL"
+    assert (
+        check(pa.table({"a": ["8"]}), contract("{name: a, logicalType: integer}", quality=query)).state
+        == "PASS"
+    )
+    assert (
+        rule(
+            check(pa.table({"a": ["9"]}), contract("{name: a, logicalType: integer}", quality=query)), "small"
+        ).state
+        == "FAIL"
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,22 +158,37 @@ def test_a_query_is_measured_against_its_limit() -> None:
     ],
 )
 def test_a_rule_that_cannot_be_evaluated_is_an_error_and_never_a_pass(quality: str) -> None:
-    report = check(pa.table({"a": ["x", "y"], "b": ["1", "oops"]}), contract("{name: a}", "{name: b, logicalType: integer}", quality=quality))
+    report = check(
+        pa.table({"a": ["x", "y"], "b": ["1", "oops"]}),
+        contract("{name: a}", "{name: b, logicalType: integer}", quality=quality),
+    )
     assert report.state == "ERROR"
     assert len(report.blocked_by) == 1
     assert report.reasons == {"b is an integer": 1}
 
 
-@pytest.mark.parametrize("sql", ["SELECT count(*) FROM read_csv('/etc/passwd')", "COPY t TO '/tmp/leak.csv'", "SET enable_external_access = true"])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT count(*) FROM read_csv('/etc/passwd')",
+        "COPY t TO '/tmp/leak.csv'",
+        "SET enable_external_access = true",
+    ],
+)
 def test_a_contract_cannot_read_or_write_the_machine(sql: str) -> None:
-    report = check(pa.table({"a": ["x"]}), contract("{name: a}", quality=f'{{type: sql, query: "{sql}", mustBe: 0}}'))
+    report = check(
+        pa.table({"a": ["x"]}), contract("{name: a}", quality=f'{{type: sql, query: "{sql}", mustBe: 0}}')
+    )
     assert report.state == "ERROR"
 
 
 def test_a_condition_may_name_columns_that_keys_and_relationships_join_on() -> None:
     quality = "{type: custom, engine: loopwright, implementation: a <> 'z'}"
     keyed = contract("{name: a, primaryKey: true, relationships: [{to: o.a}]}", quality=quality)
-    assert check(pa.table({"a": ["x", "x", "z"]}), keyed, {"o": pa.table({"a": ["x", "z"]})}).reasons == {"a unique": 1, "a <> 'z'": 1}
+    assert check(pa.table({"a": ["x", "x", "z"]}), keyed, {"o": pa.table({"a": ["x", "z"]})}).reasons == {
+        "a unique": 1,
+        "a <> 'z'": 1,
+    }
 
 
 def test_a_vanished_column_names_the_one_it_may_have_become() -> None:
@@ -186,10 +219,19 @@ NUMBERS = st.one_of(st.none(), st.integers(-20, 20).map(str), st.sampled_from(["
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=40))
-def test_good_and_bad_rows_make_the_input_and_agree_with_plain_python(pairs: list[tuple[str | None, str | None]]) -> None:
-    rows = pa.table({"a": pa.array([p[0] for p in pairs], pa.string()), "b": pa.array([p[1] for p in pairs], pa.string())})
+def test_good_and_bad_rows_make_the_input_and_agree_with_plain_python(
+    pairs: list[tuple[str | None, str | None]],
+) -> None:
+    rows = pa.table(
+        {"a": pa.array([p[0] for p in pairs], pa.string()), "b": pa.array([p[1] for p in pairs], pa.string())}
+    )
     checked = examine(
-        rows, contract("{name: a, logicalType: integer, required: true, logicalTypeOptions: {minimum: 0}}", "{name: b}"), {}, malformed=2
+        rows,
+        contract(
+            "{name: a, logicalType: integer, required: true, logicalTypeOptions: {minimum: 0}}", "{name: b}"
+        ),
+        {},
+        malformed=2,
     )
     report = checked.report
     assert report.good_rows + report.bad_rows == report.input_rows == len(pairs) + 2

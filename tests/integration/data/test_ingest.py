@@ -1,0 +1,248 @@
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from tests.integration.data.conftest import contract
+
+from loopwright.data import store
+from loopwright.data.contract import Contract
+from loopwright.data.ingest import BatchBlocked, IngestReport, ingest
+from loopwright.data.lake import Lake
+from loopwright.data.snapshot import silver
+from loopwright.data.source import Source
+from loopwright.kernel.actor import Actor, Role
+from loopwright.kernel.errors import BadInput, Refused, Unavailable
+from loopwright.ledger import store as ledger_store
+from loopwright.ledger.engine import Ledger
+
+ADA = Actor("ada", Role.DEVELOPER)
+NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
+KEYED = contract(
+    "{name: id, logicalType: integer, primaryKey: true}", "{name: x, logicalType: number}",
+    custom="{property: maxBadShare, value: 1}",
+)  # fmt: skip
+FULL = contract("{name: x, logicalType: integer}", custom="{property: load, value: full}")
+Csv = Callable[[str], Source]
+
+
+def land(lake: Lake, source: Source, rules: Contract = KEYED, hours: int = 0) -> IngestReport:
+    return ingest(
+        lake,
+        model="m",
+        table="t",
+        source=source,
+        contract=rules,
+        actor=ADA,
+        now=NOON + timedelta(hours=hours),
+    )
+
+
+def actions(lake: Lake) -> list[str]:
+    with lake.ledger.read() as conn:
+        return [row.action for row in ledger_store.rows(conn)]
+
+
+def test_good_rows_go_to_silver_bad_ones_to_quarantine_with_reasons(lake: Lake, csv: Csv) -> None:
+    report = land(lake, csv("id,x\n1,0.5\n2,oops\n1,7\nA,b\n3\n4,\n"))
+    assert (report.input_rows, report.good_rows, report.bad_rows) == (6, 2, 4)
+    assert silver(lake, "m", "t").to_pydict() == {"id": [1, 4], "x": [0.5, None]}
+    quarantine = lake.read("quarantine", "m", "t").to_pylist()
+    assert [(row["_row"], row["id"], row["x"], row["_reasons"]) for row in quarantine] == [
+        (2, "2", "oops", ["x is a number"]),
+        (3, "1", "7", ["id unique"]),
+        (4, "A", "b", ["id is an integer", "x is a number"]),
+        (None, None, None, ["malformed line 6: 1 fields, wanted 2"]),
+    ]
+    assert quarantine[3]["_raw"] == "3"
+    assert report.reasons == {"x is a number": 2, "id unique": 1, "id is an integer": 1, "malformed line": 1}
+    assert lake.read("bronze", "m", "t").num_rows == 6
+
+
+def test_the_ledger_remembers_batch_and_act_together(lake: Lake, csv: Csv) -> None:
+    report = land(lake, csv("id,x\n1,1\n"))
+    with lake.ledger.read() as conn:
+        batch = store.find_batch(conn, "m/t", report.batch_id)
+        audit = [row for row in ledger_store.rows(conn) if row.action == "data.ingest"]
+    assert batch is not None
+    assert batch.report == report.to_json()
+    assert [(row.actor, row.subject, row.payload["good_rows"]) for row in audit] == [("ada", "m/t", 1)]
+
+
+def test_landing_the_same_source_again_does_nothing(lake: Lake, csv: Csv) -> None:
+    first = land(lake, csv("id,x\n1,1\n2,x\n"))
+    again = land(lake, csv("id,x\n1,1\n2,x\n"), hours=5)
+    assert again.already_landed
+    assert (again.input_rows, again.silver_version, again.rules) == (2, first.silver_version, first.rules)
+    assert silver(lake, "m", "t").num_rows == 1
+    assert actions(lake).count("data.ingest") == 1
+
+
+def test_uniqueness_holds_over_all_batches(lake: Lake, csv: Csv) -> None:
+    land(lake, csv("id,x\n1,1\n2,2\n"))
+    second = land(lake, csv("id,x\n2,2\n3,3\n"))
+    assert second.reasons == {"id unique": 1}
+    assert sorted(silver(lake, "m", "t").column("id").to_pylist()) == [1, 2, 3]
+
+
+def test_a_changed_contract_judges_the_batch_anew_and_replaces_its_rows(lake: Lake, csv: Csv) -> None:
+    other = land(lake, csv("id,x\n9,9\n"))
+    land(lake, csv("id,x\n1,1\n2,-2\n"))
+    stricter = contract(
+        "{name: id, logicalType: integer, primaryKey: true}",
+        "{name: x, logicalType: number, logicalTypeOptions: {minimum: 0}}",
+    )
+    strict = land(lake, csv("id,x\n1,1\n2,-2\n"), stricter, hours=1)
+    assert (strict.good_rows, strict.bad_rows) == (1, 1)
+    assert sorted(silver(lake, "m", "t").column("id").to_pylist()) == [1, 9]
+    back = land(lake, csv("id,x\n1,1\n2,-2\n"), hours=2)
+    assert (back.good_rows, back.bad_rows) == (2, 0)
+    assert sorted(silver(lake, "m", "t").column("id").to_pylist()) == [1, 2, 9]
+    assert lake.read("quarantine", "m", "t").num_rows == 0
+    assert lake.read("bronze", "m", "t").num_rows == 3
+    assert other.bad_rows == 0
+
+
+def test_a_full_load_replaces_the_table_and_may_come_back(lake: Lake, csv: Csv) -> None:
+    for hours, text in enumerate(["x\n1\n2\n", "x\n3\n", "x\n1\n2\n", "x\n3\n"]):
+        report = land(lake, csv(text), FULL, hours)
+        assert not report.already_landed
+        assert silver(lake, "m", "t").column("x").to_pylist() == [int(v) for v in text.split()[1:]]
+    assert land(lake, csv("x\n3\n"), FULL, 9).already_landed
+
+
+def test_a_full_load_replaces_what_is_quarantined_too(lake: Lake, csv: Csv) -> None:
+    land(lake, csv("x\n1\noops\n"), FULL)
+    assert lake.read("quarantine", "m", "t").column("x").to_pylist() == ["oops"]
+    land(lake, csv("x\n1\n2\n"), FULL, 1)
+    assert lake.read("quarantine", "m", "t").num_rows == 0
+    assert lake.read("quarantine", "m", "t", version=0).num_rows == 1
+
+
+def test_a_full_load_may_change_its_columns(lake: Lake, csv: Csv) -> None:
+    land(lake, csv("x\n1\n"), FULL)
+    land(lake, csv("x,y\na,b\n"), contract("{name: x}", "{name: y}", custom="{property: load, value: full}"))
+    assert silver(lake, "m", "t").to_pydict() == {"x": ["a"], "y": ["b"]}
+
+
+def test_a_new_column_is_null_in_older_rows(lake: Lake, csv: Csv) -> None:
+    land(lake, csv("x\n1\n"), contract("{name: x, logicalType: integer}"))
+    land(lake, csv("x,y\n2,b\n"), contract("{name: x, logicalType: integer}", "{name: y}"))
+    assert sorted(silver(lake, "m", "t").to_pylist(), key=lambda r: r["x"]) == [
+        {"x": 1, "y": None},
+        {"x": 2, "y": "b"},
+    ]
+
+
+def test_a_changed_type_is_refused_and_leaves_silver_as_it_was(lake: Lake, csv: Csv) -> None:
+    land(lake, csv("x\n1\n"), contract("{name: x, logicalType: integer}"))
+    for text, kind in (("x\nb\n", "string"), ("x\n2.5\n", "number")):
+        with pytest.raises(BadInput, match="the column `x` of silver/m/t changed its type"):
+            land(lake, csv(text), contract(f"{{name: x, logicalType: {kind}}}"))
+    assert silver(lake, "m", "t").to_pydict() == {"x": [1]}
+
+
+def test_a_blocked_batch_leaves_silver_alone_and_is_on_record(lake: Lake, csv: Csv) -> None:
+    short = contract("{name: x, logicalType: integer}", quality="{metric: rowCount, mustBeGreaterThan: 2}")
+    land(lake, csv("x\n1\n2\n3\n"), short)
+    with pytest.raises(BatchBlocked, match="row count: measured 1") as caught:
+        land(lake, csv("x\n4\n"), short)
+    assert caught.value.report.state == "FAIL"
+    assert isinstance(caught.value, Refused)
+    assert silver(lake, "m", "t").num_rows == 3
+    assert actions(lake)[-1] == "data.refused"
+    lenient = contract("{name: x, logicalType: integer}")
+    assert land(lake, csv("x\n4\n"), lenient).good_rows == 1
+    assert lake.read("bronze", "m", "t").num_rows == 4
+
+
+def test_a_rule_that_cannot_be_evaluated_blocks(lake: Lake, csv: Csv) -> None:
+    broken = contract("{name: x}", quality="{type: custom, engine: loopwright, implementation: nope = 1}")
+    with pytest.raises(BatchBlocked, match="cannot be evaluated"):
+        land(lake, csv("x\n1\n"), broken)
+    assert not lake.exists("silver", "m", "t")
+
+
+@pytest.mark.parametrize("text", ["y\n1\n", "", "x\n", "x,x\n1,2\n"])
+def test_what_cannot_be_read_leaves_nothing_behind(lake: Lake, csv: Csv, text: str) -> None:
+    with pytest.raises(BadInput):
+        land(lake, csv(text), FULL)
+    assert not any(lake.exists(layer, "m", "t") for layer in ("bronze", "silver", "quarantine"))
+    assert actions(lake) == []
+
+
+def test_only_developers_ingest(lake: Lake, csv: Csv) -> None:
+    with pytest.raises(Refused, match="may not ingest data"):
+        ingest(
+            lake,
+            model="m",
+            table="t",
+            source=csv("x\n1\n"),
+            contract=FULL,
+            actor=Actor("eve", Role.VIEWER),
+            now=NOON,
+        )
+
+
+def test_relationships_use_the_tables_that_landed_before(lake: Lake, csv: Csv) -> None:
+    child = contract(
+        "{name: x, logicalType: integer, relationships: [{to: parent.x}]}",
+        custom="{property: maxBadShare, value: 1}",
+    )
+    with pytest.raises(BadInput, match="Ingest parent first"):
+        land(lake, csv("x\n1\n"), child)
+    ingest(lake, model="m", table="parent", source=csv("x\n1\n"), contract=FULL, actor=ADA, now=NOON)
+    assert land(lake, csv("x\n1\n2\n"), child).reasons == {"x in parent.x": 1}
+
+
+def test_two_processes_landing_one_source_land_it_once(lake: Lake, csv: Csv) -> None:
+    source = csv("id,x\n" + "".join(f"{n},{n}\n" for n in range(500)))
+    with ThreadPoolExecutor(4) as pool:
+        reports = list(pool.map(lambda _: land(lake, source), range(4)))
+    assert [r.already_landed for r in reports].count(False) == 1
+    assert silver(lake, "m", "t").num_rows == 500
+    assert lake.read("bronze", "m", "t").num_rows == 500
+
+
+def test_many_batches_land_side_by_side(lake: Lake, tmp_path: Path) -> None:
+    from loopwright.data.source import resolve  # noqa: PLC0415
+
+    def one(n: int) -> IngestReport:
+        path = tmp_path / f"{n}.csv"
+        path.write_text(f"id,x\n{n},1\n{n + 100},1\n")
+        return land(lake, resolve(str(path), Path()))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(r.good_rows for r in pool.map(one, range(8))) == 16
+    assert silver(lake, "m", "t").num_rows == 16
+
+
+def test_a_lake_that_cannot_be_written_says_so(tmp_path: Path, csv: Csv) -> None:
+    ledger = Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}")
+    ledger.migrate()
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(Unavailable, match="cannot"):
+        land(Lake(tmp_path / "file" / "lake", ledger), csv("x\n1\n"), FULL)
+    ledger.dispose()
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden"])
+def test_a_table_stays_inside_its_lake(lake: Lake, name: str) -> None:
+    with pytest.raises(BadInput, match="not a name"):
+        lake.path("silver", "m", name)
+
+
+def test_history_is_kept_for_seven_years(lake: Lake, csv: Csv) -> None:
+    land(lake, csv("x\n1\n"), FULL)
+    configuration = lake.open("silver", "m", "t").metadata().configuration
+    assert configuration["delta.logRetentionDuration"] == "interval 2557 days"
+    assert configuration["delta.deletedFileRetentionDuration"] == "interval 2557 days"
+
+
+def test_a_write_with_a_name_happens_once(lake: Lake) -> None:
+    rows = pa.table({"x": [1]})
+    versions = [lake.write("gold", "m", "t", rows, once="landing") for _ in range(3)]
+    assert versions == [0, 0, 0]
+    assert lake.read("gold", "m", "t").num_rows == 1
