@@ -50,6 +50,21 @@ def capture(
     }
 
 
+def mlflow_tags(context: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of a captured context that MLflow's own pages look for, as tags."""
+    git = context["code"]["git"] or {}
+    known = {
+        "mlflow.user": context["actor"],
+        "mlflow.source.name": context["project"]["dir"],
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.git.commit": git.get("snapshot") or git.get("commit", ""),
+        "mlflow.source.git.branch": git.get("branch", ""),
+        "loopwright.code": context["code"]["digest"],
+        "loopwright.git.dirty": str(git["dirty"]).lower() if git else "",
+    }
+    return {name: str(value) for name, value in known.items() if value}
+
+
 def fingerprint(*, project: Project, snapshot: str, seed: int) -> dict[str, Any]:
     """What a run here and now would have as `capture(...)["fingerprint"]`; touches no git."""
     code = code_digest(project.dir)

@@ -11,7 +11,7 @@ from loopwright.kernel.errors import Refused
 from loopwright.project.sections import Data
 from loopwright.project.spec import Project, Spec
 from loopwright.training.code import code_digest, git_state, snapshot_commit
-from loopwright.training.context import capture, environment, fingerprint, redacted
+from loopwright.training.context import capture, environment, fingerprint, mlflow_tags, redacted
 
 ME = Actor("ann", Role.DEVELOPER)
 
@@ -152,3 +152,12 @@ def test_secrets_on_the_command_line_are_not_kept() -> None:
     assert redacted(["run", "--token", "abc", "--api-key=x", "--set", "seed=1"]) == [
         "run", "--token", "***", "--api-key=***", "--set", "seed=1",
     ]  # fmt: skip
+
+
+def test_mlflow_is_told_the_commit_that_holds_the_code_as_it_was(repository: Path) -> None:
+    (repository / "train.py").write_text("a = 3\n")
+    found = capture(project=project(repository), snapshot="s", splits={}, seed=1, actor=ME)
+    tags = mlflow_tags(found)
+    assert git(repository, "show", f"{tags['mlflow.source.git.commit']}:train.py") == "a = 3\n"
+    assert (tags["mlflow.user"], tags["loopwright.git.dirty"]) == ("ann", "true")
+    assert all(tags.values())
