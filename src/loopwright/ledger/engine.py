@@ -5,6 +5,7 @@ transaction begins, PostgreSQL takes one advisory lock (docs/decisions/0002-one-
 """
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def make_engine(url: str, *, begin: Begin = "deferred") -> Engine:
     """
     parsed = _parse(url)
     if parsed.get_backend_name() == "postgresql":
-        return create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        return _postgresql(parsed)
     in_memory = parsed.database in (None, "", ":memory:")
     engine = create_engine(parsed, **({"poolclass": StaticPool} if in_memory else {}))
 
@@ -58,6 +59,17 @@ def make_engine(url: str, *, begin: Begin = "deferred") -> Engine:
     return engine
 
 
+def _postgresql(url: URL) -> Engine:
+    patience = {"connect_timeout": 10, "options": f"-c lock_timeout={BUSY_TIMEOUT_MS}"}
+    try:
+        return create_engine(url, pool_pre_ping=True, connect_args=patience)
+    except ModuleNotFoundError:
+        raise Unavailable(
+            "the driver for PostgreSQL is not installed",
+            next="Install it: pip install 'loopwright[postgres]'",
+        ) from None
+
+
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """The database and how to enter it. Safe to share between threads; not across a fork."""
@@ -74,9 +86,10 @@ class Ledger:
     def write(self) -> Iterator[Connection]:
         """Enter a transaction as the only writer: commits at the end, rolls back on any error.
 
-        Raises Unavailable when the database does not answer, is full, or is read-only.
+        Raises Unavailable when the database does not answer, is full, or is read-only, and RuntimeError inside
+        another `write` of the same thread, which could only wait for itself.
         """
-        with _explained(self.url), self.engine.connect() as plain:
+        with _alone(self.url), _explained(self.url), self.engine.connect() as plain:
             connection = plain.execution_options(sqlite_begin="immediate")
             with connection.begin():
                 become_writer(connection)
@@ -151,6 +164,21 @@ def _without_password(url: str) -> str:
     return f"{scheme}{mark}…{rest.rpartition('@')[2]}" if "@" in rest else url
 
 
+_entered = threading.local()
+
+
+@contextmanager
+def _alone(url: str) -> Iterator[None]:
+    inside: set[str] = _entered.__dict__.setdefault("urls", set())
+    if url in inside:
+        raise RuntimeError("this thread is writing to the ledger already: pass that connection on")
+    inside.add(url)
+    try:
+        yield
+    finally:
+        inside.discard(url)
+
+
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
     """Turn the driver's failures into one sentence about what to do."""
@@ -177,6 +205,7 @@ def _remedy(said: str) -> str:
         "malformed": "The file is damaged; restore it from a backup.",
         "no such table": "The ledger is not migrated; any command on the home does that: loopwright status.",
         "database is locked": "Another process has held the write lock for 30 s; see: loopwright doctor.",
+        "lock timeout": "Another process has held the write lock for 30 s; see: loopwright doctor.",
     }
     lowered = said.lower()
     return next((remedy for sign, remedy in remedies.items() if sign in lowered), "")

@@ -125,6 +125,32 @@ class TestTransactions:
             assert store.verify(conn).rows == 40
             assert store.verify(conn).ok
 
+    def test_a_writer_that_would_wait_for_itself_is_told(self, any_ledger: Ledger) -> None:
+        with any_ledger.write(), pytest.raises(RuntimeError, match="pass that connection on"):
+            any_ledger.write().__enter__()
+        with any_ledger.write() as conn:
+            store.put_meta(conn, "colour", "blue")
+
+    def test_a_writer_does_not_wait_for_ever(self, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("loopwright.ledger.engine.BUSY_TIMEOUT_MS", 200)
+        ledger = Ledger.open(ledger_url)
+        ledger.migrate()
+        outcome: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                with ledger.write():
+                    pass
+            except Unavailable as error:
+                outcome.append(error)
+
+        with ledger.write():
+            other = threading.Thread(target=wait)
+            other.start()
+            other.join(20)
+        ledger.dispose()
+        assert "Another process has held the write lock" in str(outcome[0])
+
     def test_reading_leaves_no_trace(self, any_ledger: Ledger) -> None:
         with any_ledger.read() as conn:
             store.put_meta(conn, "colour", "blue")

@@ -102,6 +102,12 @@ with Ledger.open({url!r}).write() as conn:
         assert store.rows(conn) == []
 
 
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(Unavailable, match=r"pip install 'loopwright\[postgres\]'"):
+        make_engine("postgresql://ada@db/loopwright")
+
+
 def test_the_schema_names_the_newest_migration() -> None:
     assert script_directory().get_current_head() == REVISION
 
