@@ -245,19 +245,27 @@ class ClientGone(Exception):
     """The client went away before its request was whole; there is nobody to answer."""
 
 
+def answer_parameters(model: Model, answer: Answer) -> tuple[int, dict[str, Any], dict[str, list[str]]]:
+    """Return an answer's version, its parameters, and the tensors _version and _arm when its rows differ in them.
+
+    The version of a mixed answer is stable's.
+    """
+    arm, version = answer.arms[0], answer.versions[0]
+    parameters: dict[str, Any] = {"arm": arm, "request_id": answer.request_id}
+    if True in answer.fallbacks:
+        parameters["fallback"] = True
+    if len(answer.arms) == 1 or len(set(zip(answer.versions, answer.arms, strict=True))) == 1:
+        return version, parameters, {}
+    stable = model.stable
+    parameters["arm"] = "mixed"
+    extra = {"_version": list(map(str, answer.versions)), "_arm": answer.arms}
+    return stable.version if stable else version, parameters, extra
+
+
 def _respond(
     request: v2.InferRequest, model: Model, answer: Answer, outputs: tuple[str, ...]
 ) -> tuple[bytes, int | None]:
-    arm, version = answer.arms[0], answer.versions[0]
-    parameters: dict[str, Any] = {"arm": arm, "request_id": answer.request_id}
-    extra: dict[str, list[str]] = {}
-    if True in answer.fallbacks:
-        parameters["fallback"] = True
-    if len(set(zip(answer.versions, answer.arms, strict=True))) > 1:
-        stable = model.stable
-        version = stable.version if stable else version
-        parameters["arm"] = "mixed"
-        extra = {"_version": list(map(str, answer.versions)), "_arm": answer.arms}
+    version, parameters, extra = answer_parameters(model, answer)
     return v2.respond(
         request,
         model=model.name,

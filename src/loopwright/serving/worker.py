@@ -55,18 +55,18 @@ class Worker:
         self._channel = channel
         self._cache = Cache(Path(config.home))
         self._keys = [PublicKey.from_text(text) for text in config.keys]
-        self._counters = Counters(self._cache.counters / f"{config.slot}.counters")
+        self.counters = Counters(self._cache.counters / f"{config.slot}.counters")
         self._deadline = Deadline()
         self._log = SegmentWriter(self._cache.segments, config.log, durable=config.durable)
         self.engine = Engine(
             self._log,
-            self._counters,
+            self.counters,
             now_us=lambda: time.time_ns() // 1000,
             limit=self._deadline,
             timeout=config.timeout,
         )
         self.bounds = Bounds(body=config.max_body, rows=config.max_rows)
-        self.app = App(self.engine, self._counters, self, self._cache.counters, self.bounds)
+        self.app = App(self.engine, self.counters, self, self._cache.counters, self.bounds)
         self.stopping = asyncio.Event()
         self._draining = False
         self._serial: int | None = None
@@ -199,7 +199,9 @@ async def _main(config: WorkerConfig) -> None:
     channel = await Channel.open(socket.socket(fileno=config.channel))
     worker = Worker(config, channel)
     if config.grpc_port:
-        from loopwright.serving.grpc_server import serve_grpc
+        from loopwright.serving.grpc_server import (
+            serve_grpc,
+        )  # an extra, and 30 MB: only where it is asked for
 
         await worker.run(serve_grpc)
     else:

@@ -438,6 +438,58 @@ def test_tritons_client_works_with_its_binary_default(control: Control, serve: S
     )
 
 
+def test_grpc_answers_as_rest_does(control: Control, serve: Serve) -> None:
+    import numpy as np
+    import tritonclient.grpc as triton
+    from tritonclient.utils import InferenceServerException
+
+    control.route(
+        {1: control.bundle("one"), 2: control.bundle("strict", transform=STRICT)},
+        Arm("canary", 2, 1.0),
+        Arm("stable", 1, 0.0),
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = serve(grpc_port=port)
+    client = triton.InferenceServerClient(f"127.0.0.1:{port}")
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("late")
+    assert [tensor.name for tensor in client.get_model_metadata("late").inputs] == [
+        "distance",
+        "hour",
+        "carrier",
+    ]
+
+    def infer(carriers: list[str], model: str = "late", **options: Any) -> Any:
+        inputs = []
+        for name, values, kind in (
+            ("distance", np.full(len(carriers), 500.0), "FP64"),
+            ("hour", np.full(len(carriers), 6), "INT64"),
+            ("carrier", np.array(carriers, dtype=object), "BYTES"),
+        ):
+            tensor = triton.InferInput(name, [len(carriers)], kind)
+            tensor.set_data_from_numpy(values)
+            inputs.append(tensor)
+        return client.infer(model, inputs, **options)
+
+    answer = infer(["UA"], request_id="g1", parameters={"unit": "N1"})
+    assert answer.as_numpy("probability").tolist() == pytest.approx([tiny_answer(500.0, 6, "UA")], abs=1e-6)
+    assert answer.get_response().parameters["arm"].string_param == "canary"
+    mixed = infer(["UA", "ZZ"])
+    assert mixed.as_numpy("_arm").tolist() == [b"canary", b"stable"]
+    with pytest.raises(InferenceServerException, match="no model `early` is served here; wanted late"):
+        infer(["UA"], model="early")
+    with pytest.raises(InferenceServerException, match="version 7 of late is not served here"):
+        infer(["UA"], model_version="7")
+    server.admin("flush")
+    assert [event.unit for event in control.events if event.id == "g1"] == ["N1"]
+    assert len(control.events) == 4
+    text = server.http.get("/metrics").text
+    assert 'arm="canary",status="error"} 1' in text
+
+
 def test_a_slow_body_and_a_large_one_are_turned_away(control: Control, serve: Serve) -> None:
     control.route({1: control.bundle("one")}, STABLE)
     server = serve(max_body=10_000)
