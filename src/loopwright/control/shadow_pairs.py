@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 _PAIRS = """
 WITH answered AS (
-    SELECT id, arm, arg_min(outputs, at) AS outputs
+    SELECT id, arm, arg_min(outputs, "at") AS outputs
     FROM read_parquet($files, hive_partitioning = false)
     WHERE status <> 'error' AND len(outputs) > 0 AND epoch_us(event_time) BETWEEN $since AND $until
       AND ((arm = 'shadow' AND version = $candidate) OR (arm = 'stable' AND version = $baseline))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -106,6 +107,9 @@ class Tour:
         from mlflow.exceptions import RestException
 
         self.tell.heading(2, "Register and promote: governance holds against a plain MLflow client")
+        # MLflow deprecated stages and still serves them; users of plain clients call them every day.
+        warnings.filterwarnings("ignore", message=".*transition_model_version_stage.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*get_latest_versions.*", category=FutureWarning)
         uri = f"{self.stage.control_url}/mlflow"
         version = str(report.version)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -163,9 +167,9 @@ class Tour:
         seconds = serving.wait_ready(f"http://{port.host}:{port.port}/v2/models/{MODEL}/ready")
         self.tell.say(f"serving on port {port.port}; only sealed bundles with a signed approval are loaded")
         self.tell.found("processes", {"serving_ready_seconds": seconds})
-        self.traffic = Traffic(frame, model=MODEL, port=port, control=stage.clients["ana"], start=start)
-        self.settling = stage.clients["admin"]
-        self.traffic.ticker = self.settling
+        self.traffic = Traffic(
+            frame, model=MODEL, port=port, control=stage.clients["ana"], admin=stage.clients["admin"], start=start
+        )
 
     def replay_april(self, until: datetime) -> None:
         """Chapter 6: April, one request per flight."""
@@ -265,7 +269,7 @@ class Tour:
                 raise LoopwrightError("a retraining run does not end", got=busy[0])
             self.tell.update(0.0, f"retraining: {busy[0]['why']}")
             time.sleep(0.2)
-            self.settling.call("system.tick")
+            self.traffic.settle()
 
     def _answer_plan(self, plan: dict[str, Any]) -> None:
         when = f"{self.traffic.now:%d %B}"

@@ -143,6 +143,8 @@ def _open(home: Path, narrator: Narrator, stack: ExitStack) -> Stage:
     # The control plane answers on loopback only; a proxy of the environment must not stand between.
     os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
     os.environ["MLFLOW_TRACKING_TOKEN"] = tokens["ana"]
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     clients = {"admin": admin, **{name: HttpClient(control_url, token) for name, token in tokens.items()}}
     narrator.found("processes", {"control_ready_seconds": seconds})
     return Stage(context, project_dir, control_url, clients, tokens, Port("127.0.0.1", serving_port), narrator, up)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-_QUIET_SECONDS = 1.0
+_PIPE_WIDTH = 170
 
 
 class Narrator:
@@ -19,7 +19,8 @@ class Narrator:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        # A pipe has no width of its own: lines must not be cut there.
+        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
         self.figures: dict[str, Any] = {}
         self.started = time.monotonic()
         self._status: Status | None = None
@@ -45,12 +46,11 @@ class Narrator:
         self._quiet()
         drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for i, head in enumerate(heads):
-            numeric = all(isinstance(row[i], int | float) for row in rows)
-            drawn.add_column(head, justify="right" if numeric else "left", no_wrap=True)
+            numeric = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+            drawn.add_column(head, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             drawn.add_row(*(_cell(value) for value in row))
-        # A pipe has no width of its own: lines must not be cut there.
-        self.console.print(_Indented(drawn), width=None if self.console.is_terminal else 200)
+        self.console.print(_Indented(drawn))
 
     def step(self, name: str) -> None:
         self._doing = name

@@ -40,10 +40,12 @@ class Port:
 class Traffic:
     """Replays `frame` (event-time order, all of it) against one model; remembers how far it got.
 
-    `labels_due` sends a label once its flight has landed, never before.
+    A label is sent once its flight has landed, never before. `admin` may run the controllers at once.
     """
 
-    def __init__(self, frame: Frame, *, model: str, port: Port, control: HttpClient, start: datetime) -> None:
+    def __init__(
+        self, frame: Frame, *, model: str, port: Port, control: HttpClient, admin: HttpClient, start: datetime
+    ) -> None:
         self.frame = frame
         self.model = model
         self.port = port
@@ -54,7 +56,7 @@ class Traffic:
         self._label_times = frame.label_times()[self._label_order]
         self.answered = Answered()
         self.labels_sent = 0
-        self.ticker = control
+        self.admin = admin
 
     def advance(self, span: timedelta, *, rows_per_request: int = 1) -> Answered:
         """Replay the requests of the next `span` of event time, deliver the labels due, and let the loop think."""
@@ -86,7 +88,7 @@ class Traffic:
     def settle(self) -> None:
         """Ship what serving logged, run the controllers once, and have serving take the newest routes."""
         self.port.admin("flush")
-        self.ticker.call("system.tick")
+        self.admin.request("POST", "/tick", b"{}")
         self.port.admin("refresh")
 
     def _labels_due(self, since: datetime, until: datetime) -> None:
@@ -95,14 +97,20 @@ class Traffic:
         labels = self.frame.labels()[positions]
         known = ~np.isnan(labels)
         ids, times = self.frame.ids()[positions], self._label_times[first:last]
-        rows = [
-            {"id": str(i), "label": float(y), "available_at": iso(from_us(int(t)))}
-            for i, y, t, k in zip(ids, labels, times.astype(np.int64), known, strict=True)
-            if k
-        ]
-        for start in range(0, len(rows), LABELS_PER_CALL):
-            self.control.call("monitoring.add_labels", model=self.model, labels=rows[start : start + LABELS_PER_CALL])
-        self.labels_sent += len(rows)
+        chosen = np.flatnonzero(known)
+        for start in range(0, len(chosen), LABELS_PER_CALL):
+            part = chosen[start : start + LABELS_PER_CALL]
+            self.control.call(
+                "monitoring.add_labels",
+                model=self.model,
+                labels=[
+                    {"id": str(name), "label": label, "available_at": iso(from_us(moment))}
+                    for name, label, moment in zip(
+                        ids[part], labels[part].tolist(), times[part].astype(np.int64).tolist(), strict=True
+                    )
+                ],
+            )
+        self.labels_sent += len(chosen)
 
 
 def _us(moment: datetime) -> np.datetime64:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from loopwright.kernel.digest import canonical_json
+from loopwright.kernel.digest import canonical_json, digest_json
 from loopwright.kernel.errors import BadInput, NotFound
 from loopwright.kernel.files import write_atomic
 from loopwright.kernel.home import Home
@@ -64,7 +64,8 @@ def kept_project(home: Home, run_id: str) -> Project:
             wanted="a run made by `loopwright run` on this home",
             next="loopwright runs list",
         )
-    return Project.kept(folder, Spec.from_json(json.loads(document.read_bytes())))
+    spec = Spec.from_json(json.loads(document.read_bytes()))
+    return Project(folder, spec, digest_json(spec.to_json()))
 
 
 def _own_files(root: Path) -> Iterator[Path]:
