@@ -131,8 +131,8 @@ def test_every_row_holds_what_was_known_at_its_moment_and_nothing_later(asked, f
         })  # fmt: skip
     wanted.sort(key=lambda row: (row["t"], row["id"]))
     got = [
-        {"id": r["_id"], "t": r["_event_time"], "label": r["_label"], "at": r["_label_at"], "v": r["v"], "size": r["size"],
-         "rate": r["rate"], "n": r["n"], "all": r["all_rate"]}
+        {"id": r["_id"], "t": r["_event_time"], "label": r["_label"], "at": r["_label_at"], "v": r["v"],
+         "size": r["size"], "rate": r["rate"], "n": r["n"], "all": r["all_rate"]}
         for r in frame.table.to_pylist()
     ]  # fmt: skip
     assert got == wanted
