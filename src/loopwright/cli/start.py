@@ -95,10 +95,12 @@ def _context(session: Session, tracking_uri: str | None) -> Any:
     from loopwright.control.client import FolderClient, HttpClient
     from loopwright.control.context import open_context
     from loopwright.kernel.actor import Actor, Role
+    from loopwright.registry.entry import ARTIFACT_ROOT
 
     client = session.client(create=True)
     if isinstance(client, FolderClient):
         context = client.context
+        os.environ[ARTIFACT_ROOT] = context.home.artifacts.as_uri()
     else:
         assert isinstance(client, HttpClient)
         where = client.call("system.where")

@@ -1,17 +1,21 @@
 """Takes in what serving ships: each event exactly once, its counts, its row and its offset together."""
 
 import re
+from datetime import timedelta
 
 from sqlalchemy import Connection
 
 from loopwright.control import store
 from loopwright.control.context import Context
-from loopwright.kernel.clock import from_us
+from loopwright.kernel.clock import from_us, to_us
 from loopwright.kernel.errors import BadInput
 from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.log import PredictionLog
 from loopwright.serving.events import read_frames
 from loopwright.serving.wire import Batch, open_batch
+
+TOLERANCE = timedelta(hours=1)
+"""How far ahead of our clock an event may be: one wrong clock must not carry event time into the future."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -40,8 +44,10 @@ def take_in(ctx: Context, body: bytes) -> int:
         )
         _count(conn, batch)
         latest: dict[str, int] = {}
+        horizon = to_us(ctx.now + TOLERANCE)
         for event in events:
-            latest[event.model] = max(latest.get(event.model, event.event_time), event.event_time)
+            if event.event_time <= horizon:
+                latest[event.model] = max(latest.get(event.model, event.event_time), event.event_time)
         for model, moment in latest.items():
             monitoring_store.raise_watermark(conn, model, from_us(moment))
         store.set_shipped(conn, header.source, header.segment, header.end)

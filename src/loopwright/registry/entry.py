@@ -1,6 +1,10 @@
 """MLflow's door to the governed stores. Imports nothing: MLflow loads entry points while it imports itself."""
 
+import os
 from typing import Any
+
+ARTIFACT_ROOT = "LOOPWRIGHT_ARTIFACT_ROOT"
+"""Environment: where runs keep artifacts when no server stands between client and store."""
 
 SCHEMES = ("gov+sqlite", "gov+postgresql")
 
@@ -17,7 +21,8 @@ def tracking(store_uri: str | None = None, artifact_uri: str | None = None, **_:
     """Return the guarded tracking store for the same URLs."""
     from loopwright.registry.tracking_store import GuardedTracking
 
-    return GuardedTracking(plain_url(store_uri), artifact_uri)
+    # MLflow names no artifact root where a client opens the store by itself: `loopwright run` on a folder.
+    return GuardedTracking(plain_url(store_uri), artifact_uri or os.environ.get(ARTIFACT_ROOT))
 
 
 def governed_url(ledger_url: str) -> str:
