@@ -1,6 +1,5 @@
 """A content-addressed folder of bundles: root/<digest>/, written once, never changed."""
 
-import os
 import re
 import secrets
 import shutil
@@ -98,7 +97,7 @@ class BundleDepot:
                 raise Tampered(f"{name} was changed", where=str(staging), got=actual, wanted=digest)
         final = self.path(sha256_bytes(raw))
         try:
-            os.rename(staging, final)
+            staging.rename(final)
         except OSError:
             # Another process stored the same content first: equally good.
             if not final.is_dir():

@@ -3,7 +3,6 @@
 import base64
 import binascii
 import hashlib
-import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -90,7 +89,7 @@ class SigningKey:
     @classmethod
     def load(cls, path: Path) -> "SigningKey":
         """Read the key at `path`; errors as in `load_or_create`."""
-        status = os.stat(path)
+        status = path.stat()
         if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise Refused(
                 "others may read the private key",

@@ -6,8 +6,8 @@ first; whoever needs the signature checked as well serves the bundle with Loopwr
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,7 @@ class LoadedBundle:
         import onnxruntime
 
         def read(name: str) -> bytes:
-            with open(os.path.join(root, *name.split("/")), "rb") as stream:
-                return stream.read()
+            return Path(root, *name.split("/")).read_bytes()
 
         manifest = json.loads(read("manifest.json"))
         for name, digest in manifest["files"].items():

@@ -1,7 +1,6 @@
 """Builds a bundle: writes its files, its manifest and its seal, and makes the folder plain MLflow can load."""
 
 import json
-import os
 import secrets
 import shutil
 import sys
@@ -95,7 +94,7 @@ def _write(dest: Path, contents: Mapping[str, bytes]) -> None:
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        os.rename(staging, dest)
+        staging.rename(dest)
     except OSError as error:
         raise Unavailable(
             f"cannot write the bundle ({error.strerror or error})",
@@ -125,7 +124,7 @@ def _check_golden(golden: Golden, schema: Schema) -> None:
 
 
 def _mlmodel(model: str, schema: Schema, created_at: datetime) -> bytes:
-    """MLflow's own description. Numbers are `any`: MLflow refuses integers for `double` columns, our loader converts."""
+    """MLflow's own description. Numbers are `any`: MLflow refuses integers for `double`, our loader converts."""
     inputs = [
         {"type": "string" if field.dtype == "string" else "any", "name": field.name, "required": True}
         for field in schema.inputs

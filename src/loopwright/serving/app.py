@@ -1,4 +1,4 @@
-"""The worker's ASGI application: V2 inference on a hot path without routing tables or request objects, the rest beside it."""
+"""The worker's ASGI application: V2 inference on a hot path without request objects, the rest beside it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping

@@ -91,7 +91,7 @@ class Cache:
                 where=str(self.folder / "control.key"),
                 got=", ".join(key.key_id for key in keys) or "no key",
                 wanted=", ".join(key.key_id for key in before),
-                next="If the control plane was really set up anew, delete this file (or use another --home) and start again.",
+                next="If the control plane was really set up anew, delete this file or use another --home.",
             )
         if not before:
             write_atomic(self.folder / "control.key", "".join(f"{key.to_text()}\n" for key in keys).encode())
@@ -156,5 +156,5 @@ class Cache:
     def _discard(self, digest: str) -> None:
         # Renamed first, so that no reader sees half a bundle.
         doomed = self.depot.root / f".gone.{secrets.token_hex(6)}"
-        os.rename(self.depot.path(digest), doomed)
+        self.depot.path(digest).rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)

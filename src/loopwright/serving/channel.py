@@ -1,4 +1,4 @@
-"""Messages between supervisor and worker: one JSON object a line over a socket pair; its end means the other side is gone."""
+"""Messages between supervisor and worker: one JSON object a line over a socket pair. Its end: the other is gone."""
 
 import asyncio
 import socket

@@ -1,7 +1,7 @@
 """Counters that every worker can read: one small memory-mapped file per worker slot.
 
-The numbers live in the page cache, so `kill -9` of a worker loses none, its replacement goes on counting in the same file, and
-whichever worker is asked for /metrics adds up all of them. Only the slot's own worker writes to a file.
+The numbers live in the page cache, so `kill -9` of a worker loses none, its replacement goes on counting in the same
+file, and whichever worker is asked for /metrics adds up all of them. Only the slot's own worker writes to a file.
 """
 
 import mmap

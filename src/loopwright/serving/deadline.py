@@ -1,8 +1,8 @@
 """Stops a prediction that takes too long, without a thread in the request path.
 
-A thread per prediction would let the interpreter's 5 ms switch interval leak into a canary's latency and fail good canaries;
-a POSIX timer costs two cheap system calls. It interrupts Python code (a transform that loops or sleeps); native code, such as
-ONNX Runtime's kernels, is interrupted when it returns.
+A thread per prediction would let the interpreter's 5 ms switch interval leak into a canary's latency and fail good
+canaries; a POSIX timer costs two cheap system calls. It interrupts Python code (a transform that loops or sleeps);
+native code, such as ONNX Runtime's kernels, is interrupted when it returns.
 """
 
 import signal

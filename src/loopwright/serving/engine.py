@@ -1,4 +1,4 @@
-"""Answers rows: picks the arm, predicts, counts a canary's error before stable answers in its place, logs, copies to shadows.
+"""Answers rows: picks the arm, predicts, counts a canary's error before stable answers, logs, copies to shadows.
 
 Knows no protocol and no socket. Every answer is in the log before it is returned.
 """
@@ -251,7 +251,7 @@ class Engine:
             columns = served.reader.columns([values])
             result = self._limit.run(served.bundle.predict_columns, columns, self._timeout)
             outputs: list[float] = result[0].tolist()
-        except Exception as error:  # whatever a model raises is the model's error, on record and answered for
+        except Exception as error:  # noqa: BLE001 - whatever a model raises is the model's error, on record and answered for
             return None, _why(error)
         if not all(map(math.isfinite, outputs)):
             return None, f"gave a value that is not finite: {outputs}"
@@ -269,7 +269,7 @@ class Engine:
         except PredictionTimeout as error:
             # Alone they may be no faster, and the loop has waited long enough.
             return [None] * len(values), [_why(error)] * len(values)
-        except Exception:  # each row is tried alone, where its own error is kept
+        except Exception:  # noqa: BLE001 - each row is tried alone, where its own error is kept
             alone = [self._predict_one(served, row) for row in values]
             return [outputs for outputs, _ in alone], [why for _, why in alone]
         finite = np.isfinite(result).all(axis=1)

@@ -1,8 +1,8 @@
 """The prediction log as workers write it: append-only segments of framed events that survive `kill -9`.
 
-A frame is a 4-byte length, a 4-byte CRC-32 (both little-endian) and that many bytes of msgpack. An event is written with
-one write(2) before the answer leaves, so it is in the kernel's page cache when the client reads its answer: losing the
-process loses nothing. (Losing the machine may lose the last moments; set `durable` to fsync each write.)
+A frame is a 4-byte length, a 4-byte CRC-32 (both little-endian) and that many bytes of msgpack. An event is written
+with one write(2) before the answer leaves, so it is in the kernel's page cache when the client reads its answer: losing
+the process loses nothing. (Losing the machine may lose the last moments; set `durable` to fsync each write.)
 """
 
 import os
@@ -25,8 +25,8 @@ class Event(msgspec.Struct, array_like=True, gc=False):
     """One version's answer, or failure to answer, for one row.
 
     event_time, at: microseconds since 1970 UTC. latency_us: 0 when the row came in a request of many rows, because a
-    batch's time is no row's latency. inputs: in the schema's order, null as None. outputs: empty when status is "error".
-    A canary's failure and the stable answer given in its place ("fallback") are two events with one id.
+    batch's time is no row's latency. inputs: in the schema's order, null as None. outputs: empty when status is
+    "error". A canary's failure and the stable answer given in its place ("fallback") are two events with one id.
     """
 
     id: str

@@ -148,10 +148,7 @@ def _to_v2(request: pb.ModelInferRequest) -> v2.InferRequest:
     tensors = []
     for position, tensor in enumerate(request.inputs):
         where = f"inputs[{position}]"
-        if raw:
-            data = v2.unpack_tensor(raw[position], tensor.datatype, where)
-        else:
-            data = _contents(tensor, where)
+        data = v2.unpack_tensor(raw[position], tensor.datatype, where) if raw else _contents(tensor, where)
         tensors.append(v2.Tensor(tensor.name, tensor.datatype, list(tensor.shape), data))
     return v2.InferRequest(
         inputs=tensors,

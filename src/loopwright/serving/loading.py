@@ -1,4 +1,4 @@
-"""Turns a verified route table into loaded models; a version without a valid approval or with one wrong byte is refused."""
+"""Turns a route table into loaded models; a version without a valid approval or with one wrong byte is refused."""
 
 from collections.abc import Mapping, Sequence
 
@@ -41,7 +41,7 @@ def check_approval(route: ModelRoute, version: int, keys: Sequence[PublicKey]) -
 
 
 def load_version(route: ModelRoute, version: int, keys: Sequence[PublicKey], depot: BundleDepot) -> Served:
-    """Check the approval, verify and load the bundle, predict its golden rows and warm it up; raises LoopwrightError."""
+    """Check the approval, verify and load the bundle, predict its golden rows, warm it up; raises LoopwrightError."""
     check_approval(route, version, keys)
     digest = route.versions[str(version)].bundle
     bundle = open_bundle(depot.path(digest), keys)

@@ -1,4 +1,4 @@
-"""Which arm answers a unit: a pure function of salt, unit and weights, the same in every worker and after every restart."""
+"""Which arm answers a unit: a pure function of salt, unit and weights, the same in every worker."""
 
 import hashlib
 from collections.abc import Sequence

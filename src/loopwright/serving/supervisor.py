@@ -11,34 +11,35 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from loopwright.bundle.folder import MAX_MANIFEST
 from loopwright.bundle.keys import PublicKey
-from loopwright.bundle.manifest import MANIFEST, parse_manifest
 from loopwright.bundle.routes import RouteTable, open_routes
-from loopwright.kernel.digest import canonical_json
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Refused, Unavailable
-from loopwright.kernel.files import write_atomic
 from loopwright.kernel.ids import new_id
 from loopwright.serving.cache import Cache
 from loopwright.serving.channel import Channel
-from loopwright.serving.fold import Profiler
+from loopwright.serving.ports import listen
+from loopwright.serving.profiles import Profiles
 from loopwright.serving.shipping import Shipper
 from loopwright.serving.upstream import Upstream
 from loopwright.serving.worker import GRACE_SECONDS, WorkerConfig
-from loopwright.stats.profile import Reference
 
 T = TypeVar("T")
 
 MISSED_PINGS = 30
 EARLY_DEATHS = 5
 APPLY_SECONDS = 60.0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ class ServeOptions:
     max_body: int = 8 << 20
     max_rows: int = 10_000
     durable: bool = False
-    say: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr, flush=True))
+    say: Callable[[str], None] = field(default=_say)
 
 
 def serve(options: ServeOptions) -> int:
@@ -87,34 +88,6 @@ def serve(options: ServeOptions) -> int:
         finally:
             for listener in sockets:
                 listener.close()
-
-
-def listen(host: str, port: int, count: int) -> list[socket.socket]:
-    """Return `count` listening sockets on one port; raises Unavailable when it is taken."""
-    sockets: list[socket.socket] = []
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # Without SO_REUSEPORT the port is refused when anyone has it, also another of our servers.
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            address = probe.getsockname()
-        for _ in range(count):
-            listener = socket.socket(family, socket.SOCK_STREAM)
-            sockets.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind(address)
-            listener.listen(2048)
-    except OSError as error:
-        for listener in sockets:
-            listener.close()
-        raise Unavailable(
-            f"cannot listen ({error.strerror or error})",
-            where=f"{host}:{port}",
-            next="Another process may use the port: stop it, or choose another with --port.",
-        ) from error
-    return sockets
 
 
 def _check(options: ServeOptions) -> None:
@@ -207,7 +180,7 @@ class _Supervisor:
         self._drains = 0
         self._control_up = False
         self._said: dict[str, str] = {}
-        self._profiles = _Profiles(cache)
+        self._profiles = Profiles(cache, options.say)
         # Its own connection: shipping and polling run in different threads.
         self._shipper = Shipper(
             cache.segments,
@@ -497,50 +470,6 @@ class _Supervisor:
         if self._said.get(about) != text:
             self._said[about] = text
             self._say(text)
-
-
-class _Profiles:
-    """Profilers by model and version, also for versions that left the routes while their events still wait."""
-
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
-        self._path = cache.folder / "versions.json"
-        self._digests: dict[str, str] = {}
-        self._loaded: dict[str, Profiler | None] = {}
-        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-            self._digests = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
-
-    def remember(self, table: RouteTable) -> None:
-        """Note which bundle each version of the table is."""
-        known = {
-            f"{name}:{version}": entry.bundle
-            for name, route in table.models.items()
-            for version, entry in route.versions.items()
-        }
-        if not known.items() <= self._digests.items():
-            self._digests = {**self._digests, **known}
-            write_atomic(self._path, canonical_json(self._digests))
-
-    def profiler(self, model: str, version: int) -> Profiler | None:
-        """Return the version's profiler, or None when its bundle is not here."""
-        digest = self._digests.get(f"{model}:{version}")
-        if digest is None or not self._cache.depot.has(digest):
-            return None
-        if digest not in self._loaded:
-            self._loaded[digest] = self._load(digest)
-        return self._loaded[digest]
-
-    def _load(self, digest: str) -> Profiler:
-        path = self._cache.depot.path(digest)
-        raw = (path / MANIFEST).read_bytes()[:MAX_MANIFEST]
-        schema = parse_manifest(raw, where=str(path)).schema
-        document: Mapping[str, Any] = msgspec.json.decode((path / "reference.json").read_bytes())
-        try:
-            reference = Reference.from_json(document) if document else None
-        except BadInput as error:
-            print(f"bundle {digest[:12]} is not profiled: {error}", file=sys.stderr)
-            reference = None
-        return Profiler(schema, reference)
 
 
 # One thread each and few malloc arenas: a worker's share of the machine is one core and some 100 MB.

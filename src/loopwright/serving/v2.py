@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-
 from loopwright.bundle.signature import Field, Schema
 from loopwright.kernel.errors import BadInput, LoopwrightError, did_you_mean
 from loopwright.serving.rows import (

@@ -1,8 +1,9 @@
-"""What travels from serving to the control plane: a stretch of one segment with its folds, made to be applied exactly once.
+"""What travels from serving to the control plane: a stretch of one segment with its folds, applied exactly once.
 
-Body: 4-byte little-endian length of the header, the header (JSON), the frames. The control plane applies a batch only when
-`from` equals the offset it has recorded for (source, segment), in the transaction that records `to`, and always answers the
-recorded offset; the sender goes on from there. So a lost answer, a retry and a crash on either side change nothing.
+Body: 4-byte little-endian length of the header, the header (JSON), the frames. The control plane applies a batch only
+when `from` equals the offset it has recorded for (source, segment), in the transaction that records `to`, and always
+answers the recorded offset; the sender goes on from there. So a lost answer, a retry and a crash on either side change
+nothing.
 """
 
 import zlib
@@ -22,8 +23,8 @@ _LENGTH = Layout("<I")
 class Fold(msgspec.Struct, kw_only=True):
     """Counts of one (model, version, arm) in one hour of event time; `bucket` is the hour's start in µs.
 
-    n: all events; errors: status "error"; fallbacks: status "fallback". latency: `LatencyHistogram.to_json()` of the rows
-    whose latency was measured. profile: `Counts.to_json()` of answered rows on the bundle's reference, or None.
+    n: all events; errors: status "error"; fallbacks: status "fallback". latency: `LatencyHistogram.to_json()` of the
+    rows whose latency was measured. profile: `Counts.to_json()` of answered rows on the bundle's reference, or None.
     """
 
     model: str

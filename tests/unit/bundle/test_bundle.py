@@ -1,7 +1,6 @@
 """A sealed bundle: what goes in comes out, and one changed byte stops it before anything runs."""
 
 import json
-import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -208,7 +207,7 @@ def test_a_depot_keeps_bundles_by_digest_and_takes_them_twice(tmp_path: Path, ke
     assert depot.has(sealed.digest)
     assert depot.digests() == [sealed.digest]
     assert depot.verify(sealed.digest, [key.public]).model == "late"
-    assert os.listdir(depot.root) == [sealed.digest]
+    assert [path.name for path in depot.root.iterdir()] == [sealed.digest]
 
 
 def test_a_depot_takes_nothing_that_does_not_match(tmp_path: Path, key: SigningKey) -> None:

@@ -1,0 +1,62 @@
+"""Which bundle's reference an event is counted on."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from loopwright.bundle.folder import MAX_MANIFEST
+from loopwright.bundle.manifest import MANIFEST, parse_manifest
+from loopwright.bundle.routes import RouteTable
+from loopwright.kernel.digest import canonical_json
+from loopwright.kernel.errors import BadInput
+from loopwright.kernel.files import write_atomic
+from loopwright.serving.cache import Cache
+from loopwright.serving.fold import Profiler
+from loopwright.stats.profile import Reference
+
+
+class Profiles:
+    """Profilers by model and version, also for versions that left the routes while their events still wait."""
+
+    def __init__(self, cache: Cache, say: Callable[[str], None]) -> None:
+        self._cache = cache
+        self._say = say
+        self._path = cache.folder / "versions.json"
+        self._digests: dict[str, str] = {}
+        self._loaded: dict[str, Profiler | None] = {}
+        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+            self._digests = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
+
+    def remember(self, table: RouteTable) -> None:
+        """Note which bundle each version of the table is."""
+        known = {
+            f"{name}:{version}": entry.bundle
+            for name, route in table.models.items()
+            for version, entry in route.versions.items()
+        }
+        if not known.items() <= self._digests.items():
+            self._digests = {**self._digests, **known}
+            write_atomic(self._path, canonical_json(self._digests))
+
+    def profiler(self, model: str, version: int) -> Profiler | None:
+        """Return the version's profiler, or None when its bundle is not here."""
+        digest = self._digests.get(f"{model}:{version}")
+        if digest is None or not self._cache.depot.has(digest):
+            return None
+        if digest not in self._loaded:
+            self._loaded[digest] = self._load(digest)
+        return self._loaded[digest]
+
+    def _load(self, digest: str) -> Profiler:
+        path = self._cache.depot.path(digest)
+        raw = (path / MANIFEST).read_bytes()[:MAX_MANIFEST]
+        schema = parse_manifest(raw, where=str(path)).schema
+        document: Mapping[str, Any] = msgspec.json.decode((path / "reference.json").read_bytes())
+        try:
+            reference = Reference.from_json(document) if document else None
+        except BadInput as error:
+            self._say(f"bundle {digest[:12]} is not profiled: {error}")
+            reference = None
+        return Profiler(schema, reference)
