@@ -262,17 +262,17 @@ def _description(path: KeyPath) -> str:
 def _type_at(path: KeyPath) -> Any:
     here: Any = Spec
     for part in path:
-        here = _bare(here)
+        here = bare_type(here)
         if isinstance(here, type) and issubclass(here, BaseModel):
             field = here.model_fields.get(str(part))
             here = field.annotation if field else None
         else:
             arguments = [argument for argument in get_args(here) if argument is not Ellipsis]
             here = arguments[-1] if arguments else None
-    return _bare(here)
+    return bare_type(here)
 
 
-def _bare(annotation: Any) -> Any:
+def bare_type(annotation: Any) -> Any:
     """Strip Annotated and `| None`."""
     while True:
         if get_origin(annotation) is Annotated:

@@ -1,6 +1,8 @@
 """Every command and option that the documents show exists."""
 
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,3 +112,9 @@ def test_the_package_says_what_it_is() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_the_reference_of_loop_yaml_is_what_the_code_reads() -> None:
+    """Else: run scripts/reference."""
+    command = [sys.executable, str(ROOT / "scripts" / "reference"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0
