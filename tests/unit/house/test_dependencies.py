@@ -45,6 +45,7 @@ def undeclared(folders: tuple[str, ...], declared: set[str]) -> list[str]:
     own = {
         "loopwright",
         "benchmarks",
+        "tests",
         *(path.stem for path in (ROOT / "src/loopwright/examples").rglob("*.py")),
     }
     return [
