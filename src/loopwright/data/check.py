@@ -98,7 +98,7 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`good`: typed rows in input order, with `_row`. `bad`: positions of bad rows in the input and the rules they broke."""
+    """`good`: typed rows in input order, with `_row`. `bad`: positions of bad rows, and the rules they broke."""
 
     report: CheckReport
     good: pa.Table
@@ -135,7 +135,7 @@ def examine(
 ) -> Checked:
     """Judge and type `rows`. `landed`: what the table holds from other batches (uniqueness is judged with it).
 
-    `malformed` lines are bad rows too: they count in `input_rows` and `bad_rows`. Raises BadInput when a column vanished
+    `malformed` lines are bad rows too, and count as such. Raises BadInput when a column vanished
     or a table that a relationship needs is not among `refs`.
     """
     require_columns(rows.column_names, contract, contract.name)
@@ -307,12 +307,15 @@ class _Examination:
         keys = ", ".join(f"_lw_k{i}" for i in range(len(rule.columns)))
         on = " AND ".join(f"{{0}}._lw_k{i} = _lw_t.{_quote(c)}" for i, c in enumerate(rule.columns))
         join = (
-            f"LEFT JOIN (SELECT {named}, min(_row) AS _lw_first FROM _lw_typed GROUP BY {keys} HAVING count(*) > 1) AS {alias}"
-            f" ON {on.format(alias)}"
+            f"LEFT JOIN (SELECT {named}, min(_row) AS _lw_first FROM _lw_typed GROUP BY {keys} HAVING count(*) > 1)"
+            f" AS {alias} ON {on.format(alias)}"
         )
         condition = f"{alias}._lw_first <> _lw_t._row"
         if self.landed is not None and set(rule.columns) <= set(self.landed.column_names):
-            join += f" LEFT JOIN (SELECT DISTINCT {named}, TRUE AS _lw_hit FROM _lw_landed) AS {alias}l ON {on.format(alias + 'l')}"
+            join += (
+                f" LEFT JOIN (SELECT DISTINCT {named}, TRUE AS _lw_hit FROM _lw_landed)"
+                f" AS {alias}l ON {on.format(alias + 'l')}"
+            )
             condition = f"coalesce({alias}l._lw_hit, FALSE) OR coalesce({condition}, FALSE)"
         return condition, join
 
@@ -361,7 +364,8 @@ class _Examination:
         examples: list[dict[str, Any]] = []
         if failed:
             found = self._all(
-                f"SELECT _lw_t._row FROM _lw_typed AS _lw_t {joins.get(rule.name, '')} WHERE {fails[rule.name]} ORDER BY 1 LIMIT {EXAMPLES}"
+                f"SELECT _lw_t._row FROM _lw_typed AS _lw_t {joins.get(rule.name, '')}"
+                f" WHERE {fails[rule.name]} ORDER BY 1 LIMIT {EXAMPLES}"
             )
             shown = [c for c in (*rule.columns, *self.contract.key) if c in self.rows.column_names]
             if not shown:
@@ -431,7 +435,8 @@ def _cast(column: Column, arrow: pa.DataType) -> tuple[str, str]:
     typed = f"TRY_CAST({cell} AS {type_})"
     if column.type == "timestamp" and text:
         if column.format:
-            typed = f"TRY_CAST(try_strptime({cell}, {_text(column.format)}) AS TIMESTAMP) AT TIME ZONE {_text(column.timezone)}"
+            read = f"try_strptime({cell}, {_text(column.format)})"
+            typed = f"TRY_CAST({read} AS TIMESTAMP) AT TIME ZONE {_text(column.timezone)}"
         elif column.timezone != "UTC":
             offset = r"':\d\d(\.\d+)?\s*(Z|[+-]\d\d(:?\d\d)?)$'"
             local = f"TRY_CAST({cell} AS TIMESTAMP) AT TIME ZONE {_text(column.timezone)}"
@@ -448,7 +453,8 @@ def _cast(column: Column, arrow: pa.DataType) -> tuple[str, str]:
     unfit = f"({cell} IS NOT NULL AND {typed} IS NULL)"
     if column.type == "integer" and text:
         # A cast rounds 1.5 to 2; only texts that could hold a fraction pay for the second look.
-        unfit = f"({unfit} OR (regexp_matches({cell}, '[.eE]') AND TRY_CAST({cell} AS DOUBLE) IS DISTINCT FROM {typed}::DOUBLE))"
+        rounded = f"TRY_CAST({cell} AS DOUBLE) IS DISTINCT FROM {typed}::DOUBLE"
+        unfit = f"({unfit} OR (regexp_matches({cell}, '[.eE]') AND {rounded}))"
     elif column.type == "integer" and pa.types.is_floating(arrow):
         typed = f"TRY_CAST(nullif({cell}, 'nan'::DOUBLE) AS BIGINT)"
         unfit = f"({cell} IS NOT NULL AND NOT isnan({cell}) AND {cell} IS DISTINCT FROM {typed}::DOUBLE)"

@@ -129,7 +129,7 @@ def _null_tokens(engine: duckdb.DuckDBPyConnection, rows: pa.Table) -> tuple[str
         tokens, numbers, others = engine.execute(
             f"SELECT list(DISTINCT {cell}) FILTER (WHERE {cell} IN ({listed})),"
             f" count(*) FILTER (WHERE TRY_CAST({cell} AS DOUBLE) IS NOT NULL),"
-            f" count(*) FILTER (WHERE {cell} IS NOT NULL AND {cell} NOT IN ({listed}) AND TRY_CAST({cell} AS DOUBLE) IS NULL)"
+            f" count(*) FILTER (WHERE {cell} NOT IN ({listed}) AND TRY_CAST({cell} AS DOUBLE) IS NULL)"
             " FROM raw"
         ).fetchall()[0]
         if tokens and numbers and not others:
@@ -149,7 +149,8 @@ def _facts(engine: duckdb.DuckDBPyConnection, name: str, arrow: pa.DataType, row
     if type_ in ("integer", "number"):
         low, high, deviation = _row(
             engine,
-            f"SELECT min(v), max(v), stddev_pop(v) FROM (SELECT TRY_CAST({cell} AS DOUBLE) AS v FROM raw) WHERE isfinite(v)",
+            "SELECT min(v), max(v), stddev_pop(v)"
+            f" FROM (SELECT TRY_CAST({cell} AS DOUBLE) AS v FROM raw) WHERE isfinite(v)",
         )
     if 0 < distinct <= 100:
         shown = f"TRY_CAST({cell} AS {SQL_TYPES[type_]})" if format_ is None else cell

@@ -100,7 +100,7 @@ def ingest(
 ) -> IngestReport:
     """Land `source` in the table. Is idempotent and safe to kill.
 
-    `refs`: tables that the contract's relationships point to (None: the model's silver tables). Raises BadInput for what
+    `refs`: tables that relationships point to (None: the model's silver tables). Raises BadInput for what
     cannot be read or lacks a column, BatchBlocked when the contract says so; nothing reaches silver then.
     """
     require(actor, Role.DEVELOPER, "ingest data")

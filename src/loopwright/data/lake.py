@@ -84,7 +84,10 @@ class Lake:
         columns: Sequence[str] | None = None,
         bare: bool = False,
     ) -> pa.Table:
-        """Read rows in a fixed order: by batch, then as its source had them. `bare` leaves out the lake's own columns (`_batch`, `_row`, …)."""
+        """Read rows in a fixed order: by batch, then as its source had them.
+
+        `bare` leaves out the lake's own columns (`_batch`, `_row`, …).
+        """
         known = self.open(layer, model, table, version)
         schema = pa.schema(known.schema())
         names = list(columns) if columns is not None else schema.names
@@ -185,8 +188,8 @@ class Lake:
 def _read_files(table: DeltaTable, schema: pa.Schema) -> pa.Table:
     """The named columns of all files of a table version; a column younger than a file is null there.
 
-    Reads the files itself: pyarrow's dataset module, which deltalake would use, imports pandas (seconds, and 60 MB). The
-    lake's tables have no partitions and no deletion vectors.
+    Reads the files itself: pyarrow's dataset module, which deltalake would use, imports pandas (seconds, and
+    60 MB). The lake's tables have no partitions and no deletion vectors.
     """
     parts = [schema.empty_table()]
     for uri in sorted(table.file_uris()):

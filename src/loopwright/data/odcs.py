@@ -1,45 +1,46 @@
-"""Parses an ODCS 3.1 file into a `Contract`. Every error names the line and the key path."""
+"""Parses an ODCS 3.1 file into `Terms`. Every error names the line and the key path."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from loopwright.data.contract import (
-    NONE,
-    TYPES,
-    Column,
-    Contract,
-    Limit,
-    Rule,
-    Scope,
-    Severity,
-    Type,
-)
 from loopwright.data.document import Document
 from loopwright.data.source import NULLS
+from loopwright.data.terms import NONE, TYPES, Column, Limit, Rule, Scope, Severity, Terms, Type
 from loopwright.kernel.digest import digest_json
 from loopwright.kernel.errors import BadInput, did_you_mean
 
 Path = tuple[Any, ...]
 
-_COMMON = "id name description businessName authoritativeDefinitions tags customProperties physicalName physicalType logicalType quality relationships"
-_KEYS = {
-    "contract": "apiVersion kind id name version status tenant tags servers dataProduct description domain schema support price team"
-    " roles slaDefaultElement slaProperties authoritativeDefinitions customProperties contractCreatedTs",
+_COMMON = """
+    id name description businessName authoritativeDefinitions tags customProperties physicalName physicalType
+    logicalType quality relationships
+"""
+_NAMES = {
+    "contract": """
+        apiVersion kind id name version status tenant tags servers dataProduct description domain schema support price
+        team roles slaDefaultElement slaProperties authoritativeDefinitions customProperties contractCreatedTs
+    """,
     "table": f"{_COMMON} dataGranularityDescription properties",
-    "column": f"{_COMMON} primaryKey primaryKeyPosition logicalTypeOptions required unique partitioned partitionKeyPosition"
-    " classification encryptedName transformSourceObjects transformLogic transformDescription examples criticalDataElement"
-    " properties items",
-    "quality": "id name description type metric rule unit arguments query engine implementation mustBe mustNotBe mustBeGreaterThan"
-    " mustBeGreaterOrEqualTo mustBeLessThan mustBeLessOrEqualTo mustBeBetween mustNotBeBetween dimension method severity"
-    " businessImpact schedule scheduler tags authoritativeDefinitions customProperties",
+    "column": f"""
+        {_COMMON} primaryKey primaryKeyPosition logicalTypeOptions required unique partitioned partitionKeyPosition
+        classification encryptedName transformSourceObjects transformLogic transformDescription examples
+        criticalDataElement properties items
+    """,
+    "quality": """
+        id name description type metric rule unit arguments query engine implementation mustBe mustNotBe
+        mustBeGreaterThan mustBeGreaterOrEqualTo mustBeLessThan mustBeLessOrEqualTo mustBeBetween mustNotBeBetween
+        dimension method severity businessImpact schedule scheduler tags authoritativeDefinitions customProperties
+    """,
     "relationship": "id type from to description customProperties",
     "custom": "id property value description",
-    "options": "format minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength pattern timezone"
-    " defaultTimezone minItems maxItems uniqueItems minProperties maxProperties required",
+    "options": """
+        format minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength pattern timezone
+        defaultTimezone minItems maxItems uniqueItems minProperties maxProperties required
+    """,
 }
-_KEYS = {kind: frozenset(names.split()) for kind, names in _KEYS.items()}  # type: ignore[misc]
+_KEYS = {kind: frozenset(names.split()) for kind, names in _NAMES.items()}
 _OURS = {
     "table": ("load", "nullValues", "maxBadShare"),
     "column": ("severity", "optional"),
@@ -71,9 +72,9 @@ _JDK = {
 }
 
 
-def parse_contract(document: Document, table: str | None = None) -> Contract:
+def parse_terms(document: Document, table: str | None = None) -> Terms:
     """Parse the (only, or the named) table of a contract document."""
-    return _Parser(document).contract(table)
+    return _Parser(document).terms(table)
 
 
 class _Parser:
@@ -87,7 +88,7 @@ class _Parser:
     ) -> BadInput:
         return BadInput(what, where=self.document.where(path), got=got, wanted=wanted, next=next)
 
-    def contract(self, table: str | None) -> Contract:
+    def terms(self, table: str | None) -> Terms:
         top = self.mapping(self.document.value, (), "contract")
         if not str(top.get("apiVersion", "")).startswith("v3."):
             raise self.fail(
@@ -141,7 +142,7 @@ class _Parser:
         nulls = tuple(
             str(n) for n in self.items(ours.get("nullValues", list(NULLS)), (*path, "customProperties"))
         )
-        return Contract(
+        return Terms(
             name=name,
             version=str(top.get("version", "")),
             columns=tuple(self.columns.values()),
@@ -452,7 +453,7 @@ class _Parser:
         return Severity(text)
 
     def ours(self, owner: Mapping[str, Any], path: Path, kind: str) -> dict[str, Any]:
-        """Custom properties as a mapping; names near to one of ours but not equal to it are errors, foreign names are kept out."""
+        """Our custom properties as a mapping. A name near one of ours is an error; foreign ones are kept out."""
         found: dict[str, Any] = {}
         for i, item in enumerate(self.items(owner.get("customProperties"), (*path, "customProperties"))):
             entry = self.mapping(item, (*path, "customProperties", i), "custom")
@@ -502,7 +503,7 @@ class _Parser:
     def mapping(self, value: Any, path: Path, kind: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise self.fail("not a mapping", path, value, "`key: value` lines")
-        known = cast(frozenset[str], _KEYS[kind])
+        known = _KEYS[kind]
         for key in value:
             if key not in known:
                 raise self.fail(

@@ -91,7 +91,7 @@ def load_snapshot(lake: Lake, digest: str) -> Snapshot:
 
 
 def read_snapshot(lake: Lake, digest: str, table: str) -> pa.Table:
-    """Read a table as the snapshot pins it; raises NotFound for a table it does not hold, Tampered when rows are missing."""
+    """Read a table as the snapshot pins it; raises NotFound for a table not in it, Tampered when rows are missing."""
     snapshot = load_snapshot(lake, digest)
     entry = _entry(snapshot, table)
     rows = lake.read("silver", snapshot.manifest["model"], table, version=entry["version"], bare=True)
@@ -142,7 +142,7 @@ def content_digest(rows: pa.Table) -> str:
 
 
 def _bytes(chunk: pa.Array) -> bytes:
-    """The concatenated texts of a string array without nulls; every digest has 64 characters, so no separator is needed."""
+    """The concatenated texts of a string array without nulls, each of 64 characters: no separator is needed."""
     values = chunk.cast(pa.string())
     start, end = values.offset * 64, (values.offset + len(values)) * 64
     return memoryview(values.buffers()[2])[start:end].tobytes()

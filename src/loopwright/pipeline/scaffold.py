@@ -22,9 +22,21 @@ from loopwright.project.spec import load_project
 
 Task = Literal["binary", "multiclass", "regression"]
 TIME_NAMES = (
-    "event_time", "event_timestamp", "event_date", "timestamp", "datetime", "date", "time", "ts", "occurred_at", "created_at",
-    "created", "order_date", "transaction_date", "time_hour",
-)  # fmt: skip
+    "event_time",
+    "event_timestamp",
+    "event_date",
+    "timestamp",
+    "datetime",
+    "date",
+    "time",
+    "ts",
+    "occurred_at",
+    "created_at",
+    "created",
+    "order_date",
+    "transaction_date",
+    "time_hour",
+)
 NOT_AN_EVENT = re.compile(r"birth|dob|expir|valid|until|end|updated|modified", re.IGNORECASE)
 KEY_NAME = re.compile(
     r"(^|[_\s-])(id|key|uuid|guid|no|nr|number|index)$|[a-z](Id|ID)$|^unnamed$", re.IGNORECASE
@@ -107,8 +119,8 @@ def init_project(
     """Write a project for the rows in `data` into the new folder `dest`: all of it, or nothing.
 
     `data` may also be a URI that sources understand. `time`, `task` and `key` override what is inferred; `time=""` and
-    `key=()` say that there is none. Raises Conflict when `dest` holds something, BadInput or NotFound for what cannot be
-    read or a column that is not there.
+    `key=()` say that there is none. Raises Conflict when `dest` holds something, BadInput or NotFound for what cannot
+    be read or a column that is not there.
     """
     model = _model_name(name)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
@@ -132,28 +144,47 @@ def init_project(
     files = render(plan) | {f"contracts/{plan.table}.odcs.yaml": _CONTRACT_HEAD + to_yaml(document)}
     _write(dest, files, plan)
     return ScaffoldReport(
-        path=dest, model=model, task=plan.task, target=target, classes=plan.classes, time=plan.time, key=plan.key,
-        inputs=plan.inputs, rows=seen.rows, files=tuple(sorted(files)), notes=tuple(notes),
-    )  # fmt: skip
+        path=dest,
+        model=model,
+        task=plan.task,
+        target=target,
+        classes=plan.classes,
+        time=plan.time,
+        key=plan.key,
+        inputs=plan.inputs,
+        rows=seen.rows,
+        files=tuple(sorted(files)),
+        notes=tuple(notes),
+    )
 
 
 _CONTRACT_HEAD = (
-    "# What the data promises (Open Data Contract Standard 3.1), inferred from the file. Rows that break it are set aside\n"
-    "# with their reasons. Add what you know: ranges (logicalTypeOptions: minimum, maximum, pattern), required: true, …\n"
+    "# What the data promises (Open Data Contract Standard 3.1), inferred from the file. Rows that break it are set\n"
+    "# aside with their reasons. Add what you know: required: true, logicalTypeOptions: {minimum: 0, maximum: 9}, …\n"
 )
 
 
 def _decide(
-    seen: Inferred, model: str, uri: str, file: str, target: str, time: str | None, task: str | None,
-    key: Sequence[str] | None, notes: list[str],
-) -> Plan:  # fmt: skip
+    seen: Inferred,
+    model: str,
+    uri: str,
+    file: str,
+    target: str,
+    time: str | None,
+    task: str | None,
+    key: Sequence[str] | None,
+    notes: list[str],
+) -> Plan:
     names = [column.name for column in seen.columns]
     goal = _column(seen, target, "--target", uri)
     if goal.distinct < 2:
         raise BadInput(
-            "the target never changes", where=f"{uri}: {target}", got=f"{goal.distinct} different values",
-            wanted="at least two", next="Choose another column",
-        )  # fmt: skip
+            "the target never changes",
+            where=f"{uri}: {target}",
+            got=f"{goal.distinct} different values",
+            wanted="at least two",
+            next="Choose another column",
+        )
     found_task = _task(goal, task, uri)
     if task is None:
         notes.append(f"{found_task}: `{target}` has {goal.distinct} different values ({goal.type})")
@@ -180,9 +211,12 @@ def _decide(
             numbers[name] = {"boolean": "bool", "integer": "int64"}.get(column.type, "float64")
     if not columns:
         raise BadInput(
-            "no column is left to predict from", where=uri, got=", ".join(names), wanted="columns besides target, time and key",
+            "no column is left to predict from",
+            where=uri,
+            got=", ".join(names),
+            wanted="columns besides target, time and key",
             next="; ".join(notes),
-        )  # fmt: skip
+        )
     if seen.rows - goal.nulls < FEWEST_ROWS:
         notes.append(f"{seen.rows - goal.nulls} rows with a target are few: a run wants about {FEWEST_ROWS}")
     for column in seen.columns:
@@ -196,10 +230,23 @@ def _decide(
         yes = classes[1] if classes else "true" if goal.type == "boolean" else "1"
         notes.append(f"the model gives the probability that `{target}` is {yes}")
     return Plan(
-        model=model, table=_slug(Path(file).name.split(".")[0], "data"), uri=uri, task=found_task, target=target, label=label,
-        classes=classes, time=moment, key=chosen_key, numbers=numbers, texts=tuple(texts), columns=columns, rows=seen.rows,
-        deviation=goal.deviation or 0.0, low=goal.minimum or 0.0, high=goal.maximum or 0.0,
-    )  # fmt: skip
+        model=model,
+        table=_slug(Path(file).name.split(".")[0], "data"),
+        uri=uri,
+        task=found_task,
+        target=target,
+        label=label,
+        classes=classes,
+        time=moment,
+        key=chosen_key,
+        numbers=numbers,
+        texts=tuple(texts),
+        columns=columns,
+        rows=seen.rows,
+        deviation=goal.deviation or 0.0,
+        low=goal.minimum or 0.0,
+        high=goal.maximum or 0.0,
+    )
 
 
 def _column(seen: Inferred, name: str, flag: str, uri: str) -> Facts:
@@ -238,9 +285,12 @@ def _task(goal: Facts, asked: str | None, uri: str) -> Task:
         )
     if asked == "multiclass" and (goal.distinct > MOST_CLASSES or goal.type in ("timestamp", "date", "time")):
         raise BadInput(
-            "too many classes to tell apart", where=where, got=f"{goal.distinct} different values ({goal.type})",
-            wanted=f"at most {MOST_CLASSES}", next="Group the values, or choose another target",
-        )  # fmt: skip
+            "too many classes to tell apart",
+            where=where,
+            got=f"{goal.distinct} different values ({goal.type})",
+            wanted=f"at most {MOST_CLASSES}",
+            next="Group the values, or choose another target",
+        )
     if asked == "multiclass" and goal.distinct == 2:
         raise BadInput(
             "two values make a binary task", where=where, got="2 values", next="Choose --task binary"
@@ -266,9 +316,12 @@ def _time(seen: Inferred, asked: str | None, target: str, uri: str, notes: list[
         column = _column(seen, asked, "--time", uri)
         if column.type not in ("timestamp", "date"):
             raise BadInput(
-                "not a time", where=f"--time, {uri}: {asked}", got=column.type, wanted="dates or ISO 8601 times in every row",
+                "not a time",
+                where=f"--time, {uri}: {asked}",
+                got=column.type,
+                wanted="dates or ISO 8601 times in every row",
                 next=f"Columns of times: {', '.join(c.name for c in times) or 'none'}",
-            )  # fmt: skip
+            )
         if column.nulls:
             notes.append(f"{column.nulls} rows have no `{asked}`; they will be quarantined")
         return asked

@@ -4,9 +4,7 @@ from pathlib import Path
 import pytest
 
 from loopwright.data.contract import Contract
-from loopwright.data.document import parse_document
 from loopwright.data.lake import Lake
-from loopwright.data.odcs import parse_contract
 from loopwright.data.source import Source, resolve
 from loopwright.ledger.engine import Ledger
 
@@ -35,4 +33,4 @@ def contract(*columns: str, quality: str = "", custom: str = "") -> Contract:
     text = "apiVersion: v3.1.0\nkind: DataContract\nid: t\nschema:\n  - name: t\n    properties:\n"
     text += "".join(f"      - {column}\n" for column in columns)
     text += f"    quality: [{quality}]\n    customProperties: [{custom}]\n"
-    return parse_contract(parse_document(text.encode(), "t.odcs.yaml"))
+    return Contract.parse(text, "t.odcs.yaml")

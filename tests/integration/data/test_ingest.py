@@ -207,7 +207,7 @@ def test_two_processes_landing_one_source_land_it_once(lake: Lake, csv: Csv) -> 
 
 
 def test_many_batches_land_side_by_side(lake: Lake, tmp_path: Path) -> None:
-    from loopwright.data.source import resolve  # noqa: PLC0415
+    from loopwright.data.source import resolve
 
     def one(n: int) -> IngestReport:
         path = tmp_path / f"{n}.csv"

@@ -70,7 +70,7 @@ def test_rows_removed_or_changed_behind_our_back_are_found(lake: Lake, csv: Csv)
     land(lake, csv("id,s\n1,a\n2,b\n"))
     pinned = take_snapshot(lake, model="m", tables=["t"], now=NOON)
     assert verify_snapshot(lake, pinned.digest) == pinned
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow.parquet as pq
 
     file = next(Path(lake.path("silver", "m", "t")).glob("*.parquet"))
     rows = pq.read_table(file)
@@ -96,8 +96,10 @@ def test_what_is_not_pinned_is_not_found(lake: Lake, csv: Csv) -> None:
 
 
 CELLS = st.tuples(
-    st.one_of(st.none(), st.integers(-3, 3)), st.one_of(st.none(), st.sampled_from(["", "-", "1:a", "a"])), st.one_of(st.none(), st.sampled_from([0.0, -0.0, 1.5]))
-)  # fmt: skip
+    st.one_of(st.none(), st.integers(-3, 3)),
+    st.one_of(st.none(), st.sampled_from(["", "-", "1:a", "a"])),
+    st.one_of(st.none(), st.sampled_from([0.0, -0.0, 1.5])),
+)
 
 
 def table(rows: list[tuple[int | None, str | None, float | None]]) -> pa.Table:

@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 
 from loopwright.data.check import CheckReport, RuleResult, check, examine
 from loopwright.data.contract import Contract
-from loopwright.data.document import parse_document
-from loopwright.data.odcs import parse_contract
 from loopwright.kernel.errors import BadInput
 
 HEAD = "apiVersion: v3.1.0\nkind: DataContract\nid: t\nschema:\n  - name: t\n    properties:\n"
@@ -18,7 +16,7 @@ WARN = "customProperties: [{property: severity, value: warn}]"
 def contract(*columns: str, quality: str = "", custom: str = "{property: maxBadShare, value: 1}") -> Contract:
     text = HEAD + "".join(f"      - {column}\n" for column in columns)
     text += f"    quality: [{quality}]\n    customProperties: [{custom}]\n"
-    return parse_contract(parse_document(text.encode(), "t.odcs.yaml"))
+    return Contract.parse(text, "t.odcs.yaml")
 
 
 def rule(report: CheckReport, name: str) -> RuleResult:
@@ -49,24 +47,44 @@ def test_a_cell_that_does_not_fit_is_not_also_missing() -> None:
 
 @pytest.mark.parametrize(
     ("column", "good", "bad"),
-    [
-        ("{name: a, logicalType: number, logicalTypeOptions: {minimum: 0, maximum: 9}}", ["0", "9"], ["-0.1", "9.01"]),
-        ("{name: a, logicalType: number, logicalTypeOptions: {exclusiveMinimum: 0, maximum: 9, exclusiveMaximum: true}}", ["1"], ["0", "9"]),
-        ("{name: a, logicalType: integer, logicalTypeOptions: {multipleOf: 5}}", ["0", "-5"], ["3"]),
-        ("{name: a, logicalTypeOptions: {minLength: 2, maxLength: 3}}", ["ab", "äöü"], ["a", "abcd"]),
-        ("{name: a, logicalTypeOptions: {pattern: '^[A-Z]{3}$'}}", ["JFK"], ["jfk", "JFKX"]),
-        ("{name: a, quality: [{metric: invalidValues, arguments: {validValues: [x, \"it's\"]}, mustBe: 0}]}", ["x", "it's"], ["y"]),
-        ("{name: a, logicalType: integer, quality: [{metric: invalidValues, arguments: {validValues: [1, 2]}}]}", ["1"], ["3"]),
-        ("{name: a, quality: [{metric: missingValues, arguments: {missingValues: [none]}}]}", ["x"], ["none"]),
-        ("{name: a, logicalType: boolean}", ["true", "False"], ["maybe"]),
-        ("{name: a, logicalType: date, logicalTypeOptions: {format: dd.MM.yyyy}}", ["31.12.2013"], ["12/31/2013", "32.01.2013"]),
-        ("{name: a, logicalType: timestamp}", ["2013-01-01T00:00:00Z", "2013-01-01 00:00"], ["yesterday"]),
-        ("{name: a, logicalType: timestamp, logicalTypeOptions: {minimum: '2013-01-01T00:00:00Z'}}", ["2013-01-01T00:00:00Z"], ["2012-12-31"]),
-        ("{name: a, quality: [{type: custom, engine: loopwright, implementation: a <> 'x'}]}", ["y"], ["x"]),
+    [  # the column "a", values that pass, values that do not
+        ("logicalType: number, logicalTypeOptions: {minimum: 0, maximum: 9}", ["0", "9"], ["-0.1", "9.01"]),
+        (
+            "logicalType: number, logicalTypeOptions: {exclusiveMinimum: 0, maximum: 9, exclusiveMaximum: true}",
+            ["1"],
+            ["0", "9"],
+        ),
+        ("logicalType: integer, logicalTypeOptions: {multipleOf: 5}", ["0", "-5"], ["3"]),
+        ("logicalTypeOptions: {minLength: 2, maxLength: 3}", ["ab", "äöü"], ["a", "abcd"]),
+        ("logicalTypeOptions: {pattern: '^[A-Z]{3}$'}", ["JFK"], ["jfk", "JFKX"]),
+        (
+            'quality: [{metric: invalidValues, arguments: {validValues: [x, "it\'s"]}, mustBe: 0}]',
+            ["x", "it's"],
+            ["y"],
+        ),
+        (
+            "logicalType: integer, quality: [{metric: invalidValues, arguments: {validValues: [1, 2]}}]",
+            ["1"],
+            ["3"],
+        ),
+        ("quality: [{metric: missingValues, arguments: {missingValues: [none]}}]", ["x"], ["none"]),
+        ("logicalType: boolean", ["true", "False"], ["maybe"]),
+        (
+            "logicalType: date, logicalTypeOptions: {format: dd.MM.yyyy}",
+            ["31.12.2013"],
+            ["12/31/2013", "32.01.2013"],
+        ),
+        ("logicalType: timestamp", ["2013-01-01T00:00:00Z", "2013-01-01 00:00"], ["yesterday"]),
+        (
+            "logicalType: timestamp, logicalTypeOptions: {minimum: '2013-01-01T00:00:00Z'}",
+            ["2013-01-01T00:00:00Z"],
+            ["2012-12-31"],
+        ),
+        ("quality: [{type: custom, engine: loopwright, implementation: a <> 'x'}]", ["y"], ["x"]),
     ],
-)  # fmt: skip
+)
 def test_rules_part_good_values_from_bad(column: str, good: list[str], bad: list[str]) -> None:
-    checked = examine(pa.table({"a": [*good, *bad]}), contract(column), {})
+    checked = examine(pa.table({"a": [*good, *bad]}), contract(f"{{name: a, {column}}}"), {})
     assert sorted(checked.bad) == list(range(len(good), len(good) + len(bad)))
 
 
@@ -103,7 +121,7 @@ def test_a_relationship_over_two_columns_needs_both() -> None:
     text = (
         HEAD + "      - {name: a}\n      - {name: b}\n    relationships: [{from: [a, b], to: [o.x, o.y]}]\n"
     )
-    both = parse_contract(parse_document(text.encode(), "t"))
+    both = Contract.parse(text, "t")
     rows = pa.table({"a": ["1", "1", "2", None], "b": ["p", "q", "p", "q"]})
     report = check(rows, both, {"o": pa.table({"x": ["1", "2"], "y": ["p", "q"]})})
     assert rule(report, "a, b in o.x, y").failed == 2

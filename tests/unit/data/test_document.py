@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +44,5 @@ def test_a_bomb_of_aliases_is_refused_in_time() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_document_or_bad_input(data: bytes) -> None:
-    try:
+    with suppress(BadInput):
         assert isinstance(parse_document(data, "x").value, dict)
-    except BadInput:
-        pass

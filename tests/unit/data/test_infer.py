@@ -4,9 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from loopwright.data.document import parse_document
+from loopwright.data.contract import Contract
 from loopwright.data.infer import Facts, Inferred, infer, infer_contract, to_yaml
-from loopwright.data.odcs import parse_contract
 from loopwright.data.source import resolve
 
 
@@ -63,7 +62,7 @@ def test_a_typed_file_keeps_its_types(tmp_path: Path) -> None:
 def test_the_inferred_contract_is_a_contract(tmp_path: Path) -> None:
     found = seen(tmp_path, "id,when\n1,31.12.2013\n2,01.01.2014\n")
     text = to_yaml(infer_contract(found, table="t", key=["id"], required=["when"]))
-    contract = parse_contract(parse_document(text.encode(), "t"))
+    contract = Contract.parse(text, "t")
     assert contract.key == ("id",)
     assert contract.loading == "full"
     assert contract.columns[1].format == "%d.%m.%Y"

@@ -27,7 +27,7 @@ def table(**columns: object) -> dict[str, list[object]]:
         "size": [n * 0.5 for n in range(ROWS)],
         "colour": [("red", "green", None)[n % 3] for n in range(ROWS)],
     }
-    return base | {name: value if isinstance(value, list) else [value] * ROWS for name, value in columns.items()}  # fmt: skip
+    return base | {name: v if isinstance(v, list) else [v] * ROWS for name, v in columns.items()}
 
 
 def csv(path: Path, columns: dict[str, list[object]]) -> Path:
