@@ -1,12 +1,12 @@
-"""The first schema. (Generated from the metadata until the first release.)"""
+"""The first schema."""
 
+import sqlalchemy as sa
 from alembic import op
-
-from loopwright.ledger.schema import metadata
 
 revision = "0001"
 down_revision = None
 
+# The audit log is append-only also for who talks to the database directly.
 GUARDS = {
     "sqlite": (
         """CREATE TRIGGER lw_audit_no_update BEFORE UPDATE ON lw_audit
@@ -26,6 +26,345 @@ GUARDS = {
 
 
 def upgrade() -> None:
-    metadata.create_all(op.get_bind(), checkfirst=False)
+    op.create_table(
+        "lw_alerts",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=True),
+        sa.Column("tier", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("title", sa.Text(), nullable=False),
+        sa.Column("detail", sa.Text(), nullable=False),
+        sa.Column("event_time", sa.BigInteger(), nullable=False),
+        sa.Column("opened_at", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("by", sa.Text(), nullable=True),
+        sa.Column("changed_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "\"state\" IN ('open', 'acknowledged', 'resolved')", name=op.f("ck_lw_alerts_state")
+        ),
+        sa.CheckConstraint("\"tier\" IN ('P0', 'P1', 'P2')", name=op.f("ck_lw_alerts_tier")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_alerts")),
+        sa.UniqueConstraint("model", "key", name=op.f("uq_lw_alerts_model_key")),
+    )
+    op.create_table(
+        "lw_audit",
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False
+        ),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("payload", sa.Text(), nullable=False),
+        sa.Column("prev_hash", sa.Text(), nullable=False),
+        sa.Column("hash", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_lw_audit")),
+    )
+    op.create_index(op.f("ix_lw_audit_subject"), "lw_audit", ["subject"], unique=False)
+    op.create_table(
+        "lw_batches",
+        sa.Column("table_name", sa.Text(), nullable=False),
+        sa.Column("batch_id", sa.Text(), nullable=False),
+        sa.Column("source_digest", sa.Text(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("good", sa.BigInteger(), nullable=False),
+        sa.Column("bad", sa.BigInteger(), nullable=False),
+        sa.Column("bronze_version", sa.BigInteger(), nullable=True),
+        sa.Column("silver_version", sa.BigInteger(), nullable=True),
+        sa.Column("report", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("table_name", "batch_id", name=op.f("pk_lw_batches")),
+    )
+    op.create_table(
+        "lw_evidence",
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=True),
+        sa.Column("bundle", sa.Text(), nullable=True),
+        sa.Column("verdict", sa.Text(), nullable=False),
+        sa.Column("payload", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_lw_evidence")),
+    )
+    op.create_index(op.f("ix_lw_evidence_bundle"), "lw_evidence", ["bundle"], unique=False)
+    op.create_index(op.f("ix_lw_evidence_model_version"), "lw_evidence", ["model", "version"], unique=False)
+    op.create_table(
+        "lw_folds",
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("arm", sa.Text(), nullable=False),
+        sa.Column("bucket", sa.BigInteger(), nullable=False),
+        sa.Column("payload", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("model", "version", "arm", "bucket", name=op.f("pk_lw_folds")),
+    )
+    op.create_index(op.f("ix_lw_folds_model_bucket"), "lw_folds", ["model", "bucket"], unique=False)
+    op.create_table(
+        "lw_label_batches",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("event_from", sa.BigInteger(), nullable=True),
+        sa.Column("event_to", sa.BigInteger(), nullable=True),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_label_batches")),
+    )
+    op.create_index(op.f("ix_lw_label_batches_model"), "lw_label_batches", ["model"], unique=False)
+    op.create_table(
+        "lw_leases",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("holder", sa.Text(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_lw_leases")),
+    )
+    op.create_table(
+        "lw_meta",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_lw_meta")),
+    )
+    op.create_table(
+        "lw_projects",
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("spec", sa.Text(), nullable=False),
+        sa.Column("spec_digest", sa.Text(), nullable=False),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("model", name=op.f("pk_lw_projects")),
+    )
+    op.create_table(
+        "lw_retrains",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("cause", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("event_time", sa.BigInteger(), nullable=False),
+        sa.Column("decision", sa.Text(), nullable=False),
+        sa.Column("why", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("run_id", sa.Text(), nullable=True),
+        sa.Column("version", sa.Integer(), nullable=True),
+        sa.Column("plan", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "\"decision\" IN ('run', 'suppress', 'ask')", name=op.f("ck_lw_retrains_decision")
+        ),
+        sa.CheckConstraint(
+            "\"state\" IN ('proposed', 'running', 'succeeded', 'failed', 'suppressed', 'waiting')",
+            name=op.f("ck_lw_retrains_state"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_retrains")),
+        sa.UniqueConstraint("model", "key", name=op.f("uq_lw_retrains_model_key")),
+    )
+    op.create_table(
+        "lw_route_tables",
+        sa.Column(
+            "serial",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=False,
+            nullable=False,
+        ),
+        sa.Column("document", sa.Text(), nullable=False),
+        sa.Column("signature", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("serial", name=op.f("pk_lw_route_tables")),
+    )
+    op.create_table(
+        "lw_runs",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("experiment", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("started_at", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("snapshot", sa.Text(), nullable=True),
+        sa.Column("bundle", sa.Text(), nullable=True),
+        sa.Column("params", sa.Text(), nullable=False),
+        sa.Column("metrics", sa.Text(), nullable=False),
+        sa.Column("context", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("run_id", name=op.f("pk_lw_runs")),
+    )
+    op.create_index(op.f("ix_lw_runs_model_started_at"), "lw_runs", ["model", "started_at"], unique=False)
+    op.create_table(
+        "lw_segments",
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("segment", sa.Text(), nullable=False),
+        sa.Column("shipped", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("source", "segment", name=op.f("pk_lw_segments")),
+    )
+    op.create_table(
+        "lw_snapshots",
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("manifest", sa.Text(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_lw_snapshots")),
+    )
+    op.create_table(
+        "lw_users",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("disabled_at", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_lw_users")),
+    )
+    op.create_table(
+        "lw_versions",
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("bundle", sa.Text(), nullable=True),
+        sa.Column("run_id", sa.Text(), nullable=True),
+        sa.Column("snapshot", sa.Text(), nullable=True),
+        sa.Column("semver", sa.Text(), nullable=True),
+        sa.Column("stage", sa.Text(), nullable=False),
+        sa.Column("author", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("parent", sa.Integer(), nullable=True),
+        sa.Column("metrics", sa.Text(), nullable=False),
+        sa.Column("annotations", sa.Text(), nullable=False),
+        sa.CheckConstraint(
+            "\"stage\" IN ('None', 'Staging', 'Production', 'Archived')", name=op.f("ck_lw_versions_stage")
+        ),
+        sa.PrimaryKeyConstraint("model", "version", name=op.f("pk_lw_versions")),
+    )
+    op.create_index(op.f("ix_lw_versions_bundle"), "lw_versions", ["bundle"], unique=False)
+    op.create_table(
+        "lw_watermarks",
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("event_time", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("model", name=op.f("pk_lw_watermarks")),
+    )
+    op.create_table(
+        "lw_windows",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("start", sa.BigInteger(), nullable=False),
+        sa.Column("end", sa.BigInteger(), nullable=False),
+        sa.Column("verdict", sa.Text(), nullable=False),
+        sa.Column("payload", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("\"kind\" IN ('drift', 'quality', 'prediction')", name=op.f("ck_lw_windows_kind")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_windows")),
+        sa.UniqueConstraint(
+            "model",
+            "version",
+            "kind",
+            "start",
+            "end",
+            name=op.f("uq_lw_windows_model_version_kind_start_end"),
+        ),
+    )
+    op.create_table(
+        "lw_promotions",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("stage", sa.Text(), nullable=False),
+        sa.Column("bundle", sa.Text(), nullable=False),
+        sa.Column("requested_by", sa.Text(), nullable=False),
+        sa.Column("requested_at", sa.BigInteger(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("decided_at", sa.BigInteger(), nullable=True),
+        sa.Column("policy", sa.Text(), nullable=False),
+        sa.Column("policy_digest", sa.Text(), nullable=False),
+        sa.CheckConstraint(
+            "\"state\" IN ('pending', 'effective', 'rejected', 'withdrawn', 'reverted')",
+            name=op.f("ck_lw_promotions_state"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["model", "version"],
+            ["lw_versions.model", "lw_versions.version"],
+            name=op.f("fk_lw_promotions_model_version"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_promotions")),
+    )
+    op.create_index(
+        op.f("ix_lw_promotions_model_version"), "lw_promotions", ["model", "version"], unique=False
+    )
+    op.create_table(
+        "lw_rollouts",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("baseline", sa.Integer(), nullable=True),
+        sa.Column("promotion_id", sa.Text(), nullable=True),
+        sa.Column("plan", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("started_at", sa.BigInteger(), nullable=False),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.CheckConstraint(
+            "\"status\" IN ('running', 'paused', 'completed', 'rolled_back', 'aborted')",
+            name=op.f("ck_lw_rollouts_status"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["model", "version"],
+            ["lw_versions.model", "lw_versions.version"],
+            name=op.f("fk_lw_rollouts_model_version"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_rollouts")),
+    )
+    op.create_index(
+        op.f("ix_lw_rollouts_model_started_at"), "lw_rollouts", ["model", "started_at"], unique=False
+    )
+    op.create_table(
+        "lw_tokens",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("user", sa.Text(), nullable=False),
+        sa.Column("hash", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=True),
+        sa.Column("last_used_at", sa.BigInteger(), nullable=True),
+        sa.Column("revoked_at", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(["user"], ["lw_users.name"], name=op.f("fk_lw_tokens_user")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_tokens")),
+    )
+    op.create_index(op.f("ix_lw_tokens_user"), "lw_tokens", ["user"], unique=False)
+    op.create_table(
+        "lw_approvals",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("promotion_id", sa.Text(), nullable=False),
+        sa.Column("reviewer", sa.Text(), nullable=False),
+        sa.Column("decision", sa.Text(), nullable=False),
+        sa.Column("comment", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("bundle", sa.Text(), nullable=False),
+        sa.CheckConstraint("\"decision\" IN ('approve', 'reject')", name=op.f("ck_lw_approvals_decision")),
+        sa.ForeignKeyConstraint(
+            ["promotion_id"], ["lw_promotions.id"], name=op.f("fk_lw_approvals_promotion_id")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_approvals")),
+        sa.UniqueConstraint("promotion_id", "reviewer", name=op.f("uq_lw_approvals_promotion_id_reviewer")),
+    )
+    op.create_table(
+        "lw_rollout_events",
+        sa.Column(
+            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("rollout_id", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("event_time", sa.BigInteger(), nullable=True),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("payload", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["rollout_id"], ["lw_rollouts.id"], name=op.f("fk_lw_rollout_events_rollout_id")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_rollout_events")),
+    )
+    op.create_index(
+        op.f("ix_lw_rollout_events_rollout_id"), "lw_rollout_events", ["rollout_id"], unique=False
+    )
     for statement in GUARDS[op.get_bind().dialect.name]:
         op.execute(statement)
