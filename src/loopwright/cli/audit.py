@@ -8,7 +8,7 @@ import click
 
 from loopwright.cli.lazy import subcommands
 from loopwright.cli.session import Session, command
-from loopwright.cli.show import table, text
+from loopwright.cli.show import Column, table, text
 from loopwright.kernel.files import write_atomic
 
 
@@ -26,7 +26,7 @@ def audit() -> None:
 @click.option("--limit", type=int, default=50, show_default=True, help="At most so many, the newest.")
 def show(session: Session, **filters: Any) -> None:
     """Show who did what to what, when, on which evidence."""
-    columns = [("#", "seq"), ("at", "at"), ("who", "actor"), ("did", "action"), ("to", "subject"),
+    columns: list[Column] = [("#", "seq"), ("at", "at"), ("who", "actor"), ("did", "action"), ("to", "subject"),
                ("with", lambda row: _brief(row["payload"]))]  # fmt: skip
     session.show(session.call("audit.show", **filters), lambda rows: table(rows, columns))
 

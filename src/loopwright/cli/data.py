@@ -79,12 +79,14 @@ def _checked(answer: dict[str, Any], rows: bool) -> str:
     for one in answer["tables"]:
         verdict = f"blocked by {', '.join(one['blocked_by'])}" if one["blocked_by"] else one["state"]
         parts.append(
-            f"{one['table']}: {one['input_rows']:,} rows = {one['good_rows']:,} good + {one['bad_rows']:,} bad · {verdict}"
+            f"{one['table']}: {one['input_rows']:,} rows = {one['good_rows']:,} good + {one['bad_rows']:,} bad"
+            f" · {verdict}"
         )
         broken = [rule for rule in one["rules"] if rule["state"] != "PASS"]
         if broken:
             parts.append(_indented(table(broken, [
-                ("rule", "name"), ("column", "column"), ("severity", "severity"), ("state", "state"), ("rows", "failed"),
+                ("rule", "name"), ("column", "column"), ("severity", "severity"), ("state", "state"),
+                ("rows", "failed"),
             ])))  # fmt: skip
         if rows:
             parts += [

@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         click.echo(f"loopwright: {error.format_message()}", err=True)
         return BAD
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the edge: whatever it is becomes one paragraph
         return _told(error, debug="--debug" in arguments)
     return code if isinstance(code, int) else OK
 

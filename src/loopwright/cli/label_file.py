@@ -28,23 +28,24 @@ def read(file: Path, id_column: str, label_column: str, available_column: str | 
         raise BadInput("a kind of file not known here", got=file.name, wanted=", ".join(READERS))
     try:
         with connect() as engine:
-            found = engine.execute(f"SELECT * FROM {reader}", [str(file)]).to_arrow_table()
+            found = engine.sql(f"SELECT * FROM {reader}", params=[str(file)]).to_arrow_table()
     except duckdb.Error as error:
         raise BadInput(f"cannot be read ({str(error).splitlines()[0]})", where=str(file)) from None
     for name in filter(None, (id_column, label_column, available_column)):
         if name not in found.column_names:
             raise BadInput(
                 f"no column `{name}`", where=str(file), got=", ".join(found.column_names),
-                next=did_you_mean(name, found.column_names) or "Name it with --id-column, --label-column or --available-at.",
+                next=did_you_mean(name, found.column_names)
+                or "Name it with --id-column, --label-column or --available-at.",
             )  # fmt: skip
     ids = [str(value) for value in found.column(id_column).to_pylist()]
     labels = [_number(value) for value in found.column(label_column).to_pylist()]
     if available_column is None:
-        return [{"id": id, "label": label} for id, label in zip(ids, labels, strict=True)]
+        return [{"id": name, "label": label} for name, label in zip(ids, labels, strict=True)]
     moments = [_moment(value, file) for value in found.column(available_column).to_pylist()]
     return [
-        {"id": id, "label": label, "available_at": moment}
-        for id, label, moment in zip(ids, labels, moments, strict=True)
+        {"id": name, "label": label, "available_at": moment}
+        for name, label, moment in zip(ids, labels, moments, strict=True)
     ]
 
 

@@ -7,7 +7,7 @@ import click
 
 from loopwright.cli.lazy import subcommands
 from loopwright.cli.session import Session, command
-from loopwright.cli.show import share, table, text
+from loopwright.cli.show import Column, share, table, text
 
 
 @subcommands()
@@ -55,9 +55,10 @@ def drift(session: Session, model: str, version: int | None, limit: int) -> None
 @click.option("--limit", type=int, default=52, show_default=True, help="So many windows, the newest.")
 def quality(session: Session, model: str, version: int | None, limit: int) -> None:
     """Show quality over time, on the labels known so far."""
-    columns = [("from", "start"), ("to", "end"), ("version", "version"), ("verdict", "verdict"),
+    columns: list[Column] = [("from", "start"), ("to", "end"), ("version", "version"), ("verdict", "verdict"),
                ("metric", lambda w: w["payload"].get("metric")), ("value", lambda w: w["payload"].get("value")),
-               ("reference", lambda w: w["payload"].get("reference")), ("labels", lambda w: w["payload"].get("n"))]  # fmt: skip
+               ("reference", lambda w: w["payload"].get("reference")),
+               ("labels", lambda w: w["payload"].get("n"))]  # fmt: skip
     session.show(
         session.call("monitoring.quality", model=model, version=version, limit=limit),
         lambda rows: table(
@@ -76,7 +77,7 @@ def alerts() -> None:
 @click.option("--state", type=click.Choice(["open", "acknowledged", "resolved"]), help="Only these.")
 def list_alerts(session: Session, model: str | None, state: str | None) -> None:
     """List alerts, worst tier first."""
-    columns = [("alert", "id"), ("tier", "tier"), ("model", "model"), ("version", "version"), ("what", "title"),
+    columns: list[Column] = [("alert", "id"), ("tier", "tier"), ("model", "model"), ("version", "version"), ("what", "title"),
                ("state", "state"), ("by", "by"), ("event time", "event_time")]  # fmt: skip
     session.show(
         session.call("monitoring.alerts", model=model, state=state),

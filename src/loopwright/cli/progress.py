@@ -51,7 +51,8 @@ class Live(Lines):
 
         self._console = Console(stderr=True)
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}"),
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(), console=self._console, transient=True,
         )  # fmt: skip
         self._task: Any = None

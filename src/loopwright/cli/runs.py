@@ -7,7 +7,7 @@ import click
 
 from loopwright.cli.lazy import subcommands
 from loopwright.cli.session import Session, command
-from loopwright.cli.show import pairs, table, text
+from loopwright.cli.show import Column, pairs, table, text
 
 
 @subcommands()
@@ -20,7 +20,7 @@ def runs() -> None:
 @click.option("--limit", type=int, default=50, show_default=True, help="At most so many, the newest.")
 def list_runs(session: Session, model: str | None, limit: int) -> None:
     """List runs, newest first."""
-    columns = [("run", "run_id"), ("model", "model"), ("status", "status"), ("started", "started_at"),
+    columns: list[Column] = [("run", "run_id"), ("model", "model"), ("status", "status"), ("started", "started_at"),
                ("by", "actor"), ("why", "reason"), ("metrics", lambda r: _first(r["metrics"])),
                ("bundle", lambda r: (r["bundle"] or "")[:12])]  # fmt: skip
     session.show(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-Column = tuple[str, str | Callable[[Mapping[str, Any]], Any]]
+Column = tuple[str, str | Callable[[Any], Any]]
 """A heading, and the key of a row or a function of it."""
 
 _COLOURS = {
@@ -36,9 +36,9 @@ def pairs(items: Mapping[str, Any]) -> str:
 
 def text(value: Any) -> str:
     """Return a value as a person reads it: numbers short, times to the minute, nothing as "–"."""
+    if value is None or value in ("", [], {}, ()):
+        return "–"
     match value:
-        case None | "" | [] | {}:
-            return "–"
         case bool():
             return "yes" if value else "no"
         case float():

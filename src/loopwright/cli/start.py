@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from loopwright.cli.progress import watch
+from loopwright.cli.quiet import stdout_for_the_answer
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import text
 from loopwright.kernel.actor import SYSTEM
@@ -59,7 +60,7 @@ def run(
     retrain: str | None,
     tracking_uri: str | None,
 ) -> int:
-    """Take PROJECT from data to a gated, registered version.
+    """Take a project from data to a gated, registered version.
 
     Exit code 1 when the gates say no. With --url the control plane must run on this machine: the training runs here,
     on its home, and is tracked through it.
@@ -78,7 +79,8 @@ def run(
     if session.as_json:
         from loopwright.pipeline.progress import Silent
 
-        report = run_project(**_arguments(context, opened, reason, retrain), progress=Silent())
+        with stdout_for_the_answer():
+            report = run_project(**_arguments(context, opened, reason, retrain), progress=Silent())
     else:
         with watch() as progress:
             report = run_project(**_arguments(context, opened, reason, retrain), progress=progress)

@@ -1,7 +1,7 @@
 """The control plane as one ASGI app: /api/v1, /mlflow, /healthz, /readyz, /metrics, /docs."""
 
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -33,7 +33,7 @@ class Mounted:
         """Make the app; keeps the error when that fails."""
         try:
             self.app = make()
-        except BaseException as error:  # kept and shown by /readyz: the process must not look healthy
+        except BaseException as error:  # noqa: BLE001 - kept and shown by /readyz: the process must not look healthy
             self.error = error
         finally:
             self.done.set()
@@ -57,7 +57,8 @@ def create_app(
 ) -> App:
     """Return the app. MLflow is loaded in a thread when the app starts; /readyz answers 200 once it is there.
 
-    `own_token` lets in the processes that this one starts. `controllers` run while the app runs. `greeting` is called once, when everything is ready.
+    `own_token` lets in the processes that this one starts. `controllers` run while the app runs. `greeting` is
+    called once, when everything is ready.
     """
     mlflow = Mounted("MLflow")
     app = FastAPI(
@@ -149,6 +150,3 @@ async def _unfit(request: Request, error: Exception) -> JSONResponse:
     name = ".".join(str(part) for part in first["loc"][1:]) or "the body"
     fault = BadInput(f"`{name}`: {first['msg']}", where=request.url.path, got=first.get("input"))
     return JSONResponse(fault.to_json(), status_code=fault.http_status)
-
-
-Handler = Callable[[Request, Exception], Awaitable[JSONResponse]]

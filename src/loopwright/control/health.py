@@ -1,6 +1,5 @@
 """What `doctor` looks at. Every finding says what to do."""
 
-import os
 import shutil
 import stat
 import sys
@@ -69,7 +68,7 @@ def _space(ctx: Context) -> Finding:
 
 def _key(ctx: Context) -> Finding:
     path = ctx.home.keys / KEY_FILE
-    mode = stat.S_IMODE(os.stat(path).st_mode)
+    mode = stat.S_IMODE(path.stat().st_mode)
     return (
         mode & 0o077 == 0,
         f"{ctx.key.public.key_id}, mode {mode:o}",

@@ -54,7 +54,8 @@ def render(context: Context, controllers: Controllers) -> str:
         _metric("loopwright_alerts", "gauge", "Alerts that stand.",
                 [({"model": m, "tier": tier, "state": state}, n) for (m, tier, state), n in standing.items()]),
         _metric("loopwright_canary_weight", "gauge", "Share of requests the running rollout's candidate answers.",
-                [({"model": model, "version": str(r.version)}, canary_weight(r.state)) for model, r in running.items()]),
+                [({"model": model, "version": str(one.version)}, canary_weight(one.state))
+                 for model, one in running.items()]),
     ]  # fmt: skip
     return "".join(parts)
 

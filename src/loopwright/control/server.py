@@ -1,10 +1,12 @@
 """`loopwright up`: one process with API, MLflow app and controllers."""
 
 import logging
+import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +58,7 @@ def up(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at host:port; raises Conflict when it is taken, BadInput when there is no such host."""
+    """Return a socket that listens at host:port; raises Conflict when it is taken, BadInput for no such host."""
     if not 0 <= port <= 65535:
         raise BadInput("not a port", got=port, wanted="0 to 65535")
     try:
@@ -76,6 +78,16 @@ def bind(host: str, port: int) -> socket.socket:
             ) from None
         raise Unavailable(f"cannot listen at port {port} ({error.strerror or error})", where=host) from None
     return listener
+
+
+class _Server(uvicorn.Server):
+    """Ends in order on a signal. uvicorn's own raises the signal again afterwards, as if we had been killed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        yield
 
 
 def _serve(context: Context, listener: socket.socket, *, local: bool, tell: Say) -> int:
@@ -102,7 +114,7 @@ def _serve(context: Context, listener: socket.socket, *, local: bool, tell: Say)
         controllers=controllers,
         greeting=greet,
     )
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5)
     )
     server.run(sockets=[listener])

@@ -95,7 +95,7 @@ class Controllers:
             try:
                 if self._lead():
                     self._round()
-            except Exception as error:  # the loop outlives a database that is away for a while
+            except Exception as error:  # noqa: BLE001 - the loop outlives a database that is away for a while
                 self.leading = False
                 self._renew_at = 0.0
                 log.warning("controllers: %s", explain(error) or repr(error))
@@ -125,7 +125,7 @@ class Controllers:
                 try:
                     did += [{"controller": name, **done} for done in tick(self.context)]
                     health.last_error = ""
-                except Exception as error:  # the next controller still has its turn
+                except Exception as error:
                     errors.append(error)
                     health.failures += 1
                     told = str(explain(error) or f"{type(error).__name__}: {error}")

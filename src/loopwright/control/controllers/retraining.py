@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,28 @@ class Paths:
         return cls(folder / f"{retrain.id}.pid", folder / f"{retrain.id}.json", folder / f"{retrain.id}.log")
 
 
+Command = Callable[[Context, Retrain, Path], list[str]]
+
+
+def training_command(ctx: Context, retrain: Retrain, project: Path) -> list[str]:
+    """The command line of the run that answers `retrain`, on what was known at its event time."""
+    command = [
+        sys.executable, "-m", "loopwright", "run", str(project), "--home", str(ctx.home.root),
+        "--retrain", retrain.id, "--tracking-uri", ctx.tracking_uri, "--json",
+    ]  # fmt: skip
+    if retrain.plan.get("as_of"):
+        command += ["--set", f"data.as_of={retrain.plan['as_of']}"]
+    if retrain.plan.get("reason"):
+        command += ["--reason", str(retrain.plan["reason"])]
+    return command
+
+
 class RetrainingController:
     """Owns the child processes. `token` is what they show to the tracking server."""
 
-    def __init__(self, token: str | None = None) -> None:
+    def __init__(self, token: str | None = None, command: Command | None = None) -> None:
         self.token = token
+        self.command = command or training_command
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def tick(self, ctx: Context) -> list[dict[str, Any]]:
@@ -72,14 +90,7 @@ class RetrainingController:
             return self._settle(ctx, retrain, "failed", {"why": f"the project is gone: {folder}"})
         paths = Paths.of(ctx, retrain)
         paths.pid.parent.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable, "-m", "loopwright", "run", str(folder), "--home", str(ctx.home.root),
-            "--retrain", retrain.id, "--tracking-uri", ctx.tracking_uri, "--json",
-        ]  # fmt: skip
-        if retrain.plan.get("as_of"):
-            command += ["--set", f"data.as_of={retrain.plan['as_of']}"]
-        if retrain.plan.get("reason"):
-            command += ["--reason", str(retrain.plan["reason"])]
+        command = self.command(ctx, retrain, folder)
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         if self.token:
             environment["MLFLOW_TRACKING_TOKEN"] = self.token
@@ -142,7 +153,8 @@ class RetrainingController:
                 payload={"retrain": retrain.id, "run_id": run_id, "version": version, "why": why},
             )  # fmt: skip
         return {
-            "model": retrain.model, "retrain": retrain.id, "state": state, "run_id": run_id, "version": version, "why": why,
+            "model": retrain.model, "retrain": retrain.id, "state": state, "run_id": run_id, "version": version,
+            "why": why,
         }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from loopwright.kernel.stage import Stage
 from loopwright.registry import evidence as registry_evidence
 from loopwright.registry import lineage as registry_lineage
 from loopwright.registry import promotion, versions
-from loopwright.registry.promotion import Promotion
+from loopwright.registry.policy import Promotion
 
 
 @operation("models.list", "GET", "/models")

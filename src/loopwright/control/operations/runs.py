@@ -37,9 +37,10 @@ def compare(ctx: Context, runs: list[str]) -> dict[str, Any]:
         found = [pipeline_store.find_run(conn, run) for run in runs]
     flat = [_facts(run) for run in found]
     names = list(dict.fromkeys(name for facts in flat for name in facts))
-    rows = [{"name": name, "values": [facts.get(name) for facts in flat]} for name in names]
-    for row in rows:
-        row["differs"] = any(value != row["values"][0] for value in row["values"])
+    rows = []
+    for name in names:
+        values = [facts.get(name) for facts in flat]
+        rows.append({"name": name, "values": values, "differs": any(value != values[0] for value in values)})
     return {"runs": [run["run_id"] for run in found], "rows": rows}
 
 

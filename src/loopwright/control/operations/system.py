@@ -62,7 +62,7 @@ def _of_model(conn: Connection, model: str) -> dict[str, Any]:
     drift = monitoring_store.list_windows(conn, model, kind="drift", limit=1)
     quality = monitoring_store.list_windows(conn, model, kind="quality", limit=1)
     pending = promotion.list_promotions(conn, model=model, state="pending")
-    tiers = sorted({alert.tier for alert in standing})
+    tiers = sorted({alert.tier.value for alert in standing})
     return {
         "model": model,
         "versions": len(found),
@@ -75,7 +75,7 @@ def _of_model(conn: Connection, model: str) -> dict[str, Any]:
         "health": _health(stable, tiers),
         "drift": drift[-1].verdict if drift else None,
         "quality": quality[-1].to_json() if quality else None,
-        "alerts": {tier: sum(alert.tier == tier for alert in standing) for tier in tiers},
+        "alerts": {tier: sum(alert.tier.value == tier for alert in standing) for tier in tiers},
         "waiting": [{"version": one.version, "stage": one.stage.value, "by": one.requested_by} for one in pending],
         "event_time": monitoring_store.watermark(conn, model),
     }  # fmt: skip

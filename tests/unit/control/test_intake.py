@@ -1,0 +1,139 @@
+"""Events are taken in exactly once."""
+
+import itertools
+import zlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loopwright.control import intake
+from loopwright.control.context import Context
+from loopwright.kernel.clock import to_us
+from loopwright.kernel.errors import BadInput
+from loopwright.monitoring.store import arm_counts, watermark
+from loopwright.serving.events import Event, frame
+from loopwright.serving.fold import fold_events
+from loopwright.serving.wire import BatchHeader, pack_batch
+
+SEGMENTS = itertools.count()
+HOUR = datetime(2013, 4, 1, 5, tzinfo=UTC)
+
+
+def events(count: int, *, first: int = 0, moment: datetime = HOUR) -> list[Event]:
+    return [
+        Event(
+            f"f{first + i}",
+            "u",
+            to_us(moment),
+            to_us(moment),
+            "late",
+            1,
+            "stable",
+            900,
+            "ok",
+            "",
+            [1.0],
+            [0.2],
+        )
+        for i in range(count)
+    ]
+
+
+def body(sent: list[Event], start: int = 0, **changes: Any) -> bytes:
+    frames = b"".join(frame(event) for event in sent)
+    fields = {
+        "source": "sv_1", "segment": "w0-1", "start": start, "end": start + len(frames), "events": len(sent),
+        "crc32": zlib.crc32(frames), "max_event_time": None, "folds": fold_events(sent, lambda *_: None), **changes,
+    }  # fmt: skip
+    return pack_batch(BatchHeader(**fields), frames)
+
+
+def counted(ctx: Context) -> int:
+    with ctx.ledger.read() as conn:
+        return arm_counts(conn, "late", 1, "stable", HOUR - timedelta(days=1), HOUR + timedelta(days=1)).n
+
+
+def logged(ctx: Context) -> int:
+    return sum(pq.read_metadata(file).num_rows for file in ctx.home.predictions.rglob("*.parquet"))
+
+
+def test_a_batch_is_counted_logged_and_answered_with_its_end(ctx: Context) -> None:
+    sent = body(events(10))
+    reached = intake.take_in(ctx, sent)
+    assert reached > 0
+    assert (counted(ctx), logged(ctx)) == (10, 10)
+    with ctx.ledger.read() as conn:
+        assert watermark(conn, "late") == HOUR
+
+
+def test_a_retry_changes_nothing_and_is_told_where_to_go_on(ctx: Context) -> None:
+    sent = body(events(10))
+    reached = intake.take_in(ctx, sent)
+    assert intake.take_in(ctx, sent) == reached
+    assert (counted(ctx), logged(ctx)) == (10, 10)
+
+
+def test_a_gap_is_not_taken_in(ctx: Context) -> None:
+    assert intake.take_in(ctx, body(events(5), start=1000)) == 0
+    assert (counted(ctx), logged(ctx)) == (0, 0)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(order=st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_whatever_is_lost_or_repeated_each_event_counts_once(ctx: Context, order: list[int]) -> None:
+    segment = f"s{next(SEGMENTS)}"
+    before = counted(ctx)
+    bodies, offsets, start = [], [0], 0
+    for part in range(4):
+        sent = events(3, first=part * 3)
+        bodies.append(body(sent, start, segment=segment))
+        start += sum(len(frame(event)) for event in sent)
+        offsets.append(start)
+    expected = 0
+    for part in order:
+        reached = intake.take_in(ctx, bodies[part])
+        expected = max(expected, part + 1) if part == expected else expected
+        assert reached == offsets[expected]
+    assert counted(ctx) - before == 3 * expected
+
+
+def test_when_the_ledger_does_not_commit_the_next_attempt_writes_the_same_rows_over(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("killed here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(intake.store, "set_shipped", fails)
+        with pytest.raises(RuntimeError):
+            intake.take_in(ctx, body(events(10)))
+    assert counted(ctx) == 0
+    intake.take_in(ctx, body(events(12)))
+    assert (counted(ctx), logged(ctx)) == (12, 12)
+
+
+@pytest.mark.parametrize(
+    "change", [{"crc32": 1}, {"end": 7}, {"source": "../x"}, {"segment": "a/b"}, {"source": ""}]
+)
+def test_a_damaged_batch_is_refused_whole(ctx: Context, change: dict[str, Any]) -> None:
+    with pytest.raises(BadInput):
+        intake.take_in(ctx, body(events(3), **change))
+    assert (counted(ctx), logged(ctx)) == (0, 0)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_noise_is_refused(ctx: Context, noise: bytes) -> None:
+    with pytest.raises(BadInput):
+        intake.take_in(ctx, noise)
+
+
+def test_an_event_from_the_future_does_not_move_event_time(ctx: Context) -> None:
+    sent = [*events(1), *events(1, first=1, moment=ctx.now + timedelta(days=900))]
+    intake.take_in(ctx, body(sent))
+    with ctx.ledger.read() as conn:
+        assert watermark(conn, "late") == HOUR
