@@ -221,10 +221,15 @@ class _Look:
         if reference is None:
             return []
         settings = self.spec.monitoring.drift
-        counts = store.arm_counts(self.conn, self.spec.model, version, None, window.start, window.end)
+        days = store.daily_counts(self.conn, self.spec.model, version, window.start, window.end)
+        counts = sum(days, store.FoldCounts())
         try:
             columns = judge_drift(
-                _without_failed(reference), counts.profile, warn=min(0.1, settings.psi), alarm=settings.psi
+                _without_failed(reference),
+                counts.profile,
+                warn=min(0.1, settings.psi),
+                alarm=settings.psi,
+                days=[day.profile for day in days],
             )
         except LoopwrightError as error:
             payload: dict[str, Any] = {"rows": counts.profile.rows, "columns": {}, "error": str(error)}

@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from loopwright.data import duck
 from loopwright.kernel.clock import to_us
 from loopwright.kernel.errors import BadInput
 from loopwright.kernel.files import write_atomic
@@ -71,8 +71,9 @@ class LabelLog:
             table = pa.Table.from_arrays(
                 [
                     pa.array([ids[i] for i in rows], pa.string()),
-                    pa.array(values[rows]),
-                    pa.array(times[rows], _MOMENT),
+                    # Lists: pyarrow imports pandas, for seconds and 60 MB, to look at an array.
+                    pa.array(values[rows].tolist(), pa.float64()),
+                    pa.array(times[rows].tolist(), _MOMENT),
                     pa.array([name] * len(rows), pa.string()),
                 ],
                 schema=SCHEMA,
@@ -193,8 +194,9 @@ def outcomes(
 
 
 def _arrow(query: str, parameters: dict[str, Any]) -> pa.Table:
-    # One thread: this runs beside serving, on the same cores.
-    with duckdb.connect(config={"threads": 1}) as connection:
+    with duck.connect() as connection:
+        # One thread: this runs beside serving, on the same cores.
+        connection.execute("SET threads = 1")
         return connection.sql(query, params=parameters).to_arrow_table()
 
 

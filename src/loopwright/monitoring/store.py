@@ -110,7 +110,8 @@ def arm_counts(
 def arm_tally(
     conn: Connection, model: str, version: int, arm: str, since: datetime, until: datetime
 ) -> tuple[int, int, LatencyHistogram]:
-    """(n, errors, latency) of hours that begin in [since, until): `arm_counts` without profiles, ten times cheaper.
+    """(n, errors, latency) of hours that begin in [since, until): `arm_counts` without profiles, ten times
+    cheaper.
 
     The rollout controller reads this twice a second over the whole rollout.
     """
@@ -134,6 +135,30 @@ def arm_tally(
         return n, errors, LatencyHistogram()
     merged = {"growth": growth, "total_us": total_us, "counts": latency}
     return n, errors, LatencyHistogram.from_json(merged)
+
+
+def daily_counts(
+    conn: Connection, model: str, version: int, since: datetime, until: datetime
+) -> list[FoldCounts]:
+    """What `arm_counts` of every arm but shadow sums, day by day (UTC), oldest first; days without answers
+    are absent.
+    """
+    query = (
+        select(folds.c.bucket, folds.c.payload)
+        .where(
+            folds.c.model == model,
+            folds.c.version == version,
+            folds.c.arm != SHADOW,
+            folds.c.bucket >= to_us(since),
+            folds.c.bucket < to_us(until),
+        )
+        .order_by(folds.c.bucket)
+    )
+    days: dict[int, FoldCounts] = {}
+    for bucket, payload in conn.execute(query):
+        day = bucket // 86_400_000_000
+        days[day] = days.get(day, FoldCounts()) + _counts(payload)
+    return list(days.values())
 
 
 def stable_hours(

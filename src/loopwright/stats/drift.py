@@ -3,6 +3,9 @@
 An alarm wants effect and significance both: a bias-corrected PSI over the limit and a p-value that survives
 Benjamini-Hochberg over all columns. PSI alone cries wolf in small windows (with 20 bins and 200 rows it
 exceeds 0.1 in 93 % of quiet ones), significance alone in large ones.
+
+Rows are seldom independent: all flights of an hour share its weather, and a week has few kinds of weather.
+Given the days of a window, the effective number of rows is estimated from how much the days differ.
 """
 
 from collections.abc import Sequence
@@ -24,6 +27,7 @@ Floats = NDArray[np.float64]
 _PSEUDO = 0.5
 # Slots expected to hold fewer rows than this are pooled before the chi-squared approximation is used.
 _EXPECTED = 5.0
+_LEAST_BLOCKS = 4
 
 
 class Level(StrEnum):
@@ -39,6 +43,7 @@ class Level(StrEnum):
 class ColumnDrift:
     """The drift of one column. `ks` is None for categories, which have no order.
 
+    `design_effect`: how many rows count as one, because rows of a day are alike (1: all are independent).
     `verdict` is FAIL at the alarm level, INCONCLUSIVE with too few rows, otherwise PASS (a warning is no
     failure).
     """
@@ -54,6 +59,7 @@ class ColumnDrift:
     null_share: float
     reference_null_share: float
     novel_share: float
+    design_effect: float
     level: Level
     verdict: Verdict
 
@@ -71,7 +77,7 @@ def psi(reference: ArrayLike, current: ArrayLike) -> float:
     return float(np.sum((p - q) * np.log(p / q)))
 
 
-def psi_corrected(reference: ArrayLike, current: ArrayLike) -> float:
+def psi_corrected(reference: ArrayLike, current: ArrayLike, *, design_effect: float = 1.0) -> float:
     """PSI less what chance alone gives, (B - 1)(1/n + 1/m) over the B slots in use; never below 0.
 
     The expectation of PSI between two samples of one distribution (Yurdakul & Naranjo 2020, "Statistical
@@ -80,10 +86,10 @@ def psi_corrected(reference: ArrayLike, current: ArrayLike) -> float:
     _, _, n, m, slots = _shares(reference, current)
     if not n or not m:
         return 0.0
-    return max(0.0, psi(reference, current) - (slots - 1) * (1 / n + 1 / m))
+    return max(0.0, psi(reference, current) - (slots - 1) * design_effect * (1 / n + 1 / m))
 
 
-def psi_pvalue(reference: ArrayLike, current: ArrayLike) -> float:
+def psi_pvalue(reference: ArrayLike, current: ArrayLike, *, design_effect: float = 1.0) -> float:
     """P(a PSI this large | one distribution): PSI / (1/n + 1/m) ~ chi-squared(B - 1), same source.
 
     Slots that chance would give fewer than five rows are pooled first, where the approximation would be too
@@ -101,7 +107,28 @@ def psi_pvalue(reference: ArrayLike, current: ArrayLike) -> float:
     slots = int(((ref + cur) > 0).sum())
     if slots < 2:
         return 1.0
-    return chi2_survival(psi(ref, cur) / (1 / n + 1 / m), slots - 1)
+    return chi2_survival(psi(ref, cur) / (design_effect * (1 / n + 1 / m)), slots - 1)
+
+
+def design_effect(blocks: ArrayLike) -> float:
+    """How many rows count as one, from counts (blocks, slots) of blocks that are independent of each other.
+
+    The mean over slots of a share's variance as seen between blocks, over its variance if rows were
+    independent (Rao & Scott 1981, first-order correction); at least 1. With fewer than four blocks it cannot
+    be told: 1.
+    """
+    counts = np.asarray(blocks, dtype=np.float64)
+    counts = counts[counts.sum(axis=1) > 0]
+    if len(counts) < _LEAST_BLOCKS:
+        return 1.0
+    counts = counts[:, counts.sum(axis=0) > 0]
+    slots, n = counts.shape[1], counts.sum()
+    if slots < 2:
+        return 1.0
+    shares = counts.sum(axis=0) / n
+    spread = ((counts - counts.sum(axis=1, keepdims=True) * shares) ** 2).sum(axis=0)
+    few = len(counts) / (len(counts) - 1)
+    return max(1.0, float(few * (spread / (n * shares)).sum() / (slots - 1)))
 
 
 def ks_from_bins(reference: ArrayLike, current: ArrayLike) -> float:
@@ -151,11 +178,14 @@ def judge_drift(
     alarm: float = 0.25,
     min_rows: int = 1000,
     q: float = 0.05,
+    days: Sequence[Counts] = (),
 ) -> dict[str, ColumnDrift]:
     """Judge every column of the reference against `current`, counted on the same bins.
 
     WARN or ALARM when the bias-corrected PSI exceeds its limit and the adjusted p-value is at most `q`;
-    UNKNOWN with fewer than `min_rows` rows. Raises BadInput when `current` was counted on other bins.
+    UNKNOWN with fewer than `min_rows` rows. `days` are the same rows by day, from which it is estimated how
+    alike the rows of a day are; the reference is taken to be clustered as much. Raises BadInput when
+    `current` was counted on other bins.
     """
     if not 0 < warn <= alarm:
         raise BadInput(
@@ -168,13 +198,14 @@ def judge_drift(
         name: (reference.counts.columns[name], _of(current, name, reference)) for name in reference.columns
     }
     judged = [name for name, (_, cur) in pairs.items() if cur.sum() >= max(min_rows, 1)]
-    pvalues = {name: psi_pvalue(*pairs[name]) for name in judged}
+    effects = {name: _effect(days, name, cur) for name, (_, cur) in pairs.items()}
+    pvalues = {name: psi_pvalue(*pairs[name], design_effect=effects[name]) for name in judged}
     adjusted = dict(zip(judged, benjamini_hochberg(list(pvalues.values())), strict=True))
 
     drifts: dict[str, ColumnDrift] = {}
     for name, (ref, cur) in pairs.items():
         bins = reference.bins[name]
-        corrected = psi_corrected(ref, cur)
+        corrected = psi_corrected(ref, cur, design_effect=effects[name])
         level = Level.UNKNOWN
         if name in adjusted:
             real = adjusted[name] <= q
@@ -197,6 +228,7 @@ def judge_drift(
             null_share=_share(cur, 0),
             reference_null_share=_share(ref, 0),
             novel_share=0.0 if bins.ordered else _share(cur, -1),
+            design_effect=effects[name],
             level=level,
             verdict=_VERDICTS[level],
         )
@@ -225,6 +257,12 @@ def _of(current: Counts, name: str, reference: Reference) -> NDArray[np.int64]:
             next="Count the rows with the reference of the same bundle.",
         )
     return counts
+
+
+def _effect(days: Sequence[Counts], name: str, current: NDArray[np.int64]) -> float:
+    blocks = [day.columns[name] for day in days if name in day.columns]
+    fit = [block for block in blocks if len(block) == len(current)]
+    return design_effect(np.array(fit)) if fit else 1.0
 
 
 def _pair(reference: ArrayLike, current: ArrayLike) -> tuple[Floats, Floats]:

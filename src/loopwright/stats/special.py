@@ -14,11 +14,11 @@ def chi2_survival(x: float, df: float) -> float:
     """
     if math.isnan(x) or df <= 0:
         return math.nan
-    if x <= 0:
-        return 1.0
-    if math.isinf(x):
-        return 0.0
     a, z = df / 2, x / 2
+    if z <= 0:
+        return 1.0
+    if math.isinf(z):
+        return 0.0
     scale = math.exp(-z + a * math.log(z) - math.lgamma(a))
     return max(0.0, 1.0 - scale * _series(a, z)) if z < a + 1 else min(1.0, scale * _fraction(a, z))
 

@@ -91,7 +91,7 @@ def test_a_look_when_nothing_has_become_complete_reads_no_folds(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.weeks(1)
-    monkeypatch.setattr(store, "arm_counts", None)
+    monkeypatch.setattr(store, "daily_counts", None)
     monkeypatch.setattr(module, "outcomes", None)
     monkeypatch.setattr(world.ledger.__class__, "write", None)
     assert world.look() == module.Evaluation("flight-late", MONDAY + timedelta(days=8, hours=12))

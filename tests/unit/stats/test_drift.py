@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from scipy.spatial.distance import jensenshannon
@@ -10,6 +10,7 @@ from loopwright.kernel.verdict import Verdict
 from loopwright.stats.drift import (
     Level,
     benjamini_hochberg,
+    design_effect,
     js_divergence,
     judge_drift,
     ks_from_bins,
@@ -17,7 +18,7 @@ from loopwright.stats.drift import (
     psi_corrected,
     psi_pvalue,
 )
-from loopwright.stats.profile import Counts, build_reference
+from loopwright.stats.profile import EMPTY, Counts, build_reference
 from loopwright.stats.special import chi2_survival
 
 counts = st.lists(st.integers(0, 1000), min_size=2, max_size=25)
@@ -43,6 +44,7 @@ def window(n: int, *, shift: float = 0.0, values: tuple[str, ...] = ("a", "b", "
 
 
 @given(st.floats(0, 500), st.integers(1, 100))
+@example(5e-324, 1)
 def test_chi2_survival_agrees_with_scipy(x: float, df: int) -> None:
     assert chi2_survival(x, df) == pytest.approx(scipy_stats.chi2.sf(x, df), rel=1e-9, abs=1e-12)
 
@@ -106,6 +108,42 @@ def test_quiet_windows_raise_no_alarm_over_many_looks() -> None:
         d.level for seed in range(200) for d in judge_drift(REFERENCE, window(1000, seed=seed)).values()
     }
     assert levels == {Level.QUIET}
+
+
+def weather_week(seed: int, *, shift: float = 0.0) -> list[Counts]:
+    """Seven days of 900 rows; x is the day's weather, hardly varying within it. y and c are each row's own."""
+    random = np.random.default_rng(seed)
+    days = []
+    for weather in random.normal(shift, 0.95, 7):
+        x = weather + random.normal(0, 0.3, 900)
+        c = random.choice(np.array(["a", "b", "c"], dtype=object), 900)
+        days.append(REFERENCE.count({"x": x, "y": random.normal(size=900), "c": c}))
+    return days
+
+
+def test_a_week_of_weather_is_no_drift_though_its_rows_are_many() -> None:
+    weeks = [weather_week(seed) for seed in range(60)]
+    naive = [judge_drift(REFERENCE, sum(days, EMPTY))["x"].level is Level.ALARM for days in weeks]
+    aware = [judge_drift(REFERENCE, sum(days, EMPTY), days=days)["x"].level is Level.ALARM for days in weeks]
+    assert np.mean(naive) > 0.7
+    assert np.mean(aware) < 0.1
+
+
+def test_a_season_is_still_found_in_clustered_rows() -> None:
+    weeks = [weather_week(seed, shift=3.0) for seed in range(20)]
+    found = [judge_drift(REFERENCE, sum(days, EMPTY), days=days)["x"].level is Level.ALARM for days in weeks]
+    assert np.mean(found) > 0.8
+
+
+def test_the_design_effect_is_one_for_independent_rows_and_the_cluster_size_for_copies() -> None:
+    random = np.random.default_rng(1)
+    shares = np.full(10, 0.1)
+    independent = [design_effect(random.multinomial(500, shares, size=7)) for _ in range(200)]
+    assert np.mean(independent) == pytest.approx(1.0, abs=0.15)
+    copies = [design_effect(random.multinomial(1, shares, size=300) * 50) for _ in range(20)]
+    assert np.mean(copies) == pytest.approx(50, rel=0.05)
+    assert design_effect(np.array([[5, 0], [0, 5]])) == 1.0
+    assert design_effect(np.array([[5, 0]] * 7)) == 1.0
 
 
 def test_a_small_window_gives_no_verdict() -> None:

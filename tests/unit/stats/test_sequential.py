@@ -51,7 +51,7 @@ def test_nothing_seen_is_never_a_pass() -> None:
 
 @pytest.mark.parametrize("canary_share", [0.05, 0.5])
 def test_peeking_at_every_error_of_equal_arms_fails_at_most_alpha_of_them(canary_share: float) -> None:
-    wrong, trials, alpha = 0, 200, 0.05
+    wrong, trials, alpha = 0, 100, 0.05
     for seed in range(trials):
         random = np.random.default_rng(seed)
         canary = random.random(8000) < canary_share
@@ -69,12 +69,12 @@ def test_peeking_at_every_error_of_equal_arms_fails_at_most_alpha_of_them(canary
 
 
 def test_peeking_at_a_canary_at_the_margin_passes_at_most_alpha_of_them() -> None:
-    wrong, trials, alpha = 0, 200, 0.05
+    wrong, trials, alpha = 0, 100, 0.05
     for seed in range(trials):
         random = np.random.default_rng(seed)
         k1 = np.cumsum(random.random(20_000) < 0.003)
         k0 = np.cumsum(random.random(20_000) < 0.001)
-        looks = range(100, 20_001, 400)
+        looks = range(500, 20_001, 500)
         wrong += any(
             error_rate_judgement(n, int(k0[n - 1]), n, int(k1[n - 1]), margin=0.002, alpha=alpha).verdict
             is Verdict.PASS
