@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Refused, Unavailable
 from loopwright.serving import v2
@@ -125,8 +124,12 @@ class App:
         body = message.get("body", b"")
         if message["type"] != "http.request" or message.get("more_body"):
             body = await self._rest(message, receive)
-        request = v2.parse_request(body, json_length)
+        if len(body) > self._bounds.body:  # a chunked body that came at once names no length
+            raise v2.TooLarge(
+                "the body is too large", got=len(body), wanted=f"at most {self._bounds.body} bytes"
+            )
         target = self._engine.target(model, version)
+        request = v2.parse_request(body, json_length)
         schema = target.reader.schema
         if request.outputs:
             v2.check_outputs(request, schema)
@@ -191,7 +194,7 @@ class App:
         return self._model(path)
 
     async def _cold_infer(self, path: str, scope: Scope, receive: Receive) -> tuple[int, bytes, Headers]:
-        """Reached by escaped names, trailing slashes, and models or versions that are not served."""
+        """Reached by trailing slashes, and models or versions that are not served."""
         model, version, rest = self._find(path)
         if rest != ["infer"]:
             raise HttpError(404, "no such path", got=path)
@@ -222,7 +225,7 @@ class App:
 
     def _find(self, path: str) -> tuple[Model, int | None, list[str]]:
         name, *rest = path.removeprefix("/v2/models/").split("/")
-        model = self._engine.model(unquote(name))
+        model = self._engine.model(name)
         if not rest or rest[0] != "versions":
             return model, None, rest
         if len(rest) < 2 or not rest[1].isdecimal() or len(rest[1]) > 9:

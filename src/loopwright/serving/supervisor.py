@@ -175,6 +175,7 @@ class _Supervisor:
         self._table: RouteTable | None = cache.routes(keys)
         self._document = b""
         self._unfetched: dict[str, str] = {}
+        self._verified: set[str] = set()
         self._writing: set[str] = set()
         self._polling, self._shipping = asyncio.Lock(), asyncio.Lock()
         self._drains = 0
@@ -260,14 +261,16 @@ class _Supervisor:
         needed = {
             route.versions[str(arm.version)].bundle for route in table.models.values() for arm in route.arms
         }
-        for digest in sorted(needed):
+        for digest in sorted(needed - self._verified):
             try:
                 self._cache.fetch_bundle(digest, self._keys, self._upstream.bundle_file)
+                self._verified.add(digest)
             except Unavailable:
                 raise  # the old table stays until all of the new one is here
             except LoopwrightError as error:
                 refused[digest] = str(error)
                 self._complain(digest, f"bundle {digest[:12]} is refused: {error}")
+        self._verified &= needed
         self._cache.prune(needed)
         return refused
 

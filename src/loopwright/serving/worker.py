@@ -69,6 +69,8 @@ class Worker:
         self.app = App(self.engine, self.counters, self, self._cache.counters, self.bounds)
         self.stopping = asyncio.Event()
         self._draining = False
+        self._applying: set[asyncio.Task[None]] = set()
+        self._one_at_a_time = asyncio.Lock()
         self._serial: int | None = None
         self._gauges: dict[str, float] = {}
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -131,8 +133,10 @@ class Worker:
     async def _listen(self) -> None:
         async for message in self._channel.messages():
             if "apply" in message:
-                await self._apply(message["apply"])
-                self._channel.send({"applied": self._serial, "refused": self._refused()})
+                # Beside this loop: a version that hangs while it loads must not make the whole worker look dead.
+                task = asyncio.create_task(self._apply_and_tell(message["apply"]))
+                self._applying.add(task)
+                task.add_done_callback(self._applying.discard)
             elif "drain" in message:
                 await self.engine.drained()
                 self._channel.send({"drained": message["drain"]})
@@ -145,6 +149,11 @@ class Worker:
                     future.set_result(message)
         # Without a supervisor nobody ships the log or follows routes: an orphan must not hold the port.
         self.begin_stop()
+
+    async def _apply_and_tell(self, unfetched: Mapping[str, str]) -> None:
+        async with self._one_at_a_time:
+            await self._apply(unfetched)
+        self._channel.send({"applied": self._serial, "refused": self._refused()})
 
     async def _apply(self, unfetched: Mapping[str, str]) -> None:
         table = self._cache.routes(self._keys)
