@@ -7,6 +7,7 @@ SECTIONS = (
         "demo": ("demo:demo", "Take a model through its whole life on real data."),
         "init": ("start:init", "Scaffold a project for your own CSV or Parquet file."),
         "run": ("start:run", "Take a project from data to a gated, registered version."),
+        "apply": ("start:apply", "Make a changed loop.yaml count without training."),
         "up": ("processes:up", "Start the control plane: API, MLflow, controllers."),
         "serve": ("processes:serve", "Start the data plane: V2 serving on worker processes."),
         "status": ("status:status", "One line per model: stage, traffic, health, drift, alerts."),

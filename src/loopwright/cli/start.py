@@ -90,6 +90,20 @@ def run(
     return 0 if report.version is not None else 1
 
 
+@command("apply")
+@click.argument("project", type=click.Path(path_type=Path), default=".")
+def apply(session: Session, project: Path) -> None:
+    """Make a changed loop.yaml count for policy, delivery, monitoring and retraining, without training."""
+    from loopwright.project.spec import load_project
+
+    opened = load_project(project)
+    opened.check_files()
+    answer = session.client(create=True).call(
+        "projects.apply", model=opened.spec.model, path=str(opened.dir), spec=opened.spec.to_json()
+    )
+    session.show(answer, lambda a: f"{a['model']}: applied {a['path']}; changed: {text(a['changed'])}")
+
+
 def _context(session: Session, tracking_uri: str | None) -> Any:
     """The home to train on: the folder, or the folder of a control plane on this machine."""
     import os

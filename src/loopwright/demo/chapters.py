@@ -93,8 +93,11 @@ class Tour:
 
     def _gates(self, step: str, report: RunReport) -> None:
         self.tell.table(
-            ["gate", "verdict", "value", "limit"],
-            [(r.name, str(r.verdict), _short(r.value), str(r.limit or "–")) for r in report.gates.results],
+            ["gate", "verdict", "value", "limit", "detail"],
+            [
+                (r.name, str(r.verdict), _short(r.value), r.limit or "–", r.detail if r.kind != "behaviour" else "")
+                for r in report.gates.results
+            ],
         )
         self.tell.found(step, report.to_json())
 
@@ -225,9 +228,11 @@ class Tour:
         from loopwright.demo.flights import month
 
         self.tell.heading(5, "Version 3 has a fault no gate could see: it must roll back by itself")
-        as_of = month(4) + timedelta(days=19)
+        # Trained on what version 2 was trained on, and held out before the first flight to an airport it has not seen.
         report = self.stage.train(
-            as_of=as_of, reason="a faster transform", overrides=("features=features_strict.py",)
+            as_of=month(4) + timedelta(days=21),
+            reason="a faster transform",
+            overrides=("features=features_strict.py", "data.holdout=14d"),
         )
         self._gates("train_v3", report)
         if report.version is None:
@@ -249,6 +254,10 @@ class Tour:
     def maintain(self, until: datetime) -> None:
         """Chapter 9: drift and quality are watched, a retraining plan fires, its version goes live."""
         self.tell.heading(6, "Monitor the following months; retrain when the evidence says so")
+        ana = self.stage.clients["ana"]
+        project = load_project(self.stage.project_dir)
+        applied = ana.call("projects.apply", model=MODEL, path=str(project.dir), spec=project.spec.to_json())
+        self.tell.say(f"loopwright apply: the project's own loop.yaml, with retraining; changed: {', '.join(applied['changed'])}")
         answered: set[str] = set()
         while self.traffic.now < until:
             self.quiet_until(min(self.traffic.now + WEEK, until))

@@ -68,7 +68,8 @@ class Stage:
     def train(self, *, as_of: datetime, reason: str, overrides: tuple[str, ...] = ()) -> RunReport:
         """What `loopwright run` does, as ana; tracked through the control plane's MLflow."""
         stamp = as_of.strftime("%Y-%m-%dT%H:%M:%SZ")
-        project = load_project(self.project_dir, [f"data.as_of={stamp}", *overrides])
+        # Until its own chapter the loop does not retrain by itself, so that the story stays in order.
+        project = load_project(self.project_dir, [f"data.as_of={stamp}", "retraining=null", *overrides])
         return run_project(
             project=project,
             home=self.context.home,

@@ -53,10 +53,11 @@ def bring_in(
             lake, model=spec.model, table=name, source=source, contract=contracts[name], actor=actor, now=clock(), refs=refs
         )
         reports.append(report)
-        already = " (landed before)" if report.already_landed else ""
-        watch.note(f"{name}: {report.input_rows:,} rows = {report.good_rows:,} good + {report.bad_rows:,} quarantined{already}")
+        if not report.already_landed:
+            watch.note(f"{name}: {report.input_rows:,} rows = {report.good_rows:,} good + {report.bad_rows:,} quarantined")
     snapshot = take_snapshot(lake, model=spec.model, tables=list(contracts), now=clock())
-    watch.done(f"{sum(r.good_rows for r in reports):,} good rows; snapshot {snapshot.digest[:12]}")
+    landed = "; all of it had landed before" if all(report.already_landed for report in reports) else ""
+    watch.done(f"{sum(r.good_rows for r in reports):,} good rows; snapshot {snapshot.digest[:12]}{landed}")
     return reports, snapshot
 
 

@@ -17,6 +17,7 @@ from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.open import Bundle, open_bundle
 from loopwright.data.ingest import IngestReport
 from loopwright.data.lake import Lake
+from loopwright.delivery.routes import stable_version
 from loopwright.features.frame import Frame
 from loopwright.features.module import FeatureModule, load_features
 from loopwright.features.offline import build_frame
@@ -37,7 +38,7 @@ from loopwright.quality.gates import run_gates
 from loopwright.quality.report import GateReport
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
-from loopwright.registry.versions import current, register_version
+from loopwright.registry.versions import current, get_version, register_version
 from loopwright.training.context import capture
 from loopwright.training.recorder import Recorder, start_run
 
@@ -309,9 +310,13 @@ def seal_into_depot(
 
 
 def production_baseline(ledger: Ledger, home: Home, key: SigningKey, model: str) -> Baseline | None:
-    """The version governance wants in Production, opened; None when there is none yet."""
+    """The version that answers as stable, opened; before anything is served, the one approved for Production.
+
+    A version still in its canary is no baseline: it has to prove itself first.
+    """
     with ledger.read() as conn:
-        version = current(conn, model=model)
+        stable = stable_version(conn, model)
+        version = get_version(conn, model=model, version=stable) if stable is not None else current(conn, model=model)
     if version is None or version.bundle is None:
         return None
     bundle = open_bundle(BundleDepot(home.bundles).path(version.bundle), [key.public])

@@ -1,0 +1,45 @@
+"""Projects: what a home knows of their loop.yaml."""
+
+from typing import Any
+
+from loopwright.control.context import Context
+from loopwright.control.operation import operation
+from loopwright.kernel.actor import Role
+from loopwright.kernel.digest import digest_json
+from loopwright.kernel.errors import BadInput
+from loopwright.ledger import store as ledger_store
+from loopwright.pipeline import store as pipeline_store
+from loopwright.project.spec import Spec
+
+
+@operation("projects.list", "GET", "/projects")
+def list_projects(ctx: Context) -> list[dict[str, Any]]:
+    """List projects: the model each is for, where it lies, and the digest of its loop.yaml."""
+    with ctx.ledger.read() as conn:
+        found = pipeline_store.list_projects(conn)
+    return [{name: project[name] for name in ("model", "path", "spec_digest")} for project in found]
+
+
+@operation("projects.apply", "POST", "/projects/{model}", role=Role.DEVELOPER)
+def apply(ctx: Context, model: str, path: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Make a changed loop.yaml count for policy, delivery, monitoring and retraining without training.
+
+    Is idempotent: the same loop.yaml again changes nothing.
+    """
+    parsed = Spec.from_json(spec)
+    if parsed.model != model:
+        raise BadInput("the loop.yaml is for another model", got=parsed.model, wanted=model)
+    digest = digest_json(parsed.to_json())
+    with ctx.ledger.write() as conn:
+        known = {project["model"]: project for project in pipeline_store.list_projects(conn)}
+        before = known.get(model)
+        if before is None or (before["spec_digest"], before["path"]) != (digest, path):
+            pipeline_store.save_project(conn, model, path, parsed.to_json(), digest, ctx.now)
+            ledger_store.append(
+                conn, at=ctx.now, actor=ctx.actor.name, action="project.applied", subject=model,
+                payload={"path": path, "spec_digest": digest, "before": before["spec_digest"] if before else None},
+            )  # fmt: skip
+    changed = [] if before is None else sorted(
+        key for key in parsed.to_json() if parsed.to_json()[key] != before["spec"].get(key)
+    )  # fmt: skip
+    return {"model": model, "path": path, "spec_digest": digest, "changed": changed}
