@@ -30,7 +30,7 @@ class GuardedTracking(SqlAlchemyStore):
         self, name: str, artifact_location: str | None = None, tags: list[Any] | None = None
     ) -> Any:
         try:
-            check_location(artifact_location)
+            check_location(artifact_location, own=self.artifact_root_uri)
         except LoopwrightError as error:
             raise as_mlflow(error) from error
         return super().create_experiment(name, artifact_location, tags)
@@ -81,15 +81,17 @@ class GuardedTracking(SqlAlchemyStore):
             raise as_mlflow(Refused(why, where="tracking"))
 
 
-def check_location(location: str | None) -> None:
+def check_location(location: str | None, own: str = "") -> None:
     """Refuse an artifact location the server would write to on a client's word: its own disk, or the bundles.
 
-    Raises Refused. None (the server's default) and remote stores are fine.
+    Raises Refused. None (the server's default) and remote stores are fine, and so is what lies in `own`, the store's
+    root: it is a folder only where no server stands between client and store.
     """
     if not location:
         return
     parts = urlsplit(location)
-    if parts.scheme in ("", "file") or len(parts.scheme) == 1:
+    in_own = own.startswith("file:") and location.startswith(own.rstrip("/") + "/")
+    if not in_own and (parts.scheme in ("", "file") or len(parts.scheme) == 1):
         raise Refused(
             "a folder of the server is not a place for a client's artifacts",
             where="artifact_location", got=location, next="Leave it out: the server stores artifacts itself.",

@@ -1,0 +1,34 @@
+"""Where a client may ask for artifacts to be kept."""
+
+import pytest
+
+from loopwright.kernel.errors import Refused
+from loopwright.registry.tracking_store import check_location
+
+HOME = "file:///home/ada/.loopwright/artifacts"
+
+
+@pytest.mark.parametrize("location", [None, "", "mlflow-artifacts:/1", "s3://models/runs"])
+def test_the_servers_default_and_remote_stores_are_fine(location: str | None) -> None:
+    check_location(location)
+    check_location(location, own=HOME)
+
+
+@pytest.mark.parametrize("location", ["/etc", "file:///etc", "c:/windows", f"{HOME}/runs"])
+def test_a_folder_of_the_server_is_refused(location: str) -> None:
+    with pytest.raises(Refused, match="a folder of the server"):
+        check_location(location, own="mlflow-artifacts:/")
+
+
+def test_without_a_server_the_homes_own_folder_is_fine() -> None:
+    check_location(f"{HOME}/runs", own=HOME)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["file:///etc", f"{HOME}-of-eve/runs", f"{HOME}/bundles/x", f"{HOME}/runs/../../keys", f"{HOME}/%2e%2e/keys",
+     "mlflow-artifacts:/Bundles/x"],
+)  # fmt: skip
+def test_what_is_outside_of_it_or_belongs_to_bundles_is_refused(location: str) -> None:
+    with pytest.raises(Refused):
+        check_location(location, own=HOME)
