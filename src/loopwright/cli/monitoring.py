@@ -1,5 +1,6 @@
 """labels add, drift, quality, alerts list|ack."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,11 @@ def drift(session: Session, model: str, version: int | None, limit: int) -> None
 @click.option("--limit", type=int, default=52, show_default=True, help="So many windows, the newest.")
 def quality(session: Session, model: str, version: int | None, limit: int) -> None:
     """Show quality over time, on the labels known so far."""
-    columns: list[Column] = [("from", "start"), ("to", "end"), ("version", "version"), ("verdict", "verdict"),
-               ("metric", lambda w: w["payload"].get("metric")), ("value", lambda w: w["payload"].get("value")),
-               ("reference", lambda w: w["payload"].get("reference")),
-               ("labels", lambda w: w["payload"].get("n"))]  # fmt: skip
+    columns: list[Column] = [
+        ("from", "start"), ("to", "end"), ("version", "version"), ("verdict", "verdict"), ("metric", _of("metric")),
+        ("value", _of("value")), ("at least", _of("low")), ("at most", _of("high")), ("expected", _of("expected")),
+        ("limit", _of("limit")), ("labels", _of("labelled")), ("of answers", lambda w: share(_of("coverage")(w))),
+    ]  # fmt: skip
     session.show(
         session.call("monitoring.quality", model=model, version=version, limit=limit),
         lambda rows: table(
@@ -77,8 +79,10 @@ def alerts() -> None:
 @click.option("--state", type=click.Choice(["open", "acknowledged", "resolved"]), help="Only these.")
 def list_alerts(session: Session, model: str | None, state: str | None) -> None:
     """List alerts, worst tier first."""
-    columns: list[Column] = [("alert", "id"), ("tier", "tier"), ("model", "model"), ("version", "version"), ("what", "title"),
-               ("state", "state"), ("by", "by"), ("event time", "event_time")]  # fmt: skip
+    columns: list[Column] = [
+        ("alert", "id"), ("tier", "tier"), ("model", "model"), ("version", "version"), ("what", "title"),
+        ("state", "state"), ("by", "by"), ("event time", "event_time"),
+    ]  # fmt: skip
     session.show(
         session.call("monitoring.alerts", model=model, state=state),
         lambda rows: table(rows, columns, empty="no alerts"),
@@ -95,20 +99,38 @@ def ack(session: Session, alert: str) -> None:
     )
 
 
+def _of(name: str) -> Callable[[dict[str, Any]], Any]:
+    """Pick a figure of a judged window."""
+    return lambda window: window["payload"].get(name)
+
+
 def _drift(windows: list[dict[str, Any]]) -> str:
-    rows = []
-    for window in windows:
-        columns = window["payload"].get("columns") or {}
-        moved = sorted(columns.items(), key=lambda item: -(item[1].get("corrected") or 0))[:4]
-        rows.append({
-            **window,
-            "most": ", ".join(f"{name} {text(found.get('corrected'))}" for name, found in moved),
-            "n": window["payload"].get("rows"),
-            "novel": max((found.get("novel_share") or 0 for found in columns.values()), default=None),
-        })  # fmt: skip
-    return table(
-        rows,
-        [("from", "start"), ("to", "end"), ("version", "version"), ("verdict", "verdict"), ("rows", "n"),
-         ("moved most (PSI, bias-corrected)", "most"), ("novel", lambda r: share(r["novel"]))],
-        empty="no window has been judged yet",
+    """One line per window, then the columns of the newest one."""
+    if not windows:
+        return "no window has been judged yet"
+    listed = table(
+        windows,
+        [("from", "start"), ("to", "end"), ("of", "kind"), ("version", "version"), ("verdict", "verdict"),
+         ("rows", _of("rows")), ("moved most (PSI, bias-corrected)", _moved_most)],
     )  # fmt: skip
+    newest = max(window["start"] for window in windows)
+    columns = [
+        {"column": name, **found}
+        for window in windows
+        if window["start"] == newest
+        for name, found in (window["payload"].get("columns") or {}).items()
+    ]
+    columns.sort(key=lambda found: -(found.get("corrected") or 0))
+    shown = table(
+        columns,
+        [("column", "column"), ("level", "level"), ("PSI", "psi"), ("corrected", "corrected"),
+         ("p adjusted", "adjusted"), ("KS", "ks"), ("nulls", lambda c: share(c["null_share"])),
+         ("were", lambda c: share(c["reference_null_share"])), ("novel", lambda c: share(c["novel_share"]))],
+    )  # fmt: skip
+    return f"{listed}\n\nnewest window, column by column\n{shown}"
+
+
+def _moved_most(window: dict[str, Any], count: int = 4) -> str:
+    columns = window["payload"].get("columns") or {}
+    moved = sorted(columns.items(), key=lambda item: -(item[1].get("corrected") or 0))[:count]
+    return ", ".join(f"{name} {text(found.get('corrected'))}" for name, found in moved)

@@ -14,7 +14,18 @@ from loopwright.control.plain import Json, plain
 from loopwright.kernel.actor import Role, require
 from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 
-ROOMS = ("access", "audit", "data", "delivery", "models", "monitoring", "projects", "retrains", "runs", "system")
+ROOMS = (
+    "access",
+    "audit",
+    "data",
+    "delivery",
+    "models",
+    "monitoring",
+    "projects",
+    "retrains",
+    "runs",
+    "system",
+)
 """The modules of `control.operations`; the part of an operation's name before the dot is its module."""
 
 _REGISTRY: dict[str, "Operation"] = {}

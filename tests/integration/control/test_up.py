@@ -159,7 +159,8 @@ def test_a_folder_and_its_control_plane_give_the_same_answers(start: Start, home
     for name, arguments in (
         ("models.list", {}), ("models.show", {"model": "late"}), ("models.show", {"model": "late", "version": 2}),
         ("delivery.show", {"model": "late"}), ("delivery.list", {"active": True}), ("system.status", {}),
-        ("audit.verify", {}), ("audit.show", {"limit": 100, "actor": None}), ("access.users", {}), ("retrains.list", {}),
+        ("audit.verify", {}), ("audit.show", {"limit": 100, "actor": None}), ("access.users", {}),
+        ("retrains.list", {}),
         ("monitoring.alerts", {}), ("models.lineage", {"model": "late", "version": 1}), ("data.tables", {}),
     ):  # fmt: skip
         assert here.call(name, **arguments) == there.call(name, **arguments), name

@@ -33,7 +33,8 @@ def test_an_empty_table_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(None, "–"), ([], "–"), (0.75312, "0.7531"), (12345.6, "12,346"), (True, "yes"), ("2013-04-01T05:00:00Z", "2013-04-01 05:00"),
+    [(None, "–"), ([], "–"), (0.75312, "0.7531"), (12345.6, "12,346"), (True, "yes"),
+     ("2013-04-01T05:00:00Z", "2013-04-01 05:00"),
      ([1, 2], "1, 2"), ({"P1": 2}, "P1 2"), (3, "3"), ("plain", "plain")],
 )  # fmt: skip
 def test_values_are_shown_as_people_read_them(value: object, shown: str) -> None:
@@ -66,7 +67,8 @@ def test_a_step_that_broke_is_marked(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_label_file_is_read_with_numbers_words_and_times(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_text(
-        "id,label,known\na,1,2013-04-01T05:00:00Z\nb,,2013-04-01 06:00:00\nc,true,2013-04-01T05:00:00+02:00\nd,late,2013-04-01\n"
+        "id,label,known\na,1,2013-04-01T05:00:00Z\nb,,2013-04-01 06:00:00\n"
+        "c,true,2013-04-01T05:00:00+02:00\nd,late,2013-04-01\n"
     )
     rows = read(file, "id", "label", "known")
     assert [row["label"] for row in rows] == [1.0, None, 1.0, "late"]

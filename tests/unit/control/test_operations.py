@@ -166,7 +166,8 @@ def test_labels_are_added_once(ctx: Context, register: Register) -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [[], [{"id": "a"}], [{"id": "a", "label": 1, "x": 2}], [{"id": "a", "label": 1, "available_at": "2013-07-01T00:00:00"}],
+    [[], [{"id": "a"}], [{"id": "a", "label": 1, "x": 2}],
+     [{"id": "a", "label": 1, "available_at": "2013-07-01T00:00:00"}],
      [{"id": "a", "label": "nonsense"}]],
 )  # fmt: skip
 def test_labels_that_do_not_fit_are_refused(ctx: Context, register: Register, labels: list[object]) -> None:
