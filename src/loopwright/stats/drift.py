@@ -81,12 +81,13 @@ def psi_corrected(reference: ArrayLike, current: ArrayLike, *, design_effect: fl
     """PSI less what chance alone gives, (B - 1)(1/n + 1/m) over the B slots in use; never below 0.
 
     The expectation of PSI between two samples of one distribution (Yurdakul & Naranjo 2020, "Statistical
-    properties of the population stability index").
+    properties of the population stability index"). With a `design_effect`, both are of the effective rows.
     """
-    _, _, n, m, slots = _shares(reference, current)
+    ref, cur = (side / design_effect for side in _pair(reference, current))
+    _, _, n, m, slots = _shares(ref, cur)
     if not n or not m:
         return 0.0
-    return max(0.0, psi(reference, current) - (slots - 1) * design_effect * (1 / n + 1 / m))
+    return max(0.0, psi(ref, cur) - (slots - 1) * (1 / n + 1 / m))
 
 
 def psi_pvalue(reference: ArrayLike, current: ArrayLike, *, design_effect: float = 1.0) -> float:
@@ -95,7 +96,7 @@ def psi_pvalue(reference: ArrayLike, current: ArrayLike, *, design_effect: float
     Slots that chance would give fewer than five rows are pooled first, where the approximation would be too
     eager. 1 when either side is empty or a single slot is left.
     """
-    ref, cur = _pair(reference, current)
+    ref, cur = (side / design_effect for side in _pair(reference, current))
     n, m = float(ref.sum()), float(cur.sum())
     if not n or not m:
         return 1.0
@@ -107,7 +108,7 @@ def psi_pvalue(reference: ArrayLike, current: ArrayLike, *, design_effect: float
     slots = int(((ref + cur) > 0).sum())
     if slots < 2:
         return 1.0
-    return chi2_survival(psi(ref, cur) / (design_effect * (1 / n + 1 / m)), slots - 1)
+    return chi2_survival(psi(ref, cur) / (1 / n + 1 / m), slots - 1)
 
 
 def design_effect(blocks: ArrayLike) -> float:
