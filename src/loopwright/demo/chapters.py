@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-
 from loopwright.demo import ending
 from loopwright.demo.processes import Process
 from loopwright.demo.replay import Answered
@@ -77,14 +76,21 @@ class Tour:
             for rule in ingest.rules:
                 if rule.failed:
                     rows.append((ingest.table, rule.name, rule.severity, rule.failed))
-        self.tell.say("what the contracts found (warn: kept and counted; quarantine: set aside with the reason):")
+        self.tell.say(
+            "what the contracts found (warn: kept and counted; quarantine: set aside with the reason):"
+        )
         self.tell.table(["table", "rule", "severity", "rows"], rows)
         self.tell.found(
             "data",
             {
                 "snapshot": report.snapshot,
                 "tables": {
-                    r.table: {"input": r.input_rows, "good": r.good_rows, "bad": r.bad_rows, "reasons": dict(r.reasons)}
+                    r.table: {
+                        "input": r.input_rows,
+                        "good": r.good_rows,
+                        "bad": r.bad_rows,
+                        "reasons": dict(r.reasons),
+                    }
                     for r in report.ingests
                 },
                 "rules": [{"table": t, "rule": n, "severity": str(s), "failed": f} for t, n, s, f in rows],
@@ -95,7 +101,13 @@ class Tour:
         self.tell.table(
             ["gate", "verdict", "value", "limit", "detail"],
             [
-                (r.name, str(r.verdict), _short(r.value), r.limit or "–", r.detail if r.kind != "behaviour" else "")
+                (
+                    r.name,
+                    str(r.verdict),
+                    _short(r.value),
+                    r.limit or "–",
+                    r.detail if r.kind != "behaviour" else "",
+                )
                 for r in report.gates.results
             ],
         )
@@ -111,12 +123,16 @@ class Tour:
 
         self.tell.heading(2, "Register and promote: governance holds against a plain MLflow client")
         # MLflow deprecated stages and still serves them; users of plain clients call them every day.
-        warnings.filterwarnings("ignore", message=".*transition_model_version_stage.*", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message=".*transition_model_version_stage.*", category=FutureWarning
+        )
         warnings.filterwarnings("ignore", message=".*get_latest_versions.*", category=FutureWarning)
         uri = f"{self.stage.control_url}/mlflow"
         version = str(report.version)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self.tell.say(f'plain MlflowClient: transition_model_version_stage("{MODEL}", "{version}", "Production")')
+        self.tell.say(
+            f'plain MlflowClient: transition_model_version_stage("{MODEL}", "{version}", "Production")'
+        )
         refusal = ""
         try:
             client.transition_model_version_stage(MODEL, version, "Production")
@@ -136,7 +152,7 @@ class Tour:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
         loaded = mlflow.pyfunc.load_model(f"models:/{MODEL}/Production")
-        self.tell.say(f"  mlflow.pyfunc.load_model(\"models:/{MODEL}/Production\"): {type(loaded).__name__}")
+        self.tell.say(f'  mlflow.pyfunc.load_model("models:/{MODEL}/Production"): {type(loaded).__name__}')
         self.tell.found(
             "promotion",
             {"approvers": approvers, "stage": moved.current_stage, "loaded": True, "run_id": report.run_id},
@@ -154,7 +170,9 @@ class Tour:
             "--workers", "2", "--home", str(stage.context.home.serving / "demo"),
         ]  # fmt: skip
         serving = Process(
-            arguments, log=stage.context.home.logs / "serve.log", environment={"LOOPWRIGHT_TOKEN": stage.tokens["ana"]}
+            arguments,
+            log=stage.context.home.logs / "serve.log",
+            environment={"LOOPWRIGHT_TOKEN": stage.tokens["ana"]},
         )
         stack.enter_context(serving)
         project = load_project(stage.project_dir)
@@ -171,7 +189,12 @@ class Tour:
         self.tell.say(f"serving on port {port.port}; only sealed bundles with a signed approval are loaded")
         self.tell.found("processes", {"serving_ready_seconds": seconds})
         self.traffic = Traffic(
-            frame, model=MODEL, port=port, control=stage.clients["ana"], admin=stage.clients["admin"], start=start
+            frame,
+            model=MODEL,
+            port=port,
+            control=stage.clients["ana"],
+            admin=stage.clients["admin"],
+            start=start,
         )
 
     def replay_april(self, until: datetime) -> None:
@@ -180,13 +203,17 @@ class Tour:
         self.traffic.settle()
         self.tell.say(_answers(answered))
         self.tell.say(f"{self.traffic.labels_sent:,} labels arrived, each when its flight had landed")
-        self.tell.found("april", _figures(answered) | {"labels": self.traffic.labels_sent, "until": iso(until)})
+        self.tell.found(
+            "april", _figures(answered) | {"labels": self.traffic.labels_sent, "until": iso(until)}
+        )
 
     # 7
 
     def deliver_second(self, as_of: datetime) -> None:
         """Chapter 7: version 2 goes through shadow and canary."""
-        self.tell.heading(4, "Deliver version 2, retrained on January to April: shadow, canary 1 → 5 → 25 → 100 %")
+        self.tell.heading(
+            4, "Deliver version 2, retrained on January to April: shadow, canary 1 → 5 → 25 → 100 %"
+        )
         report = self.stage.train(as_of=as_of, reason="retrained on January to April")
         self._gates("train_v2", report)
         if report.version is None:
@@ -257,7 +284,9 @@ class Tour:
         ana = self.stage.clients["ana"]
         project = load_project(self.stage.project_dir)
         applied = ana.call("projects.apply", model=MODEL, path=str(project.dir), spec=project.spec.to_json())
-        self.tell.say(f"loopwright apply: the project's own loop.yaml, with retraining; changed: {', '.join(applied['changed'])}")
+        self.tell.say(
+            f"loopwright apply: the project's own loop.yaml, with retraining; changed: {', '.join(applied['changed'])}"
+        )
         answered: set[str] = set()
         while self.traffic.now < until:
             self.quiet_until(min(self.traffic.now + WEEK, until))
@@ -295,13 +324,18 @@ class Tour:
         chen.call("models.approve", model=MODEL, version=version, comment="agreed")
         rollout, answered = self.roll_out()
         self.versions[f"retrained {version}"] = version
-        self.tell.say(f"version {version}: {rollout['status']} at {self.traffic.now:%d %B}; {_answers(answered)}")
+        self.tell.say(
+            f"version {version}: {rollout['status']} at {self.traffic.now:%d %B}; {_answers(answered)}"
+        )
         self.tell.found(f"rollout_v{version}", {"rollout": rollout} | _figures(answered))
 
     def _alerts(self) -> None:
         alerts = self.stage.clients["ana"].call("monitoring.alerts", model=MODEL, state=None)
         tiers = Counter((alert["tier"], alert["kind"]) for alert in alerts)
-        self.tell.say("alerts by tier: " + (", ".join(f"{t} {k} × {n}" for (t, k), n in sorted(tiers.items())) or "none"))
+        self.tell.say(
+            "alerts by tier: "
+            + (", ".join(f"{t} {k} × {n}" for (t, k), n in sorted(tiers.items())) or "none")
+        )
         self.tell.table(
             ["at", "tier", "kind", "what", "state"],
             [(a["event_time"][:10], a["tier"], a["kind"], a["title"], a["state"]) for a in alerts[:12]],
@@ -320,7 +354,8 @@ def _answers(answered: Answered) -> str:
     versions = ", ".join(f"version {v}: {n:,}" for v, n in sorted(answered.by_version.items()))
     return (
         f"{answered.rows:,} flights answered in {answered.requests:,} requests, {answered.failed} failed, "
-        f"{answered.fallbacks} by fallback; {versions}; {answered.per_second:,.0f} requests/s, p99 {answered.latency_ms(0.99):.1f} ms"
+        f"{answered.fallbacks} by fallback; {versions}; {answered.per_second:,.0f} requests/s, "
+        f"p99 {answered.latency_ms(0.99):.1f} ms"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -41,7 +42,9 @@ class Month:
 def prove(stage: Stage, year: Frame, first: RunReport, traffic: Traffic) -> bool:
     """Reproduce, verify, compare months, draw; returns whether the first two held."""
     tell = stage.narrator
-    again = reproduce(home=stage.context.home, ledger=stage.context.ledger, run_id=first.run_id, progress=tell)
+    again = reproduce(
+        home=stage.context.home, ledger=stage.context.ledger, run_id=first.run_id, progress=tell
+    )
     tell.say(f"loopwright reproduce {first.run_id}: {again.verdict} ({again.comparison.why})")
     tell.found("reproduce", again.to_json())
 
@@ -56,7 +59,7 @@ def prove(stage: Stage, year: Frame, first: RunReport, traffic: Traffic) -> bool
         ["month", "flights", "frozen version 1", "maintained", "gain", "answered by"],
         [
             (
-                f"{datetime(2013, m.number, 1):%B}",
+                calendar.month_name[m.number],
                 m.flights,
                 m.frozen,
                 m.maintained,
@@ -73,7 +76,13 @@ def prove(stage: Stage, year: Frame, first: RunReport, traffic: Traffic) -> bool
         "quality",
         {
             "months": [
-                {"month": m.number, "flights": m.flights, "frozen": m.frozen, "maintained": m.maintained, "versions": m.versions}
+                {
+                    "month": m.number,
+                    "flights": m.flights,
+                    "frozen": m.frozen,
+                    "maintained": m.maintained,
+                    "versions": m.versions,
+                }
                 for m in months
             ],
             "picture": str(picture),
@@ -155,22 +164,26 @@ def draw(months: list[Month], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = [f"{datetime(2013, m.number, 1):%b}" for m in months]
+    names = [calendar.month_abbr[m.number] for m in months]
     frozen = np.array([m.frozen for m in months])
     maintained = np.array([m.maintained for m in months])
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     axes.plot(names, frozen, color="#9a9a9a", marker="o", label="first model, frozen")
     axes.plot(names, maintained, color="#0b6e4f", marker="o", label="maintained by the loop")
-    axes.fill_between(names, frozen, maintained, where=maintained >= frozen, color="#0b6e4f", alpha=0.15, interpolate=True)
-    axes.fill_between(names, frozen, maintained, where=maintained < frozen, color="#b3261e", alpha=0.15, interpolate=True)
+    axes.fill_between(
+        names, frozen, maintained, where=maintained >= frozen, color="#0b6e4f", alpha=0.15, interpolate=True
+    )
+    axes.fill_between(
+        names, frozen, maintained, where=maintained < frozen, color="#b3261e", alpha=0.15, interpolate=True
+    )
     for i, m in enumerate(months):
         main = max(m.versions, key=lambda v: m.versions[v], default="")
-        axes.annotate(f"v{main}", (i, maintained[i]), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+        axes.annotate(
+            f"v{main}", (i, maintained[i]), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8
+        )
     axes.set_ylabel("ROC AUC of answered flights")
     axes.set_title("Late flights out of New York, 2013: quality month by month", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,9 @@ class Stage:
 
     def approve(self, version: int, reason: str) -> dict[str, Any]:
         """ana asks, bo and chen agree; returns the promotion as it then stands."""
-        self.clients["ana"].call("models.promote", model=MODEL, version=version, to="production", reason=reason)
+        self.clients["ana"].call(
+            "models.promote", model=MODEL, version=version, to="production", reason=reason
+        )
         self.clients["bo"].call("models.approve", model=MODEL, version=version, comment="gates and card read")
         answer = self.clients["chen"].call("models.approve", model=MODEL, version=version, comment="agreed")
         return dict(answer)
@@ -114,11 +116,18 @@ def run(keep: Path | None = None, *, console: Console | None = None) -> int:
 
 def _home(keep: Path | None, stack: ExitStack) -> Path:
     if keep is None:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loopwright-demo-", ignore_cleanup_errors=True)))
+        return Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="loopwright-demo-", ignore_cleanup_errors=True)
+            )
+        )
     folder = keep.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Conflict(
-            "the folder is not empty", where=str(folder), wanted="an empty or a new folder", next="Choose another --keep DIR."
+            "the folder is not empty",
+            where=str(folder),
+            wanted="an empty or a new folder",
+            next="Choose another --keep DIR.",
         )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -131,7 +140,8 @@ def _open(home: Path, narrator: Narrator, stack: ExitStack) -> Stage:
     control_port, serving_port = free_port(), free_port()
     control_url = f"http://127.0.0.1:{control_port}"
     up = Process(
-        ["up", "--home", str(home), "--host", "127.0.0.1", "--port", str(control_port)], log=context.home.logs / "up.log"
+        ["up", "--home", str(home), "--host", "127.0.0.1", "--port", str(control_port)],
+        log=context.home.logs / "up.log",
     )
     stack.enter_context(up)
     seconds = up.wait_ready(f"{control_url}/readyz")
@@ -148,7 +158,9 @@ def _open(home: Path, narrator: Narrator, stack: ExitStack) -> Stage:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     clients = {"admin": admin, **{name: HttpClient(control_url, token) for name, token in tokens.items()}}
     narrator.found("processes", {"control_ready_seconds": seconds})
-    return Stage(context, project_dir, control_url, clients, tokens, Port("127.0.0.1", serving_port), narrator, up)
+    return Stage(
+        context, project_dir, control_url, clients, tokens, Port("127.0.0.1", serving_port), narrator, up
+    )
 
 
 def _copy_project(home: Path) -> Path:

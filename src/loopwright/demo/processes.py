@@ -28,7 +28,9 @@ def free_port() -> int:
 class Process:
     """One `loopwright` command in the background, with its output in a log file. Ends with its `with` block."""
 
-    def __init__(self, arguments: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.arguments = list(arguments)
         self.log = log
         self.environment = {**os.environ, **(environment or {})}

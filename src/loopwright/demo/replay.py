@@ -178,8 +178,8 @@ class _Connection(asyncio.Protocol):
         rows = len(answer.outputs[0].data) if answer.outputs else 0
         tally.rows += rows
         tally.fallbacks += bool(answer.parameters.fallback)
-        tally.by_version.update(named["_version"] if "_version" in named else {answer.model_version: rows})
-        tally.by_arm.update(named["_arm"] if "_arm" in named else {answer.parameters.arm: rows})
+        tally.by_version.update(named.get("_version", {answer.model_version: rows}))
+        tally.by_arm.update(named.get("_arm", {answer.parameters.arm: rows}))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.finished.done():
@@ -194,7 +194,10 @@ async def _run(host: str, port: int, path: str, bodies: Iterator[bytes], connect
     ).encode()
     started = time.perf_counter()
     opened = await asyncio.gather(
-        *(loop.create_connection(lambda: _Connection(bodies, head, tally), host, port) for _ in range(connections))
+        *(
+            loop.create_connection(lambda: _Connection(bodies, head, tally), host, port)
+            for _ in range(connections)
+        )
     )
     await asyncio.gather(*(protocol.finished for _, protocol in opened))
     tally.seconds = time.perf_counter() - started

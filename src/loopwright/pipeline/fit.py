@@ -54,7 +54,12 @@ class Parts:
 
     def sizes(self) -> dict[str, int]:
         """Rows per part."""
-        return {"fit": self.fit.rows, "valid": self.valid.rows, "train": self.train.rows, "holdout": self.holdout.rows}
+        return {
+            "fit": self.fit.rows,
+            "valid": self.valid.rows,
+            "train": self.train.rows,
+            "holdout": self.holdout.rows,
+        }
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,9 @@ class Preparation:
         self.transform = transform
         inputs = learn_from.inputs()
         self.state: dict[str, Any] = transform.fit(inputs) if transform.fit else {}
-        self.names = tuple(transform.transform({name: values[:5] for name, values in inputs.items()}, self.state))
+        self.names = tuple(
+            transform.transform({name: values[:5] for name, values in inputs.items()}, self.state)
+        )
 
     def split(self, frame: Frame) -> Split:
         """Features (rows, features) float32 and labels (rows,) float64 of the frame."""
@@ -183,7 +190,9 @@ def _sample(train: np.ndarray[Any, Any], held: np.ndarray[Any, Any]) -> np.ndarr
     return np.ascontiguousarray(rows)
 
 
-def evaluate(task: str, y: np.ndarray[Any, Any], predicted: np.ndarray[Any, Any], names: list[str]) -> dict[str, float]:
+def evaluate(
+    task: str, y: np.ndarray[Any, Any], predicted: np.ndarray[Any, Any], names: list[str]
+) -> dict[str, float]:
     """Compute the named metrics of `stats.metrics` of `predicted` (n, outputs) against `y` (n,)."""
     output = predicted if task == "multiclass" else predicted[:, 0]
     return {name: float(METRICS[name].fn(y, output)) for name in names}
@@ -249,7 +258,12 @@ def _searched(
         run.metrics({f"search_{metric}": value}, step=number)
 
     found = search(
-        objective, space, trials=spec.search.trials, direction=spec.search.direction, seed=spec.train.seed, on_trial=on_trial
+        objective,
+        space,
+        trials=spec.search.trials,
+        direction=spec.search.direction,
+        seed=spec.train.seed,
+        on_trial=on_trial,
     )
     watch.done(f"best {metric} {found.best_value:.4f} on the validation rows")
     return dict(found.best_params)

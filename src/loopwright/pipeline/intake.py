@@ -18,7 +18,9 @@ from loopwright.project.spec import Project
 
 def in_reference_order(contracts: dict[str, Contract]) -> list[str]:
     """Table names such that a table comes after the tables its contract refers to; raises BadInput for a circle."""
-    waiting = {name: {t for t in c.references() if t in contracts and t != name} for name, c in contracts.items()}
+    waiting = {
+        name: {t for t in c.references() if t in contracts and t != name} for name, c in contracts.items()
+    }
     ordered: list[str] = []
     while waiting:
         ready = [name for name, needs in waiting.items() if needs <= set(ordered)]
@@ -41,20 +43,35 @@ def bring_in(
 ) -> tuple[list[IngestReport], Snapshot]:
     """Ingest and check every source, then pin the silver tables. Landed sources are not read twice."""
     spec = project.spec
-    contracts = {name: Contract.load(project.path(source.contract)) for name, source in spec.data.sources.items()}
+    contracts = {
+        name: Contract.load(project.path(source.contract)) for name, source in spec.data.sources.items()
+    }
     watch.step("Ingest and check the data")
     reports: list[IngestReport] = []
     order = in_reference_order(contracts)
     for done, name in enumerate(order):
         watch.update(done / len(order), name)
-        refs = {table: silver(lake, spec.model, table) for table in contracts[name].references() if table in order[:done]}
+        refs = {
+            table: silver(lake, spec.model, table)
+            for table in contracts[name].references()
+            if table in order[:done]
+        }
         source = resolve(spec.data.sources[name].uri, project.dir)
         report = ingest(
-            lake, model=spec.model, table=name, source=source, contract=contracts[name], actor=actor, now=clock(), refs=refs
+            lake,
+            model=spec.model,
+            table=name,
+            source=source,
+            contract=contracts[name],
+            actor=actor,
+            now=clock(),
+            refs=refs,
         )
         reports.append(report)
         if not report.already_landed:
-            watch.note(f"{name}: {report.input_rows:,} rows = {report.good_rows:,} good + {report.bad_rows:,} quarantined")
+            watch.note(
+                f"{name}: {report.input_rows:,} rows = {report.good_rows:,} good + {report.bad_rows:,} quarantined"
+            )
     snapshot = take_snapshot(lake, model=spec.model, tables=list(contracts), now=clock())
     landed = "; all of it had landed before" if all(report.already_landed for report in reports) else ""
     watch.done(f"{sum(r.good_rows for r in reports):,} good rows; snapshot {snapshot.digest[:12]}{landed}")

@@ -70,7 +70,9 @@ def kept_project(home: Home, run_id: str) -> Project:
 
 def _own_files(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in {"__pycache__", "data", "node_modules"})
+        folders[:] = sorted(
+            f for f in folders if not f.startswith(".") and f not in {"__pycache__", "data", "node_modules"}
+        )
         for name in sorted(files):
             path = Path(folder) / name
             if path.suffix in SUFFIXES and not path.is_symlink() and path.stat().st_size <= MAX_FILE:

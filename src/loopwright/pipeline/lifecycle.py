@@ -1,7 +1,7 @@
 """The default lifecycle: one foreground run of a project, from its sources to a gated, registered version.
 
-Every step's act is safe to repeat: the same source lands once, the same snapshot has the same digest, the same bundle is
-the same version. A run that is killed leaves no version; running it again starts over from the landed data.
+Every step's act is safe to repeat: the same source lands once, the same snapshot has the same digest, the same bundle
+is the same version. A run that is killed leaves no version; running it again starts over from the landed data.
 """
 
 import shutil
@@ -125,10 +125,16 @@ def run_project(
     frame = labelled_frame(project, module, lake, snapshot.digest)
     parts = cut(frame, spec.data.holdout, where=str(project.dir / "loop.yaml"))
     watch.done(
-        f"{frame.rows:,} labelled rows, {len(module.inputs)} inputs; {parts.train.rows:,} to train, {parts.holdout.rows:,} held out"
+        f"{frame.rows:,} labelled rows, {len(module.inputs)} inputs; "
+        f"{parts.train.rows:,} to train, {parts.holdout.rows:,} held out"
     )
 
-    tags = {**spec.tags, "owner": spec.owner, "loopwright.reason": reason, "loopwright.snapshot": snapshot.digest}
+    tags = {
+        **spec.tags,
+        "owner": spec.owner,
+        "loopwright.reason": reason,
+        "loopwright.snapshot": snapshot.digest,
+    }
     if retrain_id:
         tags["loopwright.retrain"] = retrain_id
     over_http = tracking_uri.startswith(("http://", "https://"))
@@ -141,7 +147,9 @@ def run_project(
         artifact_location=None if over_http else (home.artifacts / "runs").as_uri(),
     )
     with run, recorded(run, ledger, project, actor, reason, snapshot.digest, clock):
-        context = capture(project=project, snapshot=snapshot.digest, splits=parts.sizes(), seed=spec.train.seed, actor=actor)
+        context = capture(
+            project=project, snapshot=snapshot.digest, splits=parts.sizes(), seed=spec.train.seed, actor=actor
+        )
         run.artifact_json(context, "context.json")
         kept = keep_project(project, home, run.run_id)
         run.text(kept.composed, "project/loop.composed.yaml")
@@ -151,7 +159,20 @@ def run_project(
         outcome = Outcome(fitted.metrics, fitted.params, parts.sizes(), trained_from, trained_until)
 
         watch.step("Bundle, gates")
-        digest = seal_into_depot(project, module, fitted, parts.holdout, outcome, run.run_id, snapshot.digest, actor, reason, home, clock, key)
+        digest = seal_into_depot(
+            project,
+            module,
+            fitted,
+            parts.holdout,
+            outcome,
+            run.run_id,
+            snapshot.digest,
+            actor,
+            reason,
+            home,
+            clock,
+            key,
+        )
         bundle = open_bundle(BundleDepot(home.bundles).path(digest), [key.public])
         baseline = production_baseline(ledger, home, key, spec.model)
         gates = run_gates(
@@ -196,7 +217,10 @@ def run_project(
                     parent=baseline.version if baseline else None,
                     now=clock(),
                     card=bundle.card,
-                    annotations={"reason": reason, **({"trained_until": iso(trained_until)} if trained_until else {})},
+                    annotations={
+                        "reason": reason,
+                        **({"trained_until": iso(trained_until)} if trained_until else {}),
+                    },
                 )
                 version = registered.version
             store.finish_run(
@@ -230,7 +254,16 @@ def run_project(
 class recorded:  # noqa: N801 - reads as a word at its call site: with run, recorded(...)
     """The run's row in the ledger: opened on entry; closed as FAILED when the body raises."""
 
-    def __init__(self, run: Recorder, ledger: Ledger, project: Project, actor: Actor, reason: str, snapshot: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        run: Recorder,
+        ledger: Ledger,
+        project: Project,
+        actor: Actor,
+        reason: str,
+        snapshot: str,
+        clock: Clock,
+    ) -> None:
         self.run, self.ledger, self.project, self.actor = run, ledger, project, actor
         self.reason, self.snapshot, self.clock = reason, snapshot, clock
 
@@ -254,7 +287,12 @@ class recorded:  # noqa: N801 - reads as a word at its call site: with run, reco
                 actor=self.actor.name,
                 action="run.start",
                 subject=f"run {self.run.run_id}",
-                payload={"model": spec.model, "snapshot": self.snapshot, "reason": self.reason, "project": self.project.digest},
+                payload={
+                    "model": spec.model,
+                    "snapshot": self.snapshot,
+                    "reason": self.reason,
+                    "project": self.project.digest,
+                },
             )
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -300,7 +338,9 @@ def seal_into_depot(
             fitted=fitted,
             holdout=holdout,
             card=card(project, outcome, run_id=run_id, snapshot=snapshot, features=fitted.names),
-            provenance=provenance(project, outcome, run_id=run_id, snapshot=snapshot, author=actor.name, reason=reason),
+            provenance=provenance(
+                project, outcome, run_id=run_id, snapshot=snapshot, author=actor.name, reason=reason
+            ),
             created_at=clock(),
             key=key,
         )
@@ -316,7 +356,11 @@ def production_baseline(ledger: Ledger, home: Home, key: SigningKey, model: str)
     """
     with ledger.read() as conn:
         stable = stable_version(conn, model)
-        version = get_version(conn, model=model, version=stable) if stable is not None else current(conn, model=model)
+        version = (
+            get_version(conn, model=model, version=stable)
+            if stable is not None
+            else current(conn, model=model)
+        )
     if version is None or version.bundle is None:
         return None
     bundle = open_bundle(BundleDepot(home.bundles).path(version.bundle), [key.public])

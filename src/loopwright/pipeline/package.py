@@ -33,7 +33,9 @@ class Outcome:
     trained_until: datetime | None
 
 
-def schema_of(project: Project, inputs: Mapping[str, Dtype], features: tuple[str, ...], classes: tuple[str, ...]) -> Schema:
+def schema_of(
+    project: Project, inputs: Mapping[str, Dtype], features: tuple[str, ...], classes: tuple[str, ...]
+) -> Schema:
     """The signature of the bundle: what a request brings, what the model reads, what it answers."""
     task = project.spec.task
     outputs = {"binary": ("probability",), "regression": ("prediction",)}.get(task, classes)

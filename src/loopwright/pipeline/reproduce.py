@@ -42,14 +42,21 @@ class ReproduceReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report in JSON's own types."""
-        return {"run_id": self.run_id, "snapshot": self.snapshot, "rows": self.rows, **self.comparison.to_json()}
+        return {
+            "run_id": self.run_id,
+            "snapshot": self.snapshot,
+            "rows": self.rows,
+            **self.comparison.to_json(),
+        }
 
 
-def reproduce(*, home: Home, ledger: Ledger, run_id: str, progress: Progress | None = None) -> ReproduceReport:
+def reproduce(
+    *, home: Home, ledger: Ledger, run_id: str, progress: Progress | None = None
+) -> ReproduceReport:
     """Rebuild data, code, configuration and seed of `run_id`, train again with the recorded parameters, and compare.
 
-    Nothing is registered or recorded. Raises NotFound for an unknown run, BadInput for one that never finished, Tampered
-    when the snapshot's rows are not the ones its digest names.
+    Nothing is registered or recorded. Raises NotFound for an unknown run, BadInput for one that never finished,
+    Tampered when the snapshot's rows are not the ones its digest names.
     """
     watch = progress or Silent()
     with ledger.read() as conn:

@@ -17,7 +17,9 @@ def _json(value: object) -> str:
     return canonical_json(value).decode()
 
 
-def save_project(conn: Connection, model: str, path: str, spec: Mapping[str, Any], digest: str, now: datetime) -> None:
+def save_project(
+    conn: Connection, model: str, path: str, spec: Mapping[str, Any], digest: str, now: datetime
+) -> None:
     """Remember where the project of `model` lives and what its loop.yaml says. Is idempotent."""
     values = {"path": path, "spec": _json(spec), "spec_digest": digest, "updated_at": to_us(now)}
     changed = conn.execute(update(projects).where(projects.c.model == model).values(**values))
@@ -121,9 +123,16 @@ def find_run(conn: Connection, prefix: str) -> dict[str, Any]:
         return _as_dict(found[0])
     if found:
         raise BadInput(
-            "the run id is not unique", where="runs", got=prefix, wanted="more characters of the id", next="loopwright runs list"
+            "the run id is not unique",
+            where="runs",
+            got=prefix,
+            wanted="more characters of the id",
+            next="loopwright runs list",
         )
-    known = [str(run) for run in conn.execute(select(runs.c.run_id).order_by(runs.c.started_at.desc()).limit(200)).scalars()]
+    known = [
+        str(run)
+        for run in conn.execute(select(runs.c.run_id).order_by(runs.c.started_at.desc()).limit(200)).scalars()
+    ]
     raise NotFound(
         "no such run",
         where="runs",
