@@ -1,7 +1,7 @@
 """One serving worker, single-row V2 JSON requests: what a request costs with routing, logging and counters on.
 
-The limit beside it is a bare ASGI handler (msgspec + ONNX Runtime, the same model and JSON, no checks, no log) on the same
-uvicorn, driven by the same load generator in the same run. Run: .venv/bin/python benchmarks/serving.py [--seconds 5]
+The limit beside it is a bare ASGI handler (msgspec + ONNX Runtime, the same model and JSON, no checks, no log) on the
+same uvicorn, driven by the same load generator in the same run. Run: .venv/bin/python benchmarks/serving.py
 """
 
 import argparse
@@ -60,7 +60,9 @@ def main() -> None:
                     before = cpu(pid)
                     load = measure(where, options.seconds, options.connections)
                     spent = cpu(pid) - before
-                    rows[name].append((load.rate, load.p50, load.p99, 1e6 * spent / load.count, resident(pid)))
+                    rows[name].append(
+                        (load.rate, load.p50, load.p99, 1e6 * spent / load.count, resident(pid))
+                    )
             post(port, "/admin/flush")
             logged, answered = control.events, ANSWERED["loopwright serve"][port]
         finally:
@@ -113,7 +115,9 @@ async def _drive(port: int, seconds: float, connections: int) -> tuple[int, floa
     clients = []
     started = time.perf_counter()
     for i in range(connections):
-        _, client = await loop.create_connection(lambda i=i: Client(requests, i, started + seconds), "127.0.0.1", port)
+        _, client = await loop.create_connection(
+            lambda i=i: Client(requests, i, started + seconds), "127.0.0.1", port
+        )
         clients.append(client)
     await asyncio.gather(*(client.done for client in clients))
     took = time.perf_counter() - started
@@ -169,7 +173,7 @@ def http_request(values: np.ndarray[Any, Any]) -> bytes:
         for name, value in zip(NAMES, values, strict=True)
     ]
     body = json.dumps({"inputs": inputs}, separators=(",", ":")).encode()
-    head = f"POST /v2/models/late/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /v2/models/late/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
@@ -259,7 +263,9 @@ def start_ours(root: Path, control: int) -> tuple[subprocess.Popen[bytes], int]:
     port = free_port()
     code = (
         "import sys; from pathlib import Path; from loopwright.serving.supervisor import ServeOptions, serve;"
-        f"sys.exit(serve(ServeOptions(control='http://127.0.0.1:{control}', home=Path({str(root / 'serving')!r}), port={port})))"
+        f"home = Path({str(root / 'serving')!r});"
+        f"options = ServeOptions(control='http://127.0.0.1:{control}', home=home, port={port});"
+        "sys.exit(serve(options))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     wait_for(port, "/readyz")
@@ -284,10 +290,13 @@ async def app(scope, receive, send):
         request = decode((await receive())["body"])
         x = np.array([[t.data[0] for t in request.inputs]], dtype=np.float32)
         score = float(session.run(["probabilities"], {name: x})[0][0, 1])
-        body = encode({"model_name": "late", "outputs": [{"name": "probability", "datatype": "FP64", "shape": [1], "data": [score]}]})
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]})
+        output = {"name": "probability", "datatype": "FP64", "shape": [1], "data": [score]}
+        body = encode({"model_name": "late", "outputs": [output]})
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-uvicorn.run(app, port=int(sys.argv[2]), loop="uvloop", http="httptools", lifespan="off", access_log=False, log_level="error", date_header=False, server_header=False)
+quiet = dict(access_log=False, log_level="error", date_header=False, server_header=False)
+uvicorn.run(app, port=int(sys.argv[2]), loop="uvloop", http="httptools", lifespan="off", **quiet)
 """
 
 

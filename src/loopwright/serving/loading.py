@@ -36,7 +36,7 @@ def check_approval(route: ModelRoute, version: int, keys: Sequence[PublicKey]) -
             where=where,
             got=f"an approval for {record.stage}",
             wanted=" or ".join(allowed),
-            next=f"Promote it: loopwright promote {route.model} {version} --stage Production",
+            next=f"Promote it: loopwright promote {route.model} {version} --to production",
         )
 
 
