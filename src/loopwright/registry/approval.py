@@ -24,7 +24,7 @@ def approval_record(conn: Connection, *, model: str, version: int) -> ApprovalRe
         raise Refused(
             "may not be served: it is not in Production by an effective promotion",
             where=found.subject, got=f"stage {found.stage.value}",
-            next=f"Request it: loopwright promote {model} --version {version} --to production",
+            next=f"Request it: loopwright promote {model} {version} --to production",
         )  # fmt: skip
     promotion = granted[0]
     given = tuple((a.reviewer, iso(a.at)) for a in promotion.approvals if a.decision == "approve")

@@ -265,10 +265,10 @@ class GovernedRegistry(SqlAlchemyStore):
         )
         missing = promotion.assessment(act.conn, model=found.model, version=found.version, stage=stage)
         if not missing.satisfied:
-            remedy = f"Request it: loopwright promote {found.model} --version {found.version}"
+            remedy = f"Request it: loopwright promote {found.model} {found.version}"
             remedy += f" --to {stage.value.lower()}"
             if waiting:
-                remedy = f"Approve it: loopwright approve {found.model} --version {found.version}"
+                remedy = f"Approve it: loopwright approve {found.model} {found.version}"
             raise Refused(
                 f"cannot be moved to {stage.value}; missing: {missing}", where=found.subject, next=remedy
             )
@@ -330,7 +330,7 @@ def _check_alias(name: str, alias: str) -> None:
     if alias.strip().lower() in RESERVED_ALIASES:
         raise Refused(
             f"the alias `{alias}` says where a version stands and follows its promotion",
-            where=name, next=f"Promote instead: loopwright promote {name} --version N --to production",
+            where=name, next=f"Promote instead: loopwright promote {name} N --to production",
         )  # fmt: skip
 
 

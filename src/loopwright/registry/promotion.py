@@ -313,7 +313,7 @@ def _pending(conn: Connection, model: str, version: int, promotion_id: str | Non
         what = f"the last one is {last.state}" if last else "nobody has requested one"
         raise NotFound(
             f"no promotion waits for a decision ({what})", where=found.subject,
-            next=f"Request it: loopwright promote {model} --version {version} --to production",
+            next=f"Request it: loopwright promote {model} {version} --to production",
         )  # fmt: skip
     return waiting[-1]
 
@@ -334,7 +334,7 @@ def _approved_before(conn: Connection, effective: list[Promotion], model: str, v
     if not any(p.version == version and p.bundle == target.bundle for p in effective):
         raise Refused(
             "was never approved for Production, or its approval was reverted", where=target.subject,
-            next=f"Request it: loopwright promote {model} --version {version} --to production",
+            next=f"Request it: loopwright promote {model} {version} --to production",
         )  # fmt: skip
     return target
 
@@ -376,4 +376,4 @@ def _audit(
 
 
 def _how_to_approve(version: Version) -> str:
-    return f"Approve it: loopwright approve {version.model} --version {version.version}"
+    return f"Approve it: loopwright approve {version.model} {version.version}"
