@@ -71,6 +71,7 @@ def provenance(
         "snapshot": snapshot,
         "trained_from": iso(outcome.trained_from) if outcome.trained_from else None,
         "trained_until": iso(outcome.trained_until) if outcome.trained_until else None,
+        "as_of": iso(spec.data.as_of) if spec.data.as_of else None,
         "author": author,
         "reason": reason,
         "params": dict(outcome.params),
