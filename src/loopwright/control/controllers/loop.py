@@ -50,6 +50,7 @@ class Controllers:
         self.health = {name: Health() for name, _ in self.ticks}
         self._renew_at = 0.0
         self._one_round = threading.Lock()
+        self._starting = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -60,15 +61,19 @@ class Controllers:
 
     def start(self) -> None:
         """Start the loop; is idempotent."""
-        if self._thread is None and not self._stopping.is_set():
-            self._thread = threading.Thread(target=self._run, name="controllers", daemon=True)
-            self._thread.start()
+        with self._starting:
+            if self._thread is None and not self._stopping.is_set():
+                thread = threading.Thread(target=self._run, name="controllers", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def stop(self) -> None:
         """Stop the loop after the round at work and give the lease back."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(timeout=10)
+        with self._starting:  # a start on its way in another thread is waited for, or finds that we stop
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout=10)
         if self.leading:
             with self.context.ledger.write() as conn:
                 ledger_store.release(conn, LEASE, self.holder)
