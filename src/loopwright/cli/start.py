@@ -1,5 +1,6 @@
 """init, run."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def run(
     from loopwright.registry.identity import current_actor
 
     current_actor.set(context.actor)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if session.as_json:
         from loopwright.pipeline.progress import Silent
 
@@ -106,8 +108,6 @@ def apply(session: Session, project: Path) -> None:
 
 def _context(session: Session, tracking_uri: str | None) -> Any:
     """The home to train on: the folder, or the folder of a control plane on this machine."""
-    import os
-
     from loopwright.control.client import FolderClient, HttpClient
     from loopwright.control.context import open_context
     from loopwright.kernel.actor import Actor, Role

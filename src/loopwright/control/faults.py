@@ -10,6 +10,7 @@ from loopwright.kernel.errors import Conflict, LoopwrightError, Unavailable
 
 _DISK = {
     errno.ENOSPC: ("the disk is full", "Free some space and try again; nothing was half-written."),
+    errno.EFBIG: ("a file may not grow any more", "Raise the limit (ulimit -f); nothing was half-written."),
     errno.EDQUOT: ("the disk quota is used up", "Free some space and try again; nothing was half-written."),
     errno.EROFS: ("the disk is read-only", "Name a writable folder: --home DIR or LOOPWRIGHT_HOME."),
     errno.EACCES: ("permission denied", "Name a folder you may write to: --home DIR or LOOPWRIGHT_HOME."),

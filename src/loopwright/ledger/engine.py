@@ -199,6 +199,7 @@ def _explained(url: str) -> Iterator[None]:
 def _remedy(said: str) -> str:
     remedies: dict[str, str] = {
         "disk is full": "Free some space; nothing was half-written.",
+        "disk i/o error": "The disk is full or failing: free some space; nothing was half-written.",
         "readonly database": "Make the home writable for this user; nothing was half-written.",
         "unable to open": "Check that the folder exists and is writable.",
         "not a database": "The file is damaged or is something else; restore it from a backup.",

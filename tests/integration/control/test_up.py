@@ -280,6 +280,18 @@ def test_a_home_that_cannot_be_written_is_told_in_one_paragraph(tmp_path: Path) 
         assert "cannot create a home" in answer.stderr
 
 
+def test_a_full_disk_is_told_in_one_paragraph_and_nothing_is_half_written(home: Path) -> None:
+    before = loopwright("audit", "verify", "--home", str(home)).stdout
+    # A file that may not grow fails like a full disk, without needing a disk of one's own.
+    words = f"ulimit -f 0; exec {sys.executable} -m loopwright user add ada --home {home}"
+    answer = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 2
+    assert len(answer.stderr.strip().splitlines()) == 1
+    assert "unexpected" not in answer.stderr
+    assert loopwright("audit", "verify", "--home", str(home)).stdout == before
+    assert loopwright("user", "add", "ada", "--home", str(home)).returncode == 0
+
+
 def test_a_server_that_is_not_there_is_told_so() -> None:
     with pytest.raises(Unavailable, match="does not answer"):
         HttpClient("http://127.0.0.1:9", None).call("system.status")
