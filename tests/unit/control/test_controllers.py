@@ -1,5 +1,6 @@
 """The leader's loop."""
 
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -67,4 +68,28 @@ def test_the_loop_runs_until_stopped(ctx: Context) -> None:
     controllers.start()
     assert controllers.started
     controllers.stop()
+    assert not controllers.started
+
+
+def test_stopping_waits_for_a_start_on_its_way_in_another_thread(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    plain = threading.Thread
+
+    class Slow(threading.Thread):
+        def start(self) -> None:
+            entered.set()
+            go_on.wait(10)
+            super().start()
+
+    controllers = Controllers(ctx, [])
+    starter = plain(target=controllers.start)
+    monkeypatch.setattr("loopwright.control.controllers.loop.threading.Thread", Slow)
+    starter.start()
+    entered.wait(10)
+    monkeypatch.undo()
+    threading.Timer(0.1, go_on.set).start()
+    controllers.stop()
+    starter.join()
     assert not controllers.started
