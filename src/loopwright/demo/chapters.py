@@ -61,7 +61,7 @@ class Tour:
 
     def train_first(self, *, as_of: datetime) -> RunReport:
         """Chapters 1 to 4: data, features, training, gates."""
-        self.tell.heading(1, "Data, features, training, gates: January to March")
+        self.tell.heading("1–4", "Ingest and check, features, train, gates: January to March")
         report = self.stage.train(as_of=as_of, reason="first model")
         self._defects(report)
         self._gates("train_v1", report)
@@ -98,19 +98,9 @@ class Tour:
         )
 
     def _gates(self, step: str, report: RunReport) -> None:
-        self.tell.table(
-            ["gate", "verdict", "value", "limit", "detail"],
-            [
-                (
-                    r.name,
-                    str(r.verdict),
-                    _short(r.value),
-                    r.limit or "–",
-                    r.detail if r.kind != "behaviour" else "",
-                )
-                for r in report.gates.results
-            ],
-        )
+        for result in report.gates.results:
+            limit = f" (limit {result.limit})" if result.limit else ""
+            self.tell.say(f"{result.verdict:<5} {result.name}{limit}: {result.detail}")
         self.tell.found(step, report.to_json())
 
     # 5
@@ -121,7 +111,7 @@ class Tour:
         from mlflow import MlflowClient
         from mlflow.exceptions import RestException
 
-        self.tell.heading(2, "Register and promote: governance holds against a plain MLflow client")
+        self.tell.heading("5", "Register and promote: governance holds against a plain MLflow client")
         # MLflow deprecated stages and still serves them; users of plain clients call them every day.
         warnings.filterwarnings(
             "ignore", message=".*transition_model_version_stage.*", category=FutureWarning
@@ -163,7 +153,7 @@ class Tour:
     def serve(self, stack: ExitStack, start: datetime) -> None:
         """Start two workers and build the year as requests."""
         stage = self.stage
-        self.tell.heading(3, "Serve with 2 workers, replay April: one request per flight")
+        self.tell.heading("6", "Serve with 2 workers, replay April: one request per flight")
         port = stage.port
         arguments = [
             "serve", "--control", stage.control_url, "--port", str(port.port), "--grpc-port", "0",
@@ -212,7 +202,7 @@ class Tour:
     def deliver_second(self, as_of: datetime) -> None:
         """Chapter 7: version 2 goes through shadow and canary."""
         self.tell.heading(
-            4, "Deliver version 2, retrained on January to April: shadow, canary 1 → 5 → 25 → 100 %"
+            "7", "Deliver version 2, retrained on January to April: shadow, canary 1 → 5 → 25 → 100 %"
         )
         report = self.stage.train(as_of=as_of, reason="retrained on January to April")
         self._gates("train_v2", report)
@@ -226,6 +216,7 @@ class Tour:
     def roll_out(self) -> tuple[dict[str, Any], Answered]:
         """Replay a quarter of a day at a time, one request per flight, until the rollout has ended."""
         total = Answered()
+        self.traffic.settle()  # from the next request on, serving knows of the new version
         for _ in range(4 * PATIENCE):
             total += self.traffic.advance(QUARTER_DAY)
             rollout = self.stage.clients["ana"].call("delivery.show", model=MODEL)
@@ -235,10 +226,16 @@ class Tour:
         return rollout, total
 
     def _rollout(self, step: str, rollout: dict[str, Any], answered: Answered) -> None:
+        shown = self.stage.clients["ana"].call("models.show", model=MODEL, version=rollout["version"])
+        recorded = {one["digest"]: one["payload"] for one in shown["evidence"]}
         for event in rollout["events"]:
             payload = event["payload"]
-            why = payload.get("why", "")
-            self.tell.say(f"{event['event_time'] or ''}  {event['kind']}: {why}")
+            said = payload.get("why") or event["kind"]
+            self.tell.say(f"{(event['event_time'] or '')[:16]}  {said}")
+            agreement = (recorded.get(payload.get("evidence", "")) or {}).get("agreement")
+            if agreement:
+                self.tell.say(_agreed(agreement))
+                self.tell.found(step, {"agreement": agreement})
         self.tell.say(_answers(answered))
         self.tell.found(step, {"rollout": rollout} | _figures(answered))
 
@@ -254,7 +251,7 @@ class Tour:
         """Chapter 8: a faulty version is caught in its canary and rolled back by itself."""
         from loopwright.demo.flights import month
 
-        self.tell.heading(5, "Version 3 has a fault no gate could see: it must roll back by itself")
+        self.tell.heading("8", "Version 3 has a fault no gate could see: it must roll back by itself")
         # Trained on what version 2 was trained on, and held out before the first flight to an airport it has not seen.
         report = self.stage.train(
             as_of=month(4) + timedelta(days=21),
@@ -280,7 +277,7 @@ class Tour:
 
     def maintain(self, until: datetime) -> None:
         """Chapter 9: drift and quality are watched, a retraining plan fires, its version goes live."""
-        self.tell.heading(6, "Monitor the following months; retrain when the evidence says so")
+        self.tell.heading("9", "Monitor the following months; retrain when the evidence says so")
         ana = self.stage.clients["ana"]
         project = load_project(self.stage.project_dir)
         applied = ana.call("projects.apply", model=MODEL, path=str(project.dir), spec=project.spec.to_json())
@@ -346,7 +343,7 @@ class Tour:
 
     def prove(self, first: RunReport) -> bool:
         """Chapter 10: reproduce the first run, verify the audit chain, draw the picture."""
-        self.tell.heading(7, "Prove it")
+        self.tell.heading("10", "Prove it")
         return ending.prove(self.stage, self.year, first, self.traffic)
 
 
@@ -356,6 +353,14 @@ def _answers(answered: Answered) -> str:
         f"{answered.rows:,} flights answered in {answered.requests:,} requests, {answered.failed} failed, "
         f"{answered.fallbacks} by fallback; {versions}; {answered.per_second:,.0f} requests/s, "
         f"p99 {answered.latency_ms(0.99):.1f} ms"
+    )
+
+
+def _agreed(agreement: dict[str, Any]) -> str:
+    return (
+        f"{'':16}  shadow answered {agreement['pairs']:,} of the same requests: "
+        f"{agreement['same_decision']:.1%} the same decision, correlation {agreement['correlation']:.3f}, "
+        f"mean absolute difference {agreement['mean_absolute_difference']:.4f}"
     )
 
 
@@ -371,7 +376,3 @@ def _figures(answered: Answered) -> dict[str, Any]:
         "requests_per_second": answered.per_second,
         "p99_ms": answered.latency_ms(0.99),
     }
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str("–" if value is None else value)

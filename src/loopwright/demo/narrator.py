@@ -26,11 +26,11 @@ class Narrator:
         self._status: Status | None = None
         self._doing = ""
 
-    def heading(self, number: int, title: str) -> None:
+    def heading(self, number: str, title: str) -> None:
         """A new step of the tour."""
         self._quiet()
         elapsed = time.monotonic() - self.started
-        self.console.print(f"\n[bold]{number:>2}  {title}[/bold]  [dim]{elapsed:.0f} s[/dim]")
+        self.console.print(f"\n[bold]{number:>3}  {title}[/bold]  [dim]{elapsed:.0f} s[/dim]")
 
     def say(self, text: str) -> None:
         """One line about the current step."""
