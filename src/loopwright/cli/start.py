@@ -95,7 +95,10 @@ def run(
 @command("apply")
 @click.argument("project", type=click.Path(path_type=Path), default=".")
 def apply(session: Session, project: Path) -> None:
-    """Make a changed loop.yaml count for policy, delivery, monitoring and retraining, without training."""
+    """Make a changed loop.yaml count without training.
+
+    Policy, delivery, monitoring and retraining follow it from now on; what is registered stays as it is.
+    """
     from loopwright.project.spec import load_project
 
     opened = load_project(project)
