@@ -9,7 +9,6 @@ import msgspec
 
 from loopwright.kernel.digest import canonical_json
 from loopwright.kernel.errors import BadInput
-from loopwright.kernel.files import write_atomic
 from loopwright.serving.events import read_frames, whole_frames
 from loopwright.serving.fold import Profiler, fold_events
 from loopwright.serving.wire import BatchHeader, pack_batch
@@ -139,4 +138,7 @@ class Shipper:
         return sorted(self._folder.glob("*.seg"))
 
     def _save(self) -> None:
-        write_atomic(self._offsets_path, canonical_json(self._offsets))
+        # Not synced to disk on purpose: a sync makes the workers' own appends wait, and a lost offset is harmless.
+        partial = self._offsets_path.with_suffix(".tmp")
+        partial.write_bytes(canonical_json(self._offsets))
+        partial.replace(self._offsets_path)
