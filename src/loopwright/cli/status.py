@@ -11,7 +11,7 @@ from loopwright.cli.show import share, table
 @command("status")
 @click.argument("model", required=False)
 def status(session: Session, model: str | None) -> None:
-    """One line per model: stage, traffic, health, drift, open alerts."""
+    """One line per model: stage, traffic, health, drift, alerts."""
     session.show(
         session.call("system.status", model=model),
         lambda rows: table(
