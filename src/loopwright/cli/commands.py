@@ -28,7 +28,7 @@ SECTIONS = (
     Section("Delivery and monitoring", {
         "rollout": ("delivery:rollout", "Show, pause, resume, abort or promote a rollout."),
         "labels": ("monitoring:labels", "Add the outcomes of past predictions."),
-        "drift": ("monitoring:drift", "Show how far features and predictions moved."),
+        "drift": ("monitoring:drift", "Show how far features and predictions moved, window by window."),
         "quality": ("monitoring:quality", "Show quality over time, on the labels known so far."),
         "alerts": ("monitoring:alerts", "List and acknowledge alerts."),
         "retrains": ("retrains:retrains", "List what asked for a retraining, and what came of it."),

@@ -68,7 +68,8 @@ def test_every_command_explains_itself_and_takes_the_shared_options(
 
 FIXED = [
     "demo flights --keep DIR", "up --home DIR --host H --port 1", "init NAME --data FILE --target COLUMN",
-    "serve --control URL --port 1 --grpc-port 2 --workers 3", "apply DIR", "run DIR --set key=value", "status", "doctor",
+    "serve --control URL --port 1 --grpc-port 2 --workers 3", "apply DIR", "run DIR --set key=value", "status",
+    "doctor",
     "data check", "data snapshot", "data tables", "data quarantine M T", "runs list", "runs show R", "runs compare A B",
     "models list", "models show M", "models show M 1", "models lineage M 1", "promote M 1", "approve M 1", "reject M 1",
     "rollback M", "rollout show M", "rollout pause M", "rollout resume M", "rollout abort M", "rollout promote M",
