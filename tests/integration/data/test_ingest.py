@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tests.integration.data.conftest import contract
 
 from loopwright.data import store
 from loopwright.data.contract import Contract
@@ -17,6 +16,7 @@ from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.errors import BadInput, Refused, Unavailable
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
+from tests.integration.data.conftest import contract
 
 ADA = Actor("ada", Role.DEVELOPER)
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)

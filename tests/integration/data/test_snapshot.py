@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.integration.data.conftest import contract
 
 from loopwright.data.ingest import ingest
 from loopwright.data.lake import Lake
@@ -22,6 +21,7 @@ from loopwright.data.snapshot import (
 from loopwright.data.source import Source
 from loopwright.kernel.actor import SYSTEM
 from loopwright.kernel.errors import BadInput, NotFound, Tampered
+from tests.integration.data.conftest import contract
 
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
 RULES = contract("{name: id, logicalType: integer, unique: true}", "{name: s}")
