@@ -256,7 +256,7 @@ class Tour:
         report = self.stage.train(
             as_of=month(4) + timedelta(days=21),
             reason="a faster transform",
-            overrides=("features=features_strict.py", "data.holdout=14d"),
+            overrides=("features=features_strict.py", "data.holdout=5d"),
         )
         self._gates("train_v3", report)
         if report.version is None:

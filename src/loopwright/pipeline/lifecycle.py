@@ -24,21 +24,20 @@ from loopwright.features.offline import build_frame
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, parse_time
 from loopwright.kernel.home import Home
-from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline import store
-from loopwright.pipeline.fit import Fitted, cut, fit_model
+from loopwright.pipeline.fit import Fitted, Parts, cut, fit_model
 from loopwright.pipeline.intake import bring_in, pinned_tables
 from loopwright.pipeline.keep import keep_project
-from loopwright.pipeline.package import Outcome, card, provenance, seal, span
+from loopwright.pipeline.package import Origin, seal, span
 from loopwright.pipeline.progress import Progress, Silent
 from loopwright.project.spec import Project
 from loopwright.quality.gates import run_gates
 from loopwright.quality.report import GateReport
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
-from loopwright.registry.versions import current, get_version, register_version
+from loopwright.registry.versions import Version, current, get_version, register_version
 from loopwright.training.context import capture
 from loopwright.training.recorder import Recorder, start_run
 
@@ -85,11 +84,30 @@ class RunReport:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The version in Production that a new one must not be worse than."""
+    """The version that a new one must not be worse than."""
 
     version: int
     bundle: Bundle
     trained_until: datetime | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a run takes place: whose it is, on which home, and why."""
+
+    project: Project
+    home: Home
+    ledger: Ledger
+    actor: Actor
+    clock: Clock
+    key: SigningKey
+    reason: str
+    watch: Progress
+
+    @property
+    def depot(self) -> BundleDepot:
+        """The home's bundles."""
+        return BundleDepot(self.home.bundles)
 
 
 def run_project(
@@ -111,133 +129,38 @@ def run_project(
     contract blocks. Gates that say no are not an error: the report has `version` None and no version is registered.
     """
     require(actor, Role.DEVELOPER, "train a model")
-    watch = progress or Silent()
     ensure_mlflow_tables(ledger)
+    setting = Setting(project, home, ledger, actor, clock, key, reason, progress or Silent())
     spec = project.spec
     with ledger.write() as conn:
         store.save_project(conn, spec.model, str(project.dir), spec.to_json(), project.digest, clock())
 
-    lake = Lake(home.lake, ledger)
-    ingests, snapshot = bring_in(project, lake, actor, clock, watch)
+    ingests, snapshot = bring_in(project, Lake(home.lake, ledger), actor, clock, setting.watch)
     module = load_features(project)
-
-    watch.step("Features as known at each moment")
-    frame = labelled_frame(project, module, lake, snapshot.digest)
-    parts = cut(frame, spec.data.holdout, where=str(project.dir / "loop.yaml"))
-    watch.done(
-        f"{frame.rows:,} labelled rows, {len(module.inputs)} inputs; "
-        f"{parts.train.rows:,} to train, {parts.holdout.rows:,} held out"
-    )
-
-    tags = {
-        **spec.tags,
-        "owner": spec.owner,
-        "loopwright.reason": reason,
-        "loopwright.snapshot": snapshot.digest,
-    }
-    if retrain_id:
-        tags["loopwright.retrain"] = retrain_id
-    over_http = tracking_uri.startswith(("http://", "https://"))
-    run = start_run(
-        tracking_uri=tracking_uri,
-        experiment=spec.experiment,
-        name=f"{spec.model} {reason}"[:250],
-        tags=tags,
-        spool=home.root / "spool",
-        artifact_location=None if over_http else (home.artifacts / "runs").as_uri(),
-    )
-    with run, recorded(run, ledger, project, actor, reason, snapshot.digest, clock):
+    parts = _parts(setting, module, snapshot.digest)
+    run = _tracked(setting, tracking_uri, snapshot.digest, retrain_id)
+    with run, recorded(setting, run.run_id, snapshot.digest):
         context = capture(
             project=project, snapshot=snapshot.digest, splits=parts.sizes(), seed=spec.train.seed, actor=actor
         )
         run.artifact_json(context, "context.json")
-        kept = keep_project(project, home, run.run_id)
-        run.text(kept.composed, "project/loop.composed.yaml")
+        run.text(keep_project(project, home, run.run_id).composed, "project/loop.composed.yaml")
 
-        fitted = fit_model(project, module, parts, run, watch)
-        trained_from, trained_until = span(parts.train)
-        outcome = Outcome(fitted.metrics, fitted.params, parts.sizes(), trained_from, trained_until)
-
-        watch.step("Bundle, gates")
-        digest = seal_into_depot(
-            project,
-            module,
-            fitted,
-            parts.holdout,
-            outcome,
-            run.run_id,
-            snapshot.digest,
-            actor,
-            reason,
-            home,
-            clock,
-            key,
-        )
-        bundle = open_bundle(BundleDepot(home.bundles).path(digest), [key.public])
-        baseline = production_baseline(ledger, home, key, spec.model)
-        gates = run_gates(
-            bundle=bundle,
-            holdout=parts.holdout,
-            gates=spec.gates,
-            task=spec.task,
-            export=fitted.export,
-            baseline=baseline.bundle if baseline else None,
-            baseline_trained_until=baseline.trained_until if baseline else None,
-            behaviour=project.path(spec.gates.behaviour) if spec.gates.behaviour else None,
-            seed=spec.train.seed,
-            now=clock(),
-        )
+        fitted = fit_model(project, module, parts, run, setting.watch)
+        setting.watch.step("Bundle, gates")
+        origin = Origin(run.run_id, snapshot.digest, actor.name, reason, *span(parts.train))
+        bundle = _sealed(setting, module, fitted, parts, origin)
+        baseline = stable_baseline(ledger, home, key, spec.model)
+        gates = _gated(setting, bundle, fitted, parts, baseline)
         run.text(gates.to_markdown(), "gates.md")
         run.artifact_json(gates.to_json(), "gates.json")
-        passed = gates.verdict is Verdict.PASS
-        watch.done(f"bundle {digest[:12]} sealed; {gates.summary()}")
-
-        version = None
-        with ledger.write() as conn:
-            record_evidence(
-                conn,
-                kind="gates",
-                model=spec.model,
-                version=None,
-                bundle=digest,
-                verdict=gates.verdict,
-                payload=gates.to_json(),
-                at=clock(),
-                actor=actor,
-            )
-            if passed:
-                registered = register_version(
-                    conn,
-                    model=spec.model,
-                    bundle=digest,
-                    run_id=run.run_id,
-                    snapshot=snapshot.digest,
-                    author=actor,
-                    metrics=fitted.metrics,
-                    parent=baseline.version if baseline else None,
-                    now=clock(),
-                    card=bundle.card,
-                    annotations={
-                        "reason": reason,
-                        **({"trained_until": iso(trained_until)} if trained_until else {}),
-                    },
-                )
-                version = registered.version
-            store.finish_run(
-                conn,
-                run.run_id,
-                status="FINISHED" if passed else "REFUSED",
-                now=clock(),
-                bundle=digest,
-                params=fitted.params,
-                metrics=fitted.metrics,
-                context=context,
-            )
+        version = _registered(setting, bundle, fitted, gates, origin, context, baseline)
+        setting.watch.done(f"bundle {bundle.digest[:12]} sealed; {gates.summary()}")
     return RunReport(
         run_id=run.run_id,
         model=spec.model,
         version=version,
-        bundle=digest,
+        bundle=bundle.digest,
         snapshot=snapshot.digest,
         metrics=fitted.metrics,
         params=fitted.params,
@@ -247,58 +170,48 @@ def run_project(
         export_difference=fitted.export.max_difference,
         export_rows=fitted.export.rows,
         baseline=baseline.version if baseline else None,
-        refused=None if passed else gates.summary(),
+        refused=None if gates.passed else gates.summary(),
     )
 
 
 class recorded:  # noqa: N801 - reads as a word at its call site: with run, recorded(...)
     """The run's row in the ledger: opened on entry; closed as FAILED when the body raises."""
 
-    def __init__(
-        self,
-        run: Recorder,
-        ledger: Ledger,
-        project: Project,
-        actor: Actor,
-        reason: str,
-        snapshot: str,
-        clock: Clock,
-    ) -> None:
-        self.run, self.ledger, self.project, self.actor = run, ledger, project, actor
-        self.reason, self.snapshot, self.clock = reason, snapshot, clock
+    def __init__(self, setting: Setting, run_id: str, snapshot: str) -> None:
+        self.setting, self.run_id, self.snapshot = setting, run_id, snapshot
 
     def __enter__(self) -> None:
-        spec = self.project.spec
-        with self.ledger.write() as conn:
+        setting, spec = self.setting, self.setting.project.spec
+        with setting.ledger.write() as conn:
             store.start_run(
                 conn,
-                run_id=self.run.run_id,
+                run_id=self.run_id,
                 model=spec.model,
                 project=spec.project,
                 experiment=spec.experiment,
-                actor=self.actor.name,
-                reason=self.reason,
+                actor=setting.actor.name,
+                reason=setting.reason,
                 snapshot=self.snapshot,
-                now=self.clock(),
+                now=setting.clock(),
             )
             ledger_store.append(
                 conn,
-                at=self.clock(),
-                actor=self.actor.name,
+                at=setting.clock(),
+                actor=setting.actor.name,
                 action="run.start",
-                subject=f"run {self.run.run_id}",
+                subject=f"run {self.run_id}",
                 payload={
                     "model": spec.model,
                     "snapshot": self.snapshot,
-                    "reason": self.reason,
-                    "project": self.project.digest,
+                    "reason": setting.reason,
+                    "project": setting.project.digest,
                 },
             )
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            with self.ledger.write() as conn:
-                store.finish_run(conn, self.run.run_id, status="FAILED", now=self.clock())
+            with self.setting.ledger.write() as conn:
+                store.finish_run(conn, self.run_id, status="FAILED", now=self.setting.clock())
 
 
 def labelled_frame(project: Project, module: FeatureModule, lake: Lake, snapshot: str) -> Frame:
@@ -313,56 +226,143 @@ def labelled_frame(project: Project, module: FeatureModule, lake: Lake, snapshot
     )
 
 
-def seal_into_depot(
-    project: Project,
-    module: FeatureModule,
-    fitted: Fitted,
-    holdout: Frame,
-    outcome: Outcome,
-    run_id: str,
-    snapshot: str,
-    actor: Actor,
-    reason: str,
-    home: Home,
-    clock: Clock,
-    key: SigningKey,
-) -> str:
-    """Build the bundle beside the depot, move it in, and return its digest."""
-    home.cache.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix="building-", dir=home.cache))
-    try:
-        sealed = seal(
-            building / "bundle",
-            project=project,
-            module=module,
-            fitted=fitted,
-            holdout=holdout,
-            card=card(project, outcome, run_id=run_id, snapshot=snapshot, features=fitted.names),
-            provenance=provenance(
-                project, outcome, run_id=run_id, snapshot=snapshot, author=actor.name, reason=reason
-            ),
-            created_at=clock(),
-            key=key,
-        )
-        return BundleDepot(home.bundles).add(sealed.path)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def production_baseline(ledger: Ledger, home: Home, key: SigningKey, model: str) -> Baseline | None:
+def stable_baseline(ledger: Ledger, home: Home, key: SigningKey, model: str) -> Baseline | None:
     """The version that answers as stable, opened; before anything is served, the one approved for Production.
 
-    A version still in its canary is no baseline: it has to prove itself first.
+    A version still in its canary is no baseline: it has to prove itself first. None when there is no version yet.
     """
     with ledger.read() as conn:
         stable = stable_version(conn, model)
-        version = (
-            get_version(conn, model=model, version=stable)
-            if stable is not None
-            else current(conn, model=model)
-        )
+        if stable is not None:
+            version: Version | None = get_version(conn, model=model, version=stable)
+        else:
+            version = current(conn, model=model)
     if version is None or version.bundle is None:
         return None
     bundle = open_bundle(BundleDepot(home.bundles).path(version.bundle), [key.public])
     until = bundle.manifest.provenance.get("trained_until")
     return Baseline(version.version, bundle, parse_time(until) if until else None)
+
+
+def _parts(setting: Setting, module: FeatureModule, snapshot: str) -> Parts:
+    project = setting.project
+    setting.watch.step("Features as known at each moment")
+    frame = labelled_frame(project, module, Lake(setting.home.lake, setting.ledger), snapshot)
+    parts = cut(frame, project.spec.data.holdout, where=str(project.dir / "loop.yaml"))
+    setting.watch.done(
+        f"{frame.rows:,} labelled rows, {len(module.inputs)} inputs; "
+        f"{parts.train.rows:,} to train, {parts.holdout.rows:,} held out"
+    )
+    return parts
+
+
+def _tracked(setting: Setting, tracking_uri: str, snapshot: str, retrain_id: str | None) -> Recorder:
+    spec = setting.project.spec
+    tags = {
+        **spec.tags,
+        "owner": spec.owner,
+        "loopwright.reason": setting.reason,
+        "loopwright.snapshot": snapshot,
+    }
+    if retrain_id:
+        tags["loopwright.retrain"] = retrain_id
+    over_http = tracking_uri.startswith(("http://", "https://"))
+    return start_run(
+        tracking_uri=tracking_uri,
+        experiment=spec.experiment,
+        name=f"{spec.model} {setting.reason}"[:250],
+        tags=tags,
+        spool=setting.home.root / "spool",
+        artifact_location=None if over_http else (setting.home.artifacts / "runs").as_uri(),
+    )
+
+
+def _sealed(setting: Setting, module: FeatureModule, fitted: Fitted, parts: Parts, origin: Origin) -> Bundle:
+    """Build the bundle beside the depot, move it in whole, and open it as serving would."""
+    setting.home.cache.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix="building-", dir=setting.home.cache))
+    try:
+        sealed = seal(
+            building / "bundle",
+            project=setting.project,
+            module=module,
+            fitted=fitted,
+            parts=parts,
+            origin=origin,
+            created_at=setting.clock(),
+            key=setting.key,
+        )
+        digest = setting.depot.add(sealed.path)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return open_bundle(setting.depot.path(digest), [setting.key.public])
+
+
+def _gated(
+    setting: Setting, bundle: Bundle, fitted: Fitted, parts: Parts, baseline: Baseline | None
+) -> GateReport:
+    project, spec = setting.project, setting.project.spec
+    return run_gates(
+        bundle=bundle,
+        holdout=parts.holdout,
+        gates=spec.gates,
+        task=spec.task,
+        export=fitted.export,
+        baseline=baseline.bundle if baseline else None,
+        baseline_trained_until=baseline.trained_until if baseline else None,
+        behaviour=project.path(spec.gates.behaviour) if spec.gates.behaviour else None,
+        seed=spec.train.seed,
+        now=setting.clock(),
+    )
+
+
+def _registered(
+    setting: Setting,
+    bundle: Bundle,
+    fitted: Fitted,
+    gates: GateReport,
+    origin: Origin,
+    context: Mapping[str, Any],
+    baseline: Baseline | None,
+) -> int | None:
+    """Record the gates as evidence, register the version if they passed, and close the run: all or nothing."""
+    model, now = setting.project.spec.model, setting.clock()
+    version = None
+    with setting.ledger.write() as conn:
+        record_evidence(
+            conn,
+            kind="gates",
+            model=model,
+            version=None,
+            bundle=bundle.digest,
+            verdict=gates.verdict,
+            payload=gates.to_json(),
+            at=now,
+            actor=setting.actor,
+        )
+        if gates.passed:
+            until = {"trained_until": iso(origin.trained_until)} if origin.trained_until else {}
+            version = register_version(
+                conn,
+                model=model,
+                bundle=bundle.digest,
+                run_id=origin.run_id,
+                snapshot=origin.snapshot,
+                author=setting.actor,
+                metrics=fitted.metrics,
+                parent=baseline.version if baseline else None,
+                now=now,
+                card=bundle.card,
+                annotations={"reason": setting.reason, **until},
+            ).version
+        store.finish_run(
+            conn,
+            origin.run_id,
+            status="FINISHED" if gates.passed else "REFUSED",
+            now=now,
+            bundle=bundle.digest,
+            params=fitted.params,
+            metrics=fitted.metrics,
+            context=context,
+        )
+    return version

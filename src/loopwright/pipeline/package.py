@@ -15,20 +15,21 @@ from loopwright.bundle.signature import Field, Schema
 from loopwright.features.frame import Frame
 from loopwright.features.module import Dtype, FeatureModule
 from loopwright.kernel.clock import from_us, iso
-from loopwright.pipeline.fit import Fitted
+from loopwright.pipeline.fit import Fitted, Parts
 from loopwright.project.spec import Project
-from loopwright.stats.profile import build_reference
+from loopwright.stats.profile import PREDICTION, Counts, Reference, build_reference
 
 GOLDEN_ROWS = 20
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run found, for people: goes into the card and the run's record."""
+class Origin:
+    """Where a bundle comes from. The span of training rows is None when the project has no event time."""
 
-    metrics: Mapping[str, float]
-    params: Mapping[str, Any]
-    sizes: Mapping[str, int]
+    run_id: str
+    snapshot: str
+    author: str
+    reason: str
     trained_from: datetime | None
     trained_until: datetime | None
 
@@ -43,9 +44,16 @@ def schema_of(
     return Schema(inputs=fields, features=features, outputs=outputs, task=task, classes=classes)
 
 
-def reference_profile(frame: Frame, predicted: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Profile of the rows the model was measured on: each input, and the first output as `@prediction`."""
-    return build_reference({**frame.inputs(), "@prediction": predicted[:, 0]}).to_json()
+def reference_profile(train: Frame, holdout: Frame, predicted: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """What live traffic is compared with: inputs of all rows the run saw, and `@prediction` on the held-out rows.
+
+    Answers on training rows are left out: a model is surer of what it has learned than of what comes.
+    """
+    seen, held = train.inputs(), holdout.inputs()
+    inputs = build_reference({name: np.concatenate([seen[name], held[name]]) for name in held})
+    answers = build_reference({PREDICTION: predicted[:, 0]})
+    columns = {**inputs.counts.columns, **answers.counts.columns}
+    return Reference({**inputs.bins, **answers.bins}, Counts(inputs.rows, columns)).to_json()
 
 
 def golden_positions(total: int, rows: int = GOLDEN_ROWS) -> np.ndarray[Any, Any]:
@@ -61,45 +69,43 @@ def span(frame: Frame) -> tuple[datetime | None, datetime | None]:
     return from_us(int(times.min().astype(np.int64))), from_us(int(times.max().astype(np.int64)))
 
 
-def provenance(
-    project: Project, outcome: Outcome, *, run_id: str, snapshot: str, author: str, reason: str
-) -> dict[str, Any]:
+def provenance(project: Project, fitted: Fitted, parts: Parts, origin: Origin) -> dict[str, Any]:
     """Where the bundle comes from, as sealed into its manifest."""
     spec = project.spec
     return {
-        "run_id": run_id,
-        "snapshot": snapshot,
-        "trained_from": iso(outcome.trained_from) if outcome.trained_from else None,
-        "trained_until": iso(outcome.trained_until) if outcome.trained_until else None,
+        "run_id": origin.run_id,
+        "snapshot": origin.snapshot,
+        "trained_from": iso(origin.trained_from) if origin.trained_from else None,
+        "trained_until": iso(origin.trained_until) if origin.trained_until else None,
         "as_of": iso(spec.data.as_of) if spec.data.as_of else None,
-        "author": author,
-        "reason": reason,
-        "params": dict(outcome.params),
-        "metrics": dict(outcome.metrics),
-        "split_sizes": dict(outcome.sizes),
+        "author": origin.author,
+        "reason": origin.reason,
+        "params": dict(fitted.params),
+        "metrics": dict(fitted.metrics),
+        "split_sizes": parts.sizes(),
         "seed": spec.train.seed,
         "project_digest": project.digest,
     }
 
 
-def card(project: Project, outcome: Outcome, *, run_id: str, snapshot: str, features: tuple[str, ...]) -> str:
+def card(project: Project, fitted: Fitted, parts: Parts, origin: Origin) -> str:
     """The model card as Markdown; the registry adds approvals and gates to the copy it shows."""
     spec = project.spec
-    figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(outcome.metrics.items()))
-    settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(outcome.params.items()))
+    figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(fitted.metrics.items()))
+    settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(fitted.params.items()))
     trained = (
-        f"{iso(outcome.trained_from)} to {iso(outcome.trained_until)}"
-        if outcome.trained_from and outcome.trained_until
+        f"{iso(origin.trained_from)} to {iso(origin.trained_until)}"
+        if origin.trained_from and origin.trained_until
         else "rows without event time"
     )
     return (
         f"# {spec.model}\n\n"
         f"Task: {spec.task}. Owner: {spec.owner}. Team: {spec.team}. Project: {spec.project}.\n\n"
-        f"## Training\n\nRun `{run_id}` on snapshot `{snapshot}`; event time {trained}; "
-        f"{outcome.sizes['train']} rows to train, {outcome.sizes['holdout']} held out.\n\n"
+        f"## Training\n\nRun `{origin.run_id}` on snapshot `{origin.snapshot}`; event time {trained}; "
+        f"{parts.train.rows} rows to train, {parts.holdout.rows} held out.\n\n"
         f"| setting | value |\n|---|---|\n{settings}\n\n"
         f"## Quality on the held-out rows\n\n| metric | value |\n|---|---|\n{figures}\n\n"
-        f"## Features\n\n{', '.join(f'`{name}`' for name in features)}\n"
+        f"## Features\n\n{', '.join(f'`{name}`' for name in fitted.names)}\n"
     )
 
 
@@ -109,17 +115,16 @@ def seal(
     project: Project,
     module: FeatureModule,
     fitted: Fitted,
-    holdout: Frame,
-    card: str,
-    provenance: Mapping[str, Any],
+    parts: Parts,
+    origin: Origin,
     created_at: datetime,
     key: SigningKey,
 ) -> SealedBundle:
     """Build the sealed bundle at `dest`; its golden outputs are what the exported graph answers here."""
+    holdout = parts.holdout
     chosen = golden_positions(holdout.rows)
-    inputs = holdout.inputs()
     golden = Golden(
-        inputs={name: _json_values(values[chosen]) for name, values in inputs.items()},
+        inputs={name: _json_values(values[chosen]) for name, values in holdout.inputs().items()},
         outputs=fitted.holdout_output[chosen].tolist(),
     )
     return build_bundle(
@@ -130,9 +135,9 @@ def seal(
         transform=module.transform_source,
         state=fitted.state,
         golden=golden,
-        reference=reference_profile(holdout, fitted.holdout_output),
-        card=card,
-        provenance=provenance,
+        reference=reference_profile(parts.train, holdout, fitted.holdout_output),
+        card=card(project, fitted, parts, origin),
+        provenance=provenance(project, fitted, parts, origin),
         created_at=created_at,
         key=key,
     )
