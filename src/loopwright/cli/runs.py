@@ -47,12 +47,45 @@ def compare(session: Session, run: tuple[str, ...], everything: bool) -> None:
 @command("reproduce")
 @click.argument("run")
 def reproduce(session: Session, run: str) -> int:
-    """Run a recorded run again and compare the results."""
-    answer = session.call("runs.reproduce", run=run)
-    session.show(
-        answer, lambda a: pairs({name: value for name, value in a.items() if value not in (None, {}, [])})
-    )
+    """Run a recorded run again and compare the results. Exit code 1 when they diverge."""
+    answer = session.call("runs.reproduce", run=run) if session.url else _rerun(session, run)
+    session.show(answer, _reproduced)
     return 1 if answer["verdict"] == "diverged" else 0
+
+
+def _rerun(session: Session, run: str) -> dict[str, Any]:
+    """On a folder the training runs here, so its progress can be shown."""
+    from loopwright.cli.progress import watch
+    from loopwright.control.client import FolderClient
+    from loopwright.kernel.actor import Role, require
+    from loopwright.pipeline.progress import Silent
+    from loopwright.pipeline.reproduce import reproduce as rerun
+
+    client = session.client()
+    assert isinstance(client, FolderClient)
+    ctx = client.context
+    require(ctx.actor, Role.DEVELOPER, "reproduce a run")
+    if session.as_json:
+        return rerun(home=ctx.home, ledger=ctx.ledger, run_id=run, progress=Silent()).to_json()
+    with watch() as progress:
+        return rerun(home=ctx.home, ledger=ctx.ledger, run_id=run, progress=progress).to_json()
+
+
+def _reproduced(answer: dict[str, Any]) -> str:
+    columns: list[Column] = [
+        ("metric", "name"),
+        ("then", "first"),
+        ("now", "again"),
+        ("difference", "difference"),
+    ]
+    lines = [
+        f"run {answer['run_id']}: {answer['verdict']} ({answer['why']})",
+        table(answer["metrics"], columns),
+    ]
+    if answer["differences"]:
+        named = ", ".join(difference["name"] for difference in answer["differences"])
+        lines.append(f"what is different from then: {named}")
+    return "\n".join(lines)
 
 
 def _first(metrics: dict[str, float], count: int = 3) -> str:

@@ -1,6 +1,7 @@
 """Brings a project's sources into the lake and pins what a run trains on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -16,7 +17,13 @@ from loopwright.pipeline.progress import Progress
 from loopwright.project.spec import Project
 
 
-def in_reference_order(contracts: dict[str, Contract]) -> list[str]:
+class Refers(Protocol):
+    """A contract, as far as order is concerned."""
+
+    def references(self) -> set[str]: ...
+
+
+def in_reference_order(contracts: Mapping[str, Refers]) -> list[str]:
     """Table names such that a table comes after the tables its contract refers to; raises BadInput for a circle."""
     waiting = {
         name: {t for t in c.references() if t in contracts and t != name} for name, c in contracts.items()
