@@ -89,6 +89,8 @@ def quality_condition(latest: Sequence[Judged]) -> Condition | None:
     bad = sustained([each.verdict is Verdict.FAIL for each in latest])
     if bad:
         count = sum(each.verdict is Verdict.FAIL for each in latest)
+        # The newest window may have been a good one: what is told are the figures of one that was not.
+        figures = next(each.payload for each in reversed(latest) if each.verdict is Verdict.FAIL)
         lost = abs(figures["value"] - figures["expected"]) / abs(figures["expected"])
         return Raised(
             Kind.QUALITY,

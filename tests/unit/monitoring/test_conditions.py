@@ -1,0 +1,50 @@
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from loopwright.kernel.verdict import Verdict
+from loopwright.monitoring.alerts import Cleared, Raised
+from loopwright.monitoring.conditions import quality_condition
+from loopwright.monitoring.windows import Window
+
+MONDAY = datetime(2013, 7, 1, tzinfo=UTC)
+WEEK = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Week:
+    """A judged week of quality; expected is 0.75, and below 0.7 is bad."""
+
+    number: int
+    value: float
+    version: int = 2
+    payload: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "payload", {"metric": "roc_auc", "value": self.value, "expected": 0.75})
+
+    @property
+    def window(self) -> Window:
+        return Window(MONDAY + self.number * WEEK, MONDAY + (self.number + 1) * WEEK)
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict.FAIL if self.value < 0.7 else Verdict.PASS
+
+
+def weeks(*values: float) -> list[Week]:
+    return [Week(number, value) for number, value in enumerate(values)]
+
+
+def test_one_bad_week_raises_nothing() -> None:
+    assert not isinstance(quality_condition(weeks(0.75, 0.75, 0.60)), Raised)
+
+
+def test_two_bad_weeks_of_three_raise_and_tell_the_newest_bad_one() -> None:
+    raised = quality_condition(weeks(0.65, 0.60, 0.80))
+    assert isinstance(raised, Raised)
+    assert raised.title.startswith("roc_auc is 0.6000, 20.0% worse than the 0.7500 expected (bad in 2 of the last 3")
+
+
+def test_good_weeks_clear_it() -> None:
+    assert isinstance(quality_condition(weeks(0.60, 0.75, 0.76)), Cleared)
