@@ -154,7 +154,9 @@ def test_a_bundle_with_one_other_byte_is_not_opened(played: Played, tmp_path: Pa
             open_bundle(copy, [played.key])
 
 
-def test_golden_examples_and_reference_come_from_held_out_flights(played: Played, learned: Learned) -> None:
+def test_golden_examples_and_reference_are_of_the_flights_the_run_saw(
+    played: Played, learned: Learned
+) -> None:
     _, parts = learned(1)
     bundle = played.bundle(1)
     bundle.smoke()
@@ -165,6 +167,10 @@ def test_golden_examples_and_reference_come_from_held_out_flights(played: Played
     assert provenance["trained_until"] == f"{parts.train.event_times().max().astype('datetime64[s]')}Z"
     columns = bundle.reference["columns"]
     assert set(columns) == {*parts.holdout.inputs(), "@prediction"}
-    assert {sum(column["counts"]) for column in columns.values()} == {parts.holdout.rows}
-    unknown_planes = np.count_nonzero(np.isnan(parts.holdout.inputs()["plane_year"]))
+    # Inputs as the run saw them, answers as they are on rows it did not learn from.
+    assert sum(columns.pop("@prediction")["counts"]) == parts.holdout.rows
+    assert {sum(column["counts"]) for column in columns.values()} == {parts.train.rows + parts.holdout.rows}
+    unknown_planes = sum(
+        np.count_nonzero(np.isnan(part.inputs()["plane_year"])) for part in (parts.train, parts.holdout)
+    )
     assert columns["plane_year"]["counts"][0] == unknown_planes

@@ -60,7 +60,7 @@ def test_the_second_model_is_surely_not_worse_than_the_first_on_rows_neither_saw
 ) -> None:
     (evidence,) = played.evidence(2, "gates")
     assert evidence["payload"]["baseline"] == played.row("lw_versions", 1)["bundle"]
-    result = gates(played, 2)["baseline"]
+    result = gates(played, 2)["comparison"]
     _, parts = learned(2)
     _, first = learned(1)
     rows = parts.holdout.event_times() > first.train.event_times().max()

@@ -104,10 +104,10 @@ def test_labels_arrived_when_flights_had_landed_and_never_before(
     played: Played, source: duckdb.DuckDBPyConnection
 ) -> None:
     until = played.figures["april"]["until"]
-    (expected,) = source.execute(
+    ((expected,),) = source.execute(
         f"SELECT count(*) FROM flights WHERE arr_delay IS NOT NULL AND {KNOWN} >= '2013-04-01' AND {KNOWN} < ?",
         [until],
-    ).fetchone() or (0,)
+    ).fetchall()
     assert played.figures["april"]["labels"] == expected == 27_583
 
     labels = played.predictions("SELECT id, label, available_at FROM labels")

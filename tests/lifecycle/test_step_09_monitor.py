@@ -57,12 +57,15 @@ def test_quality_is_that_of_answers_beside_labels_that_came_later(played: Played
         payload = window["payload"]
         if payload["labelled"] < 1_000 or window["start"].day > 14:
             continue
+        ((answered,),) = played.predictions(f"SELECT count(DISTINCT id) FROM log WHERE {inside(window)}")
+        assert payload["answered"] == answered
         pairs = played.predictions(
             f"SELECT label, outputs[1], id FROM log JOIN labels USING (id) WHERE {inside(window)}"
         )
         y, p = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
-        assert payload["labelled"] == pytest.approx(len(y), abs=0.03 * len(y))
-        assert payload["value"] == pytest.approx(roc_auc_score(y, p), abs=0.01)
+        # Judged when nine tenths of the labels were in; the last ones came later and change little.
+        assert 0.9 * payload["answered"] <= payload["labelled"] <= len(y)
+        assert payload["value"] == pytest.approx(roc_auc_score(y, p), abs=0.015)
         checked += 1
     assert checked >= 5
 
@@ -135,7 +138,7 @@ def test_a_plan_with_its_reason_fired_and_ran_the_same_pipeline(
         (gates,) = played.evidence(version, "gates")
         assert gates["verdict"] == "PASS"
         kinds = {result["kind"] for result in gates["payload"]["results"]}
-        assert "baseline" in kinds
+        assert "comparison" in kinds
         assert "first model" not in kinds
 
     plan = plans[0]

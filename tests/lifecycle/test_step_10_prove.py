@@ -28,14 +28,14 @@ def test_the_first_run_repeats(played: Played) -> None:
     row = played.row("lw_versions", 1)
     assert told["run_id"] == row["run_id"]
     assert (told["snapshot"], told["rows"]) == (row["snapshot"], 367_667)
-    assert told["agreement"] in ("bitwise", "within tolerance")
+    assert told["verdict"] in ("bitwise", "within tolerance")
     recorded = json.loads(row["metrics"])
     assert {pair["name"]: pair["first"] for pair in told["metrics"]} == recorded
     for pair in told["metrics"]:
         assert pair["again"] == pytest.approx(pair["first"], rel=1e-6)
-    if told["agreement"] == "bitwise":
+    if told["verdict"] == "bitwise":
         assert all(pair["again"] == pair["first"] for pair in told["metrics"])
-    assert f"loopwright reproduce {row['run_id']}: {told['agreement']}" in played.text.replace("\n", " ")
+    assert f"loopwright reproduce {row['run_id']}: {told['verdict']}" in played.text.replace("\n", " ")
 
 
 def test_the_chain_of_the_audit_log_holds_when_walked_by_hand(played: Played) -> None:
