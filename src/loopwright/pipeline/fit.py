@@ -243,8 +243,11 @@ def _searched(
             next="Write it beside `train`, or remove the `search` section.",
         )
     watch.step(f"Search hyperparameters, {spec.search.trials} trials")
-    prepared = Preparation(module.transform, parts.fit)
-    fit, valid = prepared.split(parts.fit), prepared.split(parts.valid)
+    learn_from = parts.fit
+    if spec.search.rows is not None and learn_from.rows > spec.search.rows:
+        learn_from = learn_from.take(np.arange(learn_from.rows - spec.search.rows, learn_from.rows))
+    prepared = Preparation(module.transform, learn_from)
+    fit, valid = prepared.split(learn_from), prepared.split(parts.valid)
     metric = spec.search.metric
 
     def objective(candidate: Mapping[str, Any]) -> float:

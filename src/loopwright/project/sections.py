@@ -69,11 +69,12 @@ class Train(Section):
 
 
 class Search(Section):
-    """A hyperparameter search before the final fit."""
+    """A hyperparameter search before the final fit. `rows`: search on the newest so many rows only."""
 
     metric: Text = Field(description="a metric's name, like roc_auc")
     direction: Literal["maximize", "minimize"] = Field("maximize", description="maximize or minimize")
     trials: int = Field(20, ge=1, le=100_000, description="a whole number from 1")
+    rows: int | None = Field(None, ge=100, description="a whole number from 100")
 
 
 class Baseline(Section):
