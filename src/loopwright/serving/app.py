@@ -117,9 +117,11 @@ class App:
                     "the body is too large", got=int(value), wanted=f"at most {self._bounds.body} bytes"
                 )
             if name == b"inference-header-content-length":
-                json_length = int(value) if value.isdigit() else -1
+                json_length = int(value) if value.isdigit() and len(value) < 20 else -1
             if name == b"content-encoding" and value != b"identity":
-                raise HttpError(415, "compressed bodies are not read", got=value.decode(), wanted="identity")
+                raise HttpError(
+                    415, "compressed bodies are not read", got=value.decode("latin-1"), wanted="identity"
+                )
         message = await receive()
         body = message.get("body", b"")
         if message["type"] != "http.request" or message.get("more_body"):

@@ -23,7 +23,7 @@ from loopwright.bundle.keys import PublicKey
 from loopwright.bundle.manifest import MANIFEST, SEAL, open_manifest
 from loopwright.bundle.routes import RouteTable, open_routes
 from loopwright.kernel.digest import sha256_bytes
-from loopwright.kernel.errors import Conflict, NotFound, Refused, Tampered, Unavailable
+from loopwright.kernel.errors import Conflict, LoopwrightError, NotFound, Refused, Tampered, Unavailable
 from loopwright.kernel.files import write_atomic
 from loopwright.kernel.ids import new_id
 
@@ -111,7 +111,7 @@ class Cache:
         """Bring a bundle into the depot through `download(digest, file name)`, trusting nothing of it.
 
         Returns at once when it is here and whole; a damaged copy is thrown away and fetched again. Raises Tampered for
-        bytes that do not match, and whatever `download` raises.
+        bytes that do not match, Unavailable when the disk is full or read-only, and whatever `download` raises.
         """
         if self.depot.has(digest):
             try:
@@ -143,6 +143,14 @@ class Cache:
             (staging / MANIFEST).write_bytes(raw)
             (staging / SEAL).write_bytes(seal)
             self.depot.add(staging)
+        except LoopwrightError:
+            raise  # some of them are OSErrors too
+        except OSError as error:
+            raise Unavailable(
+                f"cannot store the bundle ({error.strerror or error})",
+                where=str(staging),
+                next="Check free space and permissions.",
+            ) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 

@@ -88,6 +88,8 @@ def load_models(
                     versions[version] = load_version(route, version, keys, depot)
             except LoopwrightError as error:
                 refused[version] = str(error)
+            except Exception as error:  # noqa: BLE001 - it must not keep the other versions' routes from changing
+                refused[version] = f"cannot be loaded ({type(error).__name__}: {error})"
         arms = tuple(arm for arm in route.arms if arm.version in versions)
         model = Model(name, route.salt, arms, versions, refused)
         if model.stable is None and old is not None and old.stable is not None:

@@ -37,8 +37,9 @@ class Profiles:
             for version, entry in route.versions.items()
         }
         if not known.items() <= self._digests.items():
-            self._digests = {**self._digests, **known}
-            write_atomic(self._path, canonical_json(self._digests))
+            grown = {**self._digests, **known}
+            write_atomic(self._path, canonical_json(grown))
+            self._digests = grown
 
     def profiler(self, model: str, version: int) -> Profiler | None:
         """Return the version's profiler, or None when its bundle is not here."""

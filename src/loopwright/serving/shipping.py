@@ -1,5 +1,6 @@
 """Ships the prediction log to the control plane: at least once over the wire, exactly once in effect (see `wire`)."""
 
+import contextlib
 import os
 import zlib
 from collections.abc import Callable
@@ -50,7 +51,11 @@ class Shipper:
 
     def backlog(self) -> int:
         """Return how many bytes wait to be shipped."""
-        return sum(max(0, path.stat().st_size - self._offsets.get(path.stem, 0)) for path in self._segments())
+        waiting = 0
+        for path in self._segments():
+            with contextlib.suppress(FileNotFoundError):  # shipped and deleted by `ship` in another thread
+                waiting += max(0, path.stat().st_size - self._offsets.get(path.stem, 0))
+        return waiting
 
     def ship(self) -> int:
         """Send everything that is in the segments now; return the bytes accepted. Raises what `send` raises.
@@ -139,6 +144,8 @@ class Shipper:
 
     def _save(self) -> None:
         # Not synced to disk on purpose: a sync makes the workers' own appends wait, and a lost offset is harmless.
+        # A full disk neither: shipping is what frees it.
         partial = self._offsets_path.with_suffix(".tmp")
-        partial.write_bytes(canonical_json(self._offsets))
-        partial.replace(self._offsets_path)
+        with contextlib.suppress(OSError):
+            partial.write_bytes(canonical_json(self._offsets))
+            partial.replace(self._offsets_path)

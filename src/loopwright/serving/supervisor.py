@@ -113,7 +113,11 @@ def _trusted_keys(options: ServeOptions, cache: Cache, upstream: Upstream) -> li
             lines = options.public_key.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"cannot be read ({error})", where=f"--public-key {options.public_key}") from None
-        cache.pin([PublicKey.from_text(line) for line in lines if line.strip()])
+        given = [PublicKey.from_text(line) for line in lines if line.strip()]
+        if not given:
+            raise BadInput("the file holds no key", where=f"--public-key {options.public_key}")
+        cache.pin(given)
+        return given
     pinned = cache.pinned()
     if pinned:
         return pinned
@@ -247,9 +251,10 @@ class _Supervisor:
                 )
             unfetched = await asyncio.to_thread(self._fetch_bundles, table)
             if document != self._document or unfetched != self._unfetched:
+                # What may fail on a full disk comes first: the next poll must find the table still new.
                 self._cache.keep_routes(document)
-                self._table, self._document, self._unfetched = table, document, unfetched
                 self._profiles.remember(table)
+                self._table, self._document, self._unfetched = table, document, unfetched
                 for slot in self._slots:
                     if slot.channel is not None:
                         slot.channel.send({"apply": unfetched})
@@ -279,9 +284,9 @@ class _Supervisor:
             await asyncio.sleep(self._options.poll)
             try:
                 await self._poll()
-            except LoopwrightError as error:
+            except Exception as error:  # noqa: BLE001 - without this loop no rollback would ever arrive
                 self._control_up = self._control_up and not isinstance(error, Unavailable)
-                self._complain("control", f"{error} (serving goes on with the last route table)")
+                self._complain("control", f"{_said(error)} (serving goes on with the last route table)")
 
     async def _refresh(self) -> tuple[int, dict[str, Any]]:
         serial = await self._poll()
@@ -305,10 +310,10 @@ class _Supervisor:
             try:
                 await self._ship()
                 delay = self._options.ship
-            except LoopwrightError as error:
+            except Exception as error:  # noqa: BLE001 - without this loop the log would fill the disk
                 # A control plane that is down is asked less often; nothing is lost meanwhile.
                 delay = min(delay * 2, 10.0)
-                self._complain("ship", f"predictions are kept here for now: {error}")
+                self._complain("ship", f"predictions are kept here for now: {_said(error)}")
 
     async def _flush(self) -> tuple[int, dict[str, Any]]:
         self._drains += 1
@@ -326,9 +331,9 @@ class _Supervisor:
         try:
             async with asyncio.timeout(10):
                 await self._ship()
-        except (LoopwrightError, TimeoutError) as error:
+        except (LoopwrightError, OSError) as error:
             self._say(
-                f"{self._shipper.backlog()} bytes of predictions stay in {self._cache.segments} ({error})"
+                f"{self._shipper.backlog()} bytes of predictions stay in {self._cache.segments} ({_said(error)})"
             )
 
     # The workers.
@@ -337,15 +342,18 @@ class _Supervisor:
         """Run a worker in `slot`, and another when it dies, until stopping."""
         while not self._stopping.is_set():
             started = asyncio.get_running_loop().time()
-            code = await self._run_worker(slot)
+            try:
+                ending = _ending(await self._run_worker(slot))
+            except OSError as error:  # no memory or no descriptors for another process, perhaps for a moment
+                ending = f"cannot be started: {_said(error)}"
             if self._stopping.is_set():
                 return
             lived = asyncio.get_running_loop().time() - started
-            self._say(f"worker {slot.name} ended ({_ending(code)}) after {lived:.1f} s; starting another")
+            self._say(f"worker {slot.name} ended ({ending}) after {lived:.1f} s; starting another")
             slot.early_deaths = slot.early_deaths + 1 if lived < 5.0 else 0
             if slot.early_deaths >= EARLY_DEATHS and not any(other.ready for other in self._slots):
                 self._failure = Unavailable(
-                    f"workers die as they start ({_ending(code)})",
+                    f"workers die as they start ({ending})",
                     where="loopwright serve",
                     next="The lines above say why.",
                 )
@@ -373,16 +381,21 @@ class _Supervisor:
             durable=options.durable,
         )
         passed = [theirs.fileno()] + ([slot.listener.fileno()] if slot.listener else [])
-        with theirs:
-            slot.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "loopwright.serving.worker",
-                msgspec.json.encode(config).decode(),
-                pass_fds=passed,
-                start_new_session=True,
-                env={**os.environ, **_ENVIRONMENT},
-            )
+        try:
+            with theirs:
+                slot.process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "loopwright.serving.worker",
+                    msgspec.json.encode(config).decode(),
+                    pass_fds=passed,
+                    start_new_session=True,
+                    env={**os.environ, **_ENVIRONMENT},
+                )
+        except OSError:
+            ours.close()
+            self._writing.discard(slot.log)
+            raise
         slot.channel = await Channel.open(ours)
         listening = asyncio.create_task(self._listen(slot, slot.channel))
         try:
@@ -421,6 +434,8 @@ class _Supervisor:
             status, body = 503, {"error": str(error)}
         except TimeoutError:
             status, body = 503, {"error": f"{ask}: the workers did not finish in time"}
+        except Exception as error:  # noqa: BLE001 - somebody waits for an answer
+            status, body = 503, {"error": f"{ask}: {_said(error)}"}
         channel.send({"answer": number, "status": status, "body": body})
 
     async def _ping_forever(self) -> None:
@@ -483,6 +498,10 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "2",
     "PYTHONUNBUFFERED": "1",
 }
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, LoopwrightError) else f"{type(error).__name__}: {error}"
 
 
 def _ending(code: int) -> str:

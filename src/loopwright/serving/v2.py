@@ -148,6 +148,8 @@ def read_rows(request: InferRequest, reader: Reader, *, max_rows: int) -> Rows:
         if n == 1 and _is_plain(value, tensor.datatype, dtype):
             columns.append(data)
         else:
+            if type(value) is list:  # shape [1, 1], written as a row of its own
+                data = _flat(tensor, request, n, max_rows)
             columns.append(check_values(data, field, tensor.datatype, _where(request, tensor)))
     values: list[list[Value]] = (
         [[column[0] for column in columns]] if n == 1 else [list(row) for row in zip(*columns, strict=True)]
@@ -344,9 +346,14 @@ def respond(
 
 
 def check_outputs(request: InferRequest, schema: Schema) -> None:
-    """Raise BadInput when the client asks for an output the model does not have."""
+    """Raise BadInput when the client asks for an output the model does not have, or for one twice."""
     known = (*schema.outputs, "_version", "_arm")
+    seen: set[str] = set()
     for position, wanted in enumerate(request.outputs or ()):
+        if wanted.name in seen:
+            # A small request could otherwise ask for an answer of any size.
+            raise BadInput("an output asked for twice", where=f"outputs[{position}].name", got=wanted.name)
+        seen.add(wanted.name)
         if wanted.name not in known:
             raise BadInput(
                 f"the model has no output `{wanted.name}`",

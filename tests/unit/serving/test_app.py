@@ -126,6 +126,15 @@ def test_a_compressed_body_is_turned_away(site: Site) -> None:
     assert (answer.status_code, "compressed" in answer.json()["error"]) == (415, True)
 
 
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [("Content-Encoding", b"\xff", 415), ("Inference-Header-Content-Length", b"1" * 5000, 400)],
+)
+def test_a_header_that_makes_no_sense_is_told_so(site: Site, header: str, value: bytes, status: int) -> None:
+    answer = site.call("POST", "/v2/models/late/infer", json=request("UA"), headers={header: value})
+    assert answer.status_code == status
+
+
 def test_too_many_rows_are_turned_away(tmp_path: Path, bundle: Callable[..., Bundle]) -> None:
     site = Site(tmp_path, {1: bundle("one")}, STABLE, bounds=Bounds(rows=2))
     answer = site.call("POST", "/v2/models/late/infer", json=request("UA", "UA", "UA"))

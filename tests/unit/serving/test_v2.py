@@ -270,3 +270,27 @@ def test_an_output_the_model_does_not_have_is_refused() -> None:
     request = v2.parse_request(b'{"inputs": [], "outputs": [{"name": "probabilty"}]}', None)
     with pytest.raises(BadInput, match=r"did you mean `probability`\?"):
         v2.check_outputs(request, schema)
+
+
+def test_an_output_asked_for_twice_is_refused() -> None:
+    # Otherwise a request of some megabytes asks for an answer of some gigabytes.
+    request = v2.parse_request(
+        json.dumps({"inputs": [], "outputs": [{"name": "probability"}] * 2}).encode(), None
+    )
+    with pytest.raises(BadInput, match=r"outputs\[1\].name: an output asked for twice"):
+        v2.check_outputs(request, TINY_SCHEMA)
+
+
+def test_one_row_may_be_written_as_a_row_of_its_own_in_every_tensor() -> None:
+    inputs = [
+        {"name": name, "datatype": datatype, "shape": [1, 1], "data": [[value]]}
+        for name, datatype, value in (
+            ("distance", "FP64", 500.0),
+            ("hour", "INT64", 6),
+            ("carrier", "BYTES", "UA"),
+        )
+    ]
+    assert read(json.dumps({"inputs": inputs}).encode()).values == [[500.0, 6, "UA"]]
+    inputs[1]["data"] = [[[6]]]
+    with pytest.raises(BadInput, match="another kind"):
+        read(json.dumps({"inputs": inputs}).encode())
