@@ -27,6 +27,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/healthz", "/readyz"})
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
+_PROXYS = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"})
+"""Headers that proxies add, beside all that begin with x-forwarded-."""
 
 
 class Doorkeeper:
@@ -132,7 +134,7 @@ def _same_origin(headers: dict[str, str]) -> None:
 
 
 def _of_this_machine(scope: Scope, headers: dict[str, str]) -> bool:
-    if any(name in headers for name in ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")):
+    if any(name in _PROXYS or name.startswith("x-forwarded-") for name in headers):
         return False
     client = scope.get("client")
     host = urlsplit(f"//{headers.get('host', '')}").hostname or ""

@@ -150,9 +150,12 @@ def judge(method: str, path: str, query: str = "") -> Passage:
     if rest.split("/")[0] not in _OFFERED or _NEVER.fullmatch(rest):
         raise _not_offered(method, path)
     if rest == "upload-artifact":
-        named = parse_qs(query)
-        run, target = named.get("run_uuid", [""])[-1], named.get("path", [""])[-1]
-        return Passage(Role.DEVELOPER, ARTIFACT_LIMIT, clean_path(target), clean_path(run))
+        named = parse_qs(query, keep_blank_values=True)
+        runs, targets = named.get("run_uuid", []), named.get("path", [])
+        if len(runs) != 1 or len(targets) != 1:
+            # MLflow reads the first of several; whoever checks another one checks nothing.
+            raise BadInput("wanted once each: run_uuid and path", where="mlflow", got=query)
+        return Passage(Role.DEVELOPER, ARTIFACT_LIMIT, clean_path(targets[0]), clean_path(runs[0]))
     if reading or (method == "POST" and _READING_POSTS.fullmatch(rest)):
         return Passage(Role.VIEWER)
     return Passage(Role.DEVELOPER)

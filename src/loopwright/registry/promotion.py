@@ -122,9 +122,19 @@ def withdraw(
 def settle(conn: Connection, promotion: Promotion, *, now: datetime, actor: Actor) -> Promotion:
     """Make a pending promotion effective if nothing is missing; return it as it then stands.
 
-    Raises Tampered when MLflow's row names other bytes than the version's.
+    Raises Conflict for Staging when the version is in Production (it may be serving), Tampered when MLflow's row names
+    other bytes than the version's.
     """
     version = store.get_version(conn, promotion.model, promotion.version)
+    if (
+        promotion.state == "pending"
+        and promotion.stage is Stage.STAGING
+        and version.stage is Stage.PRODUCTION
+    ):
+        raise Conflict(
+            "a version leaves Production only by a rollback or when its successor has taken over",
+            where=version.subject, got="a promotion to Staging", next=f"loopwright rollback {promotion.model}",
+        )  # fmt: skip
     verdict = _assess(conn, version, promotion, promotion.policy, promotion.stage)
     if promotion.state != "pending" or not verdict.satisfied:
         return promotion

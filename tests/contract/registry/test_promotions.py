@@ -198,6 +198,26 @@ def test_one_promotion_waits_at_a_time(ledger: Ledger) -> None:
             request(conn, 1)
 
 
+def test_a_version_in_production_is_not_promoted_away_to_staging(ledger: Ledger) -> None:
+    with ledger.write() as conn:
+        register(conn)
+        request(conn, 1, Stage.STAGING)
+        promotion.request_promotion(
+            conn, model=M, version=1, stage=Stage.PRODUCTION, actor=ANA, reason="", now=NOON + timedelta(1)
+        )
+        approve(conn, 1, BO)
+        assert approve(conn, 1, CY).state == "effective"
+        with pytest.raises(Conflict, match="leaves Production only by"):
+            approve(conn, 1, DI)
+        assert stages(conn) == {1: "Production"}
+        assert approval_record(conn, model=M, version=1).stage == "Production"
+    with ledger.write() as conn:
+        register(conn, 2)
+        promote(conn, 2, NOON + timedelta(2))
+        with pytest.raises(Conflict, match="leaves Production only by"):
+            request(conn, 2, Stage.STAGING)
+
+
 def test_unknown_versions_and_stages_say_what_there_is(ledger: Ledger) -> None:
     with ledger.write() as conn:
         register(conn)

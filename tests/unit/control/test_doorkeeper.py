@@ -69,7 +69,7 @@ def test_a_wrong_token_is_401_even_where_none_is_needed(here: TestClient) -> Non
     "headers",
     [
         {"X-Forwarded-For": "10.0.0.1"}, {"Forwarded": "for=10.0.0.1"}, {"X-Real-IP": "10.0.0.1"},
-        {"Host": "evil.example"},
+        {"X-Forwarded-Proto": "https"}, {"Via": "1.1 proxy"}, {"Host": "evil.example"},
     ],
 )  # fmt: skip
 def test_a_proxy_or_another_name_in_front_needs_a_token(here: TestClient, headers: dict[str, str]) -> None:

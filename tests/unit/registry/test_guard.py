@@ -133,6 +133,16 @@ def test_a_path_that_could_name_another_place_is_refused(path: str) -> None:
     assert status == 400 and not backend.scopes
 
 
+@pytest.mark.parametrize(
+    "query",
+    ["run_uuid=a&run_uuid=b&path=x", "run_uuid=a&path=x&path=y", "run_uuid=&run_uuid=b&path=x", "path=x"],
+)
+def test_an_upload_names_its_run_and_its_path_once(query: str) -> None:
+    # MLflow reads the first, so a check of the last would let any run's files be overwritten.
+    with pytest.raises(BadInput, match="once each"):
+        judge("POST", "/ajax-api/2.0/mlflow/upload-artifact", query)
+
+
 def test_reading_a_bundle_is_open_to_viewers() -> None:
     assert ask("GET", f"{ARTIFACTS}/bundles/x/MLmodel", actor=Actor("vi", Role.VIEWER))[0] == 200
 
