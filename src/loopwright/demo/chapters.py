@@ -236,7 +236,7 @@ class Tour:
             payload = event["payload"]
             said = payload.get("why") or event["kind"]
             self.tell.say(f"{(event['event_time'] or '')[:16]}  {said}")
-            agreement = (recorded.get(payload.get("evidence", "")) or {}).get("agreement")
+            agreement = recorded.get(payload.get("evidence"), {}).get("evidence", {}).get("agreement")
             if agreement:
                 self.tell.say(_agreed(agreement))
                 self.tell.found(step, {"agreement": agreement})
@@ -260,7 +260,7 @@ class Tour:
         report = self.stage.train(
             as_of=month(4) + timedelta(days=21),
             reason="a faster transform",
-            overrides=("features=features_strict.py", "data.holdout=5d"),
+            overrides=("features=features_strict.py", "data.holdout=5d", "search.rows=null"),
         )
         self._gates("train_v3", report)
         if report.version is None:
