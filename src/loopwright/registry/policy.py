@@ -62,6 +62,20 @@ class Policy:
             "required_evidence": list(self.required_evidence),
         }
 
+    def looser_than(self, other: "Policy") -> tuple[str, ...]:
+        """Say in which points this asks for less than `other` does; nothing when in none."""
+        points = [
+            f"{stage} approvals {mine} instead of {theirs}"
+            for stage, mine, theirs in (
+                ("staging", self.staging, other.staging), ("production", self.production, other.production),
+            )
+            if mine < theirs
+        ]  # fmt: skip
+        if self.author_may_approve and not other.author_may_approve:
+            points.append("authors may approve their own work")
+        dropped = sorted(set(other.required_evidence) - set(self.required_evidence))
+        return (*points, *(f"no evidence of {kind}" for kind in dropped))
+
     @property
     def digest(self) -> str:
         return digest_json(self.to_json())

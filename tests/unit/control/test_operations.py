@@ -8,6 +8,7 @@ from loopwright.control.context import Context
 from loopwright.control.operation import every_operation, find
 from loopwright.kernel.errors import BadInput, Conflict, LoopwrightError, NotFound, Refused
 from loopwright.kernel.verdict import Verdict
+from loopwright.project.spec import Spec
 
 Register = Callable[..., int]
 People = dict[str, Context]
@@ -190,3 +191,45 @@ def test_an_error_leaves_nothing_half_written(ctx: Context, people: People, regi
     with pytest.raises(LoopwrightError):
         find("models.promote")(people["dora"], model="late", version=1, to="archived")
     assert find("audit.verify")(ctx) == before
+
+
+def a_spec(**policy: object) -> dict[str, object]:
+    sources = {"flights": {"uri": "flights.csv", "contract": "flights.yaml"}}
+    data = {"sources": sources, "label": {"name": "late"}}
+    return Spec.from_json({"model": "late", "task": "binary", "data": data, "policy": policy}).to_json()
+
+
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [
+        ({"approvals": {"production": 0}}, "production approvals 0 instead of 2"),
+        ({"approvals": {"staging": 0}}, "staging approvals 0 instead of 1"),
+        ({"author_may_approve": True}, "authors may approve"),
+    ],
+)
+def test_a_developer_does_not_loosen_the_policy_they_work_under(
+    ctx: Context, people: People, register: Register, policy: dict[str, object], why: str
+) -> None:
+    register()
+    find("projects.apply")(ctx, model="late", path="/srv/late", spec=a_spec())
+    with pytest.raises(Refused, match=why):
+        find("projects.apply")(people["dora"], model="late", path="/srv/late", spec=a_spec(**policy))
+    asked = find("models.promote")(people["dora"], model="late", version=1)
+    assert isinstance(asked, dict)
+    assert asked["state"] == "pending"
+    find("projects.apply")(ctx, model="late", path="/srv/late", spec=a_spec(**policy))
+
+
+def test_a_developer_does_not_send_the_control_plane_to_train_elsewhere(ctx: Context, people: People) -> None:
+    apply = find("projects.apply")
+    with pytest.raises(Refused, match="from where"):
+        apply(people["dora"], model="late", path="/tmp/uploaded", spec=a_spec())
+    apply(ctx, model="late", path="/srv/late", spec=a_spec())
+    with pytest.raises(Refused, match="from where"):
+        apply(people["dora"], model="late", path="/tmp/uploaded", spec=a_spec())
+    strict = a_spec(approvals={"production": 3})
+    changed = apply(people["dora"], model="late", path="/srv/late", spec=strict)
+    assert isinstance(changed, dict)
+    assert changed["changed"] == ["policy"]
+    with pytest.raises(Refused, match="production approvals 2 instead of 3"):
+        apply(people["dora"], model="late", path="/srv/late", spec=a_spec())

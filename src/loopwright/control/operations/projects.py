@@ -1,15 +1,17 @@
 """Projects: what a home knows of their loop.yaml."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from loopwright.control.context import Context
 from loopwright.control.operation import operation
 from loopwright.kernel.actor import Role
 from loopwright.kernel.digest import digest_json
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.errors import BadInput, Refused
 from loopwright.ledger import store as ledger_store
 from loopwright.pipeline import store as pipeline_store
 from loopwright.project.spec import Spec
+from loopwright.registry.policy import Policy
 
 
 @operation("projects.list", "GET", "/projects")
@@ -24,7 +26,8 @@ def list_projects(ctx: Context) -> list[dict[str, Any]]:
 def apply(ctx: Context, model: str, path: str, spec: dict[str, Any]) -> dict[str, Any]:
     """Make a changed loop.yaml count for policy, delivery, monitoring and retraining without training.
 
-    Is idempotent: the same loop.yaml again changes nothing.
+    Is idempotent: the same loop.yaml again changes nothing. Only an admin may loosen a policy, which governs the
+    developer's own work, or say from which folder the control plane trains.
     """
     parsed = Spec.from_json(spec)
     if parsed.model != model:
@@ -33,6 +36,7 @@ def apply(ctx: Context, model: str, path: str, spec: dict[str, Any]) -> dict[str
     with ctx.ledger.write() as conn:
         known = {project["model"]: project for project in pipeline_store.list_projects(conn)}
         before = known.get(model)
+        _check_reach(ctx, parsed, path, before)
         if before is None or (before["spec_digest"], before["path"]) != (digest, path):
             pipeline_store.save_project(conn, model, path, parsed.to_json(), digest, ctx.now)
             ledger_store.append(
@@ -43,3 +47,20 @@ def apply(ctx: Context, model: str, path: str, spec: dict[str, Any]) -> dict[str
         key for key in parsed.to_json() if parsed.to_json()[key] != before["spec"].get(key)
     )  # fmt: skip
     return {"model": model, "path": path, "spec_digest": digest, "changed": changed}
+
+
+def _check_reach(ctx: Context, spec: Spec, path: str, before: Mapping[str, Any] | None) -> None:
+    if ctx.actor.role >= Role.ADMIN:
+        return
+    standing = Policy.from_json(before["spec"].get("policy") or {}) if before else Policy()
+    looser = Policy.from_json(spec.to_json()["policy"]).looser_than(standing)
+    if looser:
+        raise Refused(
+            f"{ctx.actor.name} may not loosen the policy of {spec.model}", got="; ".join(looser),
+            wanted="the role admin", next="Ask an admin to apply it: loopwright apply",
+        )  # fmt: skip
+    if before is None or before["path"] != path:
+        raise Refused(
+            f"{ctx.actor.name} may not say from where the control plane trains {spec.model}", got=path,
+            wanted=before["path"] if before else "the role admin", next="Ask an admin to apply it: loopwright apply",
+        )  # fmt: skip
