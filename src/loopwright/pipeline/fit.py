@@ -1,7 +1,9 @@
 """From a frame of labelled rows to a fitted, exported, measured model. No registry, no ledger."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 from loopwright.bundle.transform import Transform
 from loopwright.features.frame import Frame
 from loopwright.features.module import FeatureModule, import_project_file
-from loopwright.kernel.errors import BadInput, did_you_mean
+from loopwright.kernel.errors import BadInput, LoopwrightError, did_you_mean
 from loopwright.pipeline.progress import Progress
 from loopwright.project.spec import Project
 from loopwright.stats.metrics import METRICS
@@ -26,6 +28,7 @@ from loopwright.training.split import Split
 MIN_ROWS = 20
 EXPORT_ROWS = 10_000
 EXPORT_TOLERANCE = 1e-5
+TRANSFORM = "transform.py"  # the name under which bundle.transform runs the source
 
 
 class Notes(Protocol):
@@ -107,21 +110,40 @@ def load_entry(project: Project) -> tuple[ModuleType, Callable[..., Any]]:
     return module, function
 
 
+@contextmanager
+def project_code(file: str, act: str) -> Iterator[None]:
+    """Run the project's own code; what it raises becomes BadInput naming its line. The cause keeps the traceback."""
+    try:
+        yield
+    except LoopwrightError:
+        raise
+    except Exception as error:
+        name = Path(file).name
+        steps = traceback.extract_tb(error.__traceback__)
+        lines = [step.lineno for step in steps if Path(step.filename).name == name]
+        raise BadInput(
+            f"{act} raises {type(error).__name__}: {error}",
+            where=f"{file}:{lines[-1]}" if lines else file,
+            next="Mend the project; --debug shows the whole traceback.",
+        ) from error
+
+
 class Preparation:
     """Turns frames into splits with one transform state, learned from one frame only."""
 
     def __init__(self, transform: Transform, learn_from: Frame) -> None:
         self.transform = transform
         inputs = learn_from.inputs()
-        self.state: dict[str, Any] = transform.fit(inputs) if transform.fit else {}
-        self.names = tuple(
-            transform.transform({name: values[:5] for name, values in inputs.items()}, self.state)
-        )
+        few = {name: values[:5] for name, values in inputs.items()}
+        with project_code(TRANSFORM, "fit or transform"):
+            self.state: dict[str, Any] = transform.fit(inputs) if transform.fit else {}
+            self.names = tuple(transform.transform(few, self.state))
 
     def split(self, frame: Frame) -> Split:
         """Features (rows, features) float32 and labels (rows,) float64 of the frame."""
-        columns = self.transform.transform(frame.inputs(), self.state)
-        x = np.column_stack([np.asarray(columns[name], dtype=np.float32) for name in self.names])
+        with project_code(TRANSFORM, "transform"):
+            columns = self.transform.transform(frame.inputs(), self.state)
+            x = np.column_stack([np.asarray(columns[name], dtype=np.float32) for name in self.names])
         return Split(x=x, y=frame.labels(), names=self.names)
 
 
@@ -153,7 +175,8 @@ def fit_model(
     prepared = Preparation(module.transform, parts.train)
     fitted_on, held = prepared.split(parts.train), prepared.split(parts.holdout)
     run.params(dict(params))
-    model = train(fitted_on, None, dict(params), spec.train.seed, run)
+    with project_code(spec.train.file, "train"):
+        model = train(fitted_on, None, dict(params), spec.train.seed, run)
     onnx = to_onnx(model, prepared.names, spec.task)
     export = check_export(model, onnx, _sample(fitted_on.x, held.x), tolerance=EXPORT_TOLERANCE)
     if not export.equal:
@@ -251,7 +274,8 @@ def _searched(
     metric = spec.search.metric
 
     def objective(candidate: Mapping[str, Any]) -> float:
-        model = train(fit, valid, {**base, **candidate}, spec.train.seed, None)
+        with project_code(spec.train.file, "train"):
+            model = train(fit, valid, {**base, **candidate}, spec.train.seed, None)
         output = predict_onnx(to_onnx(model, prepared.names, spec.task), valid.x)
         return evaluate(spec.task, valid.y, output, [metric])[metric]
 

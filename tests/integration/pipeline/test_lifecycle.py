@@ -146,7 +146,7 @@ def test_an_error_in_the_projects_code_names_its_line_and_closes_the_run(
     source = (broken / "train.py").read_text()
     broken_source = source.replace("def train(", "def train_was(")
     (broken / "train.py").write_text(broken_source + "\ndef train(*_):\n    raise RuntimeError('no luck')\n")
-    with pytest.raises(RuntimeError, match="no luck"):
+    with pytest.raises(BadInput, match=r"train.py:\d+: train raises RuntimeError: no luck"):
         workshop.run("data.sources.shop.uri=" + str(workshop.project.parent / "shop.csv"), project=broken)
     assert workshop.runs()[0]["status"] == "FAILED"
 
