@@ -227,7 +227,10 @@ def _compare(
         unseen = f"held-out rows after {iso(trained_until)}, where the baseline's training ends"
     rows = int(fresh.sum())
     if rows < MIN_COMPARED:
-        detail = f"{rows} {unseen}; a comparison needs {MIN_COMPARED}"
+        detail = (
+            f"{rows} {unseen}; a comparison needs {MIN_COMPARED}: "
+            "bring more rows, hold out more (data.holdout), or do without (gates.baseline: null)"
+        )
         return GateResult(name, "comparison", Verdict.INCONCLUSIVE, None, limit, detail)
     old = baseline.predict({column: values[fresh] for column, values in inputs.items()})
     result = paired_bootstrap(
