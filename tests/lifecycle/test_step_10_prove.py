@@ -3,6 +3,7 @@
 import calendar
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from loopwright.demo.processes import Process, free_port
 from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
 from loopwright.ledger.store import verify
@@ -222,6 +224,40 @@ def test_the_kept_home_answers_to_all_commands(played: Played) -> None:
     assert len(versions["versions"]) == len(played.sql("SELECT * FROM lw_versions"))  # type: ignore[index,call-overload]
     runs = told("runs", "list")
     assert len(runs) == len(played.sql("SELECT * FROM lw_runs"))  # type: ignore[arg-type]
+
+
+PLAIN_MLFLOW = """
+import sys, mlflow
+from mlflow import MlflowClient
+(version,) = MlflowClient().get_latest_versions("flight-late", ["Production"])
+model = mlflow.pyfunc.load_model("models:/flight-late/Production")
+print(version.version, version.source, model.metadata.metadata["loopwright_model"])
+"""
+
+
+def test_up_serves_the_kept_home_to_plain_mlflow(played: Played, copy: Path, tmp_path: Path) -> None:
+    shutil.copytree(played.home.bundles, copy / "artifacts" / "bundles", dirs_exist_ok=True)
+    with sqlite3.connect(copy / "ledger.db") as ledger:
+        # The copy must not retrain behind the test's back.
+        ledger.execute("UPDATE lw_projects SET path = '/nowhere'")
+    url = f"http://127.0.0.1:{free_port()}"
+    up = Process(["up", "--home", str(copy), "--port", url.rpartition(":")[2]], log=tmp_path / "up.log")
+    with up:
+        up.wait_ready(f"{url}/readyz")
+        client = {"MLFLOW_TRACKING_URI": f"{url}/mlflow", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", PLAIN_MLFLOW],
+            env={**os.environ, **client, "NO_PROXY": "127.0.0.1"},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    (live,) = played.sql("SELECT version, bundle FROM lw_versions WHERE stage = 'Production'")
+    assert done.stdout.split() == [
+        str(live["version"]),
+        f"mlflow-artifacts:/bundles/{live['bundle']}",
+        "flight-late",
+    ]
 
 
 def test_the_story_was_told_in_its_ten_steps(played: Played) -> None:
