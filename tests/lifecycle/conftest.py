@@ -19,7 +19,6 @@ import pytest
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.keys import PublicKey, SigningKey
 from loopwright.bundle.open import Bundle, open_bundle
-from loopwright.control.context import KEY_FILE
 from loopwright.data.lake import Lake
 from loopwright.features.module import load_features
 from loopwright.kernel.home import Home
@@ -70,7 +69,7 @@ class Played:
     @cached_property
     def key(self) -> PublicKey:
         """The home's public key."""
-        return SigningKey.load_or_create(self.home.keys / KEY_FILE).public
+        return SigningKey.load_or_create(self.home.signing_key).public
 
     def row(self, table: str, version: int) -> dict[str, Any]:
         """The ledger's only row of `table` about a version; several rows or none are an error."""

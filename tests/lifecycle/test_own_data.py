@@ -13,7 +13,6 @@ from sklearn.metrics import roc_auc_score
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.open import open_bundle
-from loopwright.control.context import KEY_FILE
 from loopwright.kernel.home import Home
 from tests.lifecycle.own import MODEL, NUMBERS, ROWS, TARGET, Own, Said, Served, serving, tensors, write_rows
 
@@ -82,7 +81,7 @@ def test_a_request_is_answered_as_the_sealed_bundle_answers_and_is_logged(
     own: Own, told: Told, served: Served
 ) -> None:
     home = Home.at(own.home)
-    key = SigningKey.load(home.keys / KEY_FILE).public
+    key = SigningKey.load(home.signing_key).public
     bundle = open_bundle(BundleDepot(home.bundles).path(told.run["bundle"]), [key])
     asked = told.rows[:200]
     expected = bundle.predict(

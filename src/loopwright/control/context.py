@@ -14,8 +14,6 @@ from loopwright.kernel.home import Home
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
 
-KEY_FILE = "control.key"
-
 
 class Ticker(Protocol):
     """Runs one round of the controllers now."""
@@ -83,7 +81,7 @@ def open_context(
         home.create()
     ledger = Ledger.open(home.ledger_url)
     ledger.migrate()
-    key = SigningKey.load_or_create(home.keys / KEY_FILE)
+    key = SigningKey.load_or_create(home.signing_key)
     return Context(home, ledger, actor, clock, key, tracking_uri or local_tracking_uri(home))
 
 

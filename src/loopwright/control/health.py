@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from loopwright.control import store
-from loopwright.control.context import KEY_FILE, Context
+from loopwright.control.context import Context
 from loopwright.control.controllers.loop import LEASE
 from loopwright.kernel.errors import LoopwrightError
 from loopwright.ledger import store as ledger_store
@@ -67,7 +67,7 @@ def _space(ctx: Context) -> Finding:
 
 
 def _key(ctx: Context) -> Finding:
-    path = ctx.home.keys / KEY_FILE
+    path = ctx.home.signing_key
     mode = stat.S_IMODE(path.stat().st_mode)
     return (
         mode & 0o077 == 0,

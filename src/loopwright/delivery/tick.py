@@ -15,6 +15,7 @@ from loopwright.delivery.store import (
     Rollout,
     active_rollout,
     due_promotions,
+    get_rollout,
     list_rollouts,
     received_bytes,
 )
@@ -130,7 +131,10 @@ def _step(
     figures = agreement(rollout, time) if foreseen.changed and agreement is not None else None
     with ledger.write() as conn:
         # Decided again on the counts and the state as they stand under the lock.
-        evidence = gather(conn, rollout, until=time, smoke=tested, agreement=figures)
+        standing = get_rollout(conn, rollout.id, for_change=True)
+        if standing.state != rollout.state:
+            return []  # another controller or a person was faster; the next round looks anew
+        evidence = gather(conn, standing, until=time, smoke=tested, agreement=figures)
         move = step_rollout(conn, rollout.id, evidence=evidence, event_time=time, now=now, key=key)
     return [_told(rollout, describe(move.state), move.why, time)] if move.changed else []
 

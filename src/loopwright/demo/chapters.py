@@ -313,6 +313,12 @@ class Tour:
     def _answer_plan(self, plan: dict[str, Any]) -> None:
         when = f"{self.traffic.now:%d %B}"
         self.tell.say(f"{when}: retraining ({plan['cause']}): {plan['why']} → {plan['state']}")
+        if plan["state"] == "failed":
+            rows = self.stage.clients["admin"].call(
+                "audit.show", subject=MODEL, action="retrain.failed", limit=1
+            )
+            for row in rows:
+                self.tell.say(f"  {row['payload'].get('why')}; the version in service stays")
         self.retrained.append(plan)
         self.tell.found("retrains", {plan["id"]: plan})
         if plan["state"] != "succeeded" or plan["version"] is None:

@@ -18,6 +18,7 @@ from loopwright.kernel.errors import Unavailable
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 LABELS_PER_CALL = 20_000
+DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ class Traffic:
 
     def send_until(self, until: datetime, *, rows_per_request: int = 1) -> Answered:
         """Send the requests with event time before `until`, in order, and nothing else."""
+        if rows_per_request > 1 and until - self.now > DAY:
+            # Many rows on many connections would arrive days out of order.
+            answered = Answered()
+            while self.now < until:
+                answered += self.send_until(min(self.now + DAY, until), rows_per_request=rows_per_request)
+            return answered
         first, last = np.searchsorted(self._times, [_us(self.now), _us(until)])
         previous, self.now = self.now, until
         if first == last:

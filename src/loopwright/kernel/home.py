@@ -32,6 +32,11 @@ class Home:
         return self.root / "keys"
 
     @property
+    def signing_key(self) -> Path:
+        """The control plane's key: seals bundles, signs approvals and route tables."""
+        return self.keys / "control.key"
+
+    @property
     def lake(self) -> Path:
         return self.root / "lake"
 

@@ -38,7 +38,7 @@ from loopwright.quality.report import GateReport
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 from loopwright.registry.versions import Version, current, get_version, register_version
-from loopwright.training.context import capture
+from loopwright.training.context import capture, mlflow_tags
 from loopwright.training.recorder import Recorder, start_run
 
 
@@ -132,9 +132,6 @@ def run_project(
     ensure_mlflow_tables(ledger)
     setting = Setting(project, home, ledger, actor, clock, key, reason, progress or Silent())
     spec = project.spec
-    with ledger.write() as conn:
-        store.save_project(conn, spec.model, str(project.dir), spec.to_json(), project.digest, clock())
-
     ingests, snapshot = bring_in(project, Lake(home.lake, ledger), actor, clock, setting.watch)
     module = load_features(project)
     parts = _parts(setting, module, snapshot.digest)
@@ -143,6 +140,7 @@ def run_project(
         context = capture(
             project=project, snapshot=snapshot.digest, splits=parts.sizes(), seed=spec.train.seed, actor=actor
         )
+        run.tags(mlflow_tags(context))
         run.artifact_json(context, "context.json")
         run.text(keep_project(project, home, run.run_id).composed, "project/loop.composed.yaml")
 
@@ -326,7 +324,7 @@ def _registered(
     baseline: Baseline | None,
 ) -> int | None:
     """Record the gates as evidence, register the version if they passed, and close the run: all or nothing."""
-    model, now = setting.project.spec.model, setting.clock()
+    project, model, now = setting.project, setting.project.spec.model, setting.clock()
     version = None
     with setting.ledger.write() as conn:
         record_evidence(
@@ -341,6 +339,8 @@ def _registered(
             actor=setting.actor,
         )
         if gates.passed:
+            # Only now: a project that never came this far must not govern a model that is in service.
+            store.save_project(conn, model, str(project.dir), project.spec.to_json(), project.digest, now)
             until = {"trained_until": iso(origin.trained_until)} if origin.trained_until else {}
             version = register_version(
                 conn,

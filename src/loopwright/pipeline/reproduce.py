@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopwright.bundle.depot import BundleDepot
+from loopwright.bundle.keys import SigningKey
+from loopwright.bundle.manifest import Manifest
 from loopwright.data.lake import Lake
 from loopwright.data.snapshot import verify_snapshot
 from loopwright.features.module import load_features
-from loopwright.kernel.digest import sha256_bytes, sha256_file
+from loopwright.kernel.digest import sha256_bytes
 from loopwright.kernel.errors import BadInput
 from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
@@ -69,6 +71,7 @@ def reproduce(
             wanted="a run that trained and exported a model",
             next="loopwright runs list",
         )
+    bundle = verified_bundle(home, recorded["bundle"])
     lake = Lake(home.lake, ledger)
     watch.step("Read the snapshot back")
     snapshot = verify_snapshot(lake, recorded["snapshot"])
@@ -81,7 +84,7 @@ def reproduce(
     fitted = fit_model(project, module, parts, _Unrecorded(), watch, params=recorded["params"])
     first = Outcome(
         metrics=recorded["metrics"],
-        model_digest=sha256_file(BundleDepot(home.bundles).path(recorded["bundle"]) / "model.onnx"),
+        model_digest=bundle.files["model.onnx"],
         fingerprint=fingerprint(recorded["context"]),
     )
     again = Outcome(
@@ -90,6 +93,12 @@ def reproduce(
         fingerprint=fingerprint_now(project=project, snapshot=snapshot.digest, seed=project.spec.train.seed),
     )
     return ReproduceReport(recorded["run_id"], snapshot.digest, snapshot.rows, compare(first, again))
+
+
+def verified_bundle(home: Home, digest: str) -> Manifest:
+    """The manifest of a bundle of this home, every byte checked; raises Tampered when one is not what was sealed."""
+    key = SigningKey.load_or_create(home.signing_key)
+    return BundleDepot(home.bundles).verify(digest, [key.public])
 
 
 class _Unrecorded:

@@ -42,6 +42,9 @@ class Shipper:
         self._complain = complain
         self._offsets_path = folder / "offsets.json"
         self._offsets: dict[str, int] = {}
+        self._untold: int | None = (
+            None  # how far event time has come, and the control plane does not know yet
+        )
         if self._offsets_path.exists():
             # Losing this file is harmless: the control plane answers the true offset to the first batch.
             try:
@@ -60,21 +63,26 @@ class Shipper:
     def ship(self) -> int:
         """Send everything that is in the segments now; return the bytes accepted. Raises what `send` raises.
 
-        A segment nobody writes any more is deleted once the control plane has all of it.
+        A segment nobody writes any more is deleted once the control plane has all of it. Only the last batch of a round
+        says how far event time has come: until then another worker's earlier rows may still be waiting here.
         """
         sent = 0
         segments = self._segments()
         newest = {path.stem.rpartition("-")[0]: path for path in segments}
-        for path in segments:
-            writer = path.stem.rpartition("-")[0]
-            # Asked before the size is taken, so that a last append is not deleted unread.
-            still_open = newest[writer] == path and self._is_writing(writer)
-            sent += self._ship_segment(path, path.stat().st_size)
-            if not still_open and path.exists():
+        # Asked before the sizes are taken, so that a last append is not deleted unread.
+        still_open = {
+            path: newest[(writer := path.stem.rpartition("-")[0])] == path and self._is_writing(writer)
+            for path in segments
+        }
+        sizes = {path: path.stat().st_size for path in segments}
+        waiting = [path for path, size in sizes.items() if size > self._offsets.get(path.stem, 0)]
+        for path, size in sizes.items():
+            sent += self._ship_segment(path, size, is_last=path == waiting[-1] if waiting else False)
+            if not still_open[path] and path.exists():
                 self._retire(path)
         return sent
 
-    def _ship_segment(self, path: Path, size: int) -> int:
+    def _ship_segment(self, path: Path, size: int, *, is_last: bool) -> int:
         sent, rewinds = 0, 0
         offset = self._offsets.get(path.stem, 0)
         with path.open("rb") as stream:
@@ -93,9 +101,12 @@ class Shipper:
                     if end == 0:
                         break
                 frames = data[:end]
-                accepted = self._send(self._pack(path.stem, offset, frames))
+                ends_round = is_last and offset + len(frames) >= size
+                accepted = self._send(self._pack(path.stem, offset, frames, ends_round=ends_round))
                 if accepted == offset + len(frames):
                     sent += len(frames)
+                    if ends_round:
+                        self._untold = None
                 elif rewinds > 3 or accepted > size:
                     raise BadInput(
                         "the control plane's offset does not fit the log",
@@ -110,8 +121,12 @@ class Shipper:
                 self._save()
         return sent
 
-    def _pack(self, segment: str, start: int, frames: bytes) -> bytes:
+    def _pack(self, segment: str, start: int, frames: bytes, *, ends_round: bool) -> bytes:
         events = list(read_frames(frames))
+        times = [event.event_time for event in events]
+        if self._untold is not None:
+            times.append(self._untold)
+        self._untold = max(times, default=None)
         header = BatchHeader(
             source=self._source,
             segment=segment,
@@ -119,7 +134,7 @@ class Shipper:
             end=start + len(frames),
             events=len(events),
             crc32=zlib.crc32(frames),
-            max_event_time=max((event.event_time for event in events), default=None),
+            max_event_time=self._untold if ends_round else None,
             folds=fold_events(events, self._profiler),
         )
         return pack_batch(header, frames)
