@@ -134,6 +134,20 @@ def test_counts_before_the_phase_do_not_belong_to_it(ledger: Ledger, model: str)
 
 
 @pytest.mark.usefixtures("serving")
+def test_of_two_controllers_the_later_decides_on_what_the_earlier_left(ledger: Ledger, model: str) -> None:
+    plan = Plan(shadow_first=HOUR, steps=(Step(0.05), Step(0.25, HOUR, Require.PASS), Step(1.0)))
+    run(ledger, model, plan)
+    answer(ledger, model, 1, ("stable", 1, 900, 0), ("shadow", 2, 900, 0))
+
+    def overtaken(rollout: store.Rollout, until: datetime) -> None:
+        assert run(ledger, model, plan) == ["canary 5 %"]
+
+    # The shadow's 900 requests are no requests of the canary, which has answered none.
+    assert run(ledger, model, plan, agreement=overtaken) == []
+    assert split(ledger, model)["canary"] == (2, 0.05)
+
+
+@pytest.mark.usefixtures("serving")
 def test_a_second_promotion_waits_for_the_first_rollout(ledger: Ledger, model: str) -> None:
     run(ledger, model)
     with ledger.write() as conn:
