@@ -108,7 +108,10 @@ def settings(change: Callable[[str], str]) -> Callable[[Own], None]:
 
 
 def contract(change: Callable[[Path], object]) -> Callable[[Own], None]:
-    return lambda own: change(own.project / "contracts" / "my.odcs.yaml") and None
+    def spoil(own: Own) -> None:
+        change(own.project / "contracts" / "my.odcs.yaml")
+
+    return spoil
 
 
 def data(change: Callable[[list[str]], str | bytes | None]) -> Callable[[Own], None]:
@@ -252,8 +255,8 @@ ACTS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...], int, tuple[s
 @pytest.mark.parametrize("name", ACTS)
 def test_an_act_that_is_not_allowed_says_what_to_do_and_changes_nothing(own: Own, name: str) -> None:
     first, refused, code, says = ACTS[name]
-    for words in first:
-        own.done(*words)
+    for act in first:
+        own.done(*act)
     before = state(own)
     said = own.loopwright(*refused)
     assert said.code == code, said.err
@@ -390,7 +393,7 @@ def test_kill_9_of_the_control_plane_during_a_canary(own: Own) -> None:
         assert customers.ask(served.post, 100, minute) == {"2": 100}
         served.tick()
         log = str(own.home / "predictions" / MODEL / "day=*" / "*.parquet")
-        logged = duckdb.sql(
+        logged = duckdb.execute(
             f"SELECT id FROM read_parquet('{log}', hive_partitioning = false) "
             "WHERE arm <> 'shadow' AND status <> 'error'"
         ).fetchall()

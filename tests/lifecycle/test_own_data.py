@@ -102,12 +102,12 @@ def test_a_request_is_answered_as_the_sealed_bundle_answers_and_is_logged(
 
     served.post("/admin/flush")
     log = str(home.predictions / MODEL / "day=*" / "*.parquet")
-    logged = duckdb.sql(
+    logged = duckdb.execute(
         f"SELECT version, arm, status, outputs[1] FROM read_parquet('{log}', hive_partitioning = false) "
         "WHERE id = 'customer-1'"
     ).fetchall()
     assert logged == [(1, "stable", "ok", probability)]
-    ((count,),) = duckdb.sql(
+    ((count,),) = duckdb.execute(
         f"SELECT count(*) FROM read_parquet('{log}', hive_partitioning = false)"
     ).fetchall()
     assert count == 201

@@ -51,7 +51,7 @@ class History:
 
 @pytest.fixture(scope="module")
 def history(source: duckdb.DuckDBPyConnection) -> History:
-    flown = source.execute(
+    flown: dict[str, Any] = source.execute(
         "SELECT *, epoch_us(time_hour) AS moment FROM flights WHERE arr_delay IS NOT NULL"
     ).fetchnumpy()
     moment = flown["moment"].astype("datetime64[us]")

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import matplotlib.image
@@ -209,7 +210,7 @@ def test_the_final_table_names_versions_stages_and_approvers(played: Played) -> 
 
 
 def test_the_kept_home_answers_to_all_commands(played: Played) -> None:
-    def told(*words: str) -> object:
+    def told(*words: str) -> Any:
         done = subprocess.run(
             [sys.executable, "-m", "loopwright", *words, "--home", str(played.home.root), "--json"],
             capture_output=True,
@@ -218,12 +219,12 @@ def test_the_kept_home_answers_to_all_commands(played: Played) -> None:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    (status,) = told("status")  # type: ignore[misc]
+    (status,) = told("status")
     assert status["model"] == "flight-late"
     versions = told("models", "show", "flight-late")
-    assert len(versions["versions"]) == len(played.sql("SELECT * FROM lw_versions"))  # type: ignore[index,call-overload]
+    assert len(versions["versions"]) == len(played.sql("SELECT * FROM lw_versions"))
     runs = told("runs", "list")
-    assert len(runs) == len(played.sql("SELECT * FROM lw_runs"))  # type: ignore[arg-type]
+    assert len(runs) == len(played.sql("SELECT * FROM lw_runs"))
 
 
 PLAIN_MLFLOW = """
