@@ -12,14 +12,15 @@ from loopwright.monitoring.store import load_spec
 from loopwright.project.sections import Delivery
 
 
-def deliver_due(ctx: Context, conn: Connection) -> list[Rollout]:
-    """Begin the rollouts that promotions ask for, inside the caller's write transaction. Is idempotent.
+def deliver_due(ctx: Context, conn: Connection, model: str) -> list[Rollout]:
+    """Begin the rollout that a promotion of `model` asks for, inside the caller's write transaction. Is idempotent.
 
-    A model that is being rolled out already waits: one at a time.
+    A model that is being rolled out already waits: one at a time. Other models are left to the controllers: what is
+    wrong with one must not undo an approval of another.
     """
     begun = []
     for due in delivery_store.due_promotions(conn):
-        if delivery_store.active_rollout(conn, due.model) is not None:
+        if due.model != model or delivery_store.active_rollout(conn, model) is not None:
             continue
         moment = event_time_of(conn, due.model, ctx.now)
         plan = plan_of(conn, due.model)

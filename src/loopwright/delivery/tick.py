@@ -20,7 +20,6 @@ from loopwright.delivery.store import (
     received_bytes,
 )
 from loopwright.kernel.clock import iso
-from loopwright.kernel.errors import LoopwrightError
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger.engine import Ledger
 from loopwright.monitoring.store import watermark
@@ -76,7 +75,7 @@ def tick(
     for promotion in due:
         try:
             happened += _begin(ledger, promotion, plan_for(promotion.model), key=key, now=now)
-        except LoopwrightError as error:
+        except Exception as error:  # noqa: BLE001 - raised at the end: a harmful canary elsewhere must not wait
             errors.append(error)
     with ledger.read() as conn:
         running = list_rollouts(conn, active=True, limit=1000)
@@ -85,7 +84,7 @@ def tick(
             happened += _step(
                 ledger, rollout, key=key, now=now, smoke=smoke, agreement=agreement, memory=memory
             )
-        except LoopwrightError as error:
+        except Exception as error:  # noqa: BLE001 - as above
             errors.append(error)
     if len(errors) == 1:
         raise errors[0]

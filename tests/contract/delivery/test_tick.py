@@ -200,16 +200,19 @@ def test_a_tick_with_nothing_new_reads_no_folds(
 
 
 @pytest.mark.usefixtures("serving")
-def test_one_models_bad_plan_does_not_keep_the_others_waiting(ledger: Ledger, model: str) -> None:
+@pytest.mark.parametrize("error", [BadInput("the project is gone"), RuntimeError("the project is gone")])
+def test_one_models_bad_plan_does_not_keep_the_others_waiting(
+    ledger: Ledger, model: str, error: Exception
+) -> None:
     def plan_for(name: str) -> Plan:
         if name == model:
-            raise BadInput("the project is gone")
+            raise error
         return PLAN
 
     other = f"{model}-other"
     with ledger.write() as conn:
         promote_next(conn, other)
-    with pytest.raises(BadInput, match="the project is gone"):
+    with pytest.raises(type(error), match="the project is gone"):
         tick.tick(ledger, key=KEY, now=WALL, plan_for=plan_for)
     assert split(ledger, other) == {"stable": (1, 1.0)}
     assert run(ledger, model) == ["shadow"]

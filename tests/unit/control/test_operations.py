@@ -6,9 +6,14 @@ import pytest
 
 from loopwright.control.context import Context
 from loopwright.control.operation import every_operation, find
+from loopwright.delivery.routes import stable_version
 from loopwright.kernel.errors import BadInput, Conflict, LoopwrightError, NotFound, Refused
+from loopwright.kernel.stage import Stage
 from loopwright.kernel.verdict import Verdict
+from loopwright.pipeline.store import save_project
 from loopwright.project.spec import Spec
+from loopwright.registry.policy import Policy
+from loopwright.registry.promotion import request_promotion
 
 Register = Callable[..., int]
 People = dict[str, Context]
@@ -233,3 +238,20 @@ def test_a_developer_does_not_send_the_control_plane_to_train_elsewhere(ctx: Con
     assert changed["changed"] == ["policy"]
     with pytest.raises(Refused, match="production approvals 2 instead of 3"):
         apply(people["dora"], model="late", path="/srv/late", spec=a_spec())
+
+
+def test_what_is_wrong_with_one_model_does_not_undo_an_approval_of_another(
+    ctx: Context, people: People, register: Register
+) -> None:
+    register()
+    with ctx.ledger.write() as conn:
+        # Made effective by a plain MLflow client, say: its rollout is due, and its stored loop.yaml is no longer read.
+        request_promotion(
+            conn, model="late", version=1, stage=Stage.PRODUCTION, actor=people["dora"].actor, reason="", now=ctx.now,
+            policy=Policy(production=0),
+        )  # fmt: skip
+        save_project(conn, "late", "/srv/late", {"model": "late", "unknown": 1}, "0", ctx.now)
+    to_production(people, register("early"), model="early")
+    with ctx.ledger.read() as conn:
+        assert stable_version(conn, "early") == 1
+        assert stable_version(conn, "late") is None

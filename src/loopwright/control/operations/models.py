@@ -96,7 +96,7 @@ def promote(
         asked = promotion.request_promotion(
             conn, model=model, version=version, stage=stage, actor=ctx.actor, reason=reason, now=ctx.now
         )
-        deliver_due(ctx, conn)
+        deliver_due(ctx, conn, model)
         return _answer(ctx, conn, asked)
 
 
@@ -107,7 +107,7 @@ def approve(ctx: Context, model: str, version: int, comment: str = "") -> dict[s
         asked = promotion.approve(
             conn, model=model, version=version, reviewer=ctx.actor, now=ctx.now, comment=comment
         )
-        deliver_due(ctx, conn)
+        deliver_due(ctx, conn, model)
         return _answer(ctx, conn, asked)
 
 
