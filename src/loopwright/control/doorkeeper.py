@@ -136,6 +136,8 @@ def _same_origin(headers: dict[str, str]) -> None:
 def _of_this_machine(scope: Scope, headers: dict[str, str]) -> bool:
     if any(name in _PROXYS or name.startswith("x-forwarded-") for name in headers):
         return False
+    if scope.get("http_version") == "1.0":
+        return False  # nginx, unless told otherwise: no header of its own, and our own address as the host
     client = scope.get("client")
     host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
     return client is not None and is_loopback(client[0]) and is_loopback(host)

@@ -1,5 +1,6 @@
 """Finds out who acts: by token, by folder, or as the owner of this machine."""
 
+import contextlib
 from datetime import timedelta
 
 from loopwright.control import access, store
@@ -7,7 +8,7 @@ from loopwright.control.access import LOCAL
 from loopwright.control.context import Context
 from loopwright.kernel.actor import Actor
 from loopwright.kernel.clock import Clock
-from loopwright.kernel.errors import Unauthenticated
+from loopwright.kernel.errors import Unauthenticated, Unavailable
 from loopwright.ledger.engine import Ledger
 
 AS_HEADER = "X-Loopwright-As"
@@ -28,7 +29,8 @@ def by_token(ledger: Ledger, text: str, clock: Clock) -> Actor:
     token, user = found if found is not None else (None, None)
     actor = access.admit(secret, token, user, now)
     if token is not None and (token.last_used_at is None or now - token.last_used_at > _TOUCH_EVERY):
-        with ledger.write() as conn:
+        # A full disk or a busy ledger must not lock out those who only want to read.
+        with contextlib.suppress(Unavailable), ledger.write() as conn:
             store.touch_token(conn, token_id, now)
     return actor
 

@@ -1,5 +1,6 @@
 """The door: who gets in without a token, with one, from elsewhere."""
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +11,10 @@ from starlette.testclient import TestClient
 from loopwright.control.app import create_app
 from loopwright.control.context import Context
 from loopwright.control.controllers.loop import Controllers
-from loopwright.control.doorkeeper import Receive, Scope, Send, check_binding, is_loopback
+from loopwright.control.doorkeeper import Doorkeeper, Receive, Scope, Send, check_binding, is_loopback
 from loopwright.control.operation import find
-from loopwright.kernel.errors import BadInput, Refused
+from loopwright.kernel.errors import BadInput, Refused, Unauthenticated, Unavailable
+from loopwright.ledger.engine import Ledger
 from loopwright.registry.identity import current_actor
 
 HERE = ("127.0.0.1", 50000)
@@ -74,6 +76,31 @@ def test_a_wrong_token_is_401_even_where_none_is_needed(here: TestClient) -> Non
 )  # fmt: skip
 def test_a_proxy_or_another_name_in_front_needs_a_token(here: TestClient, headers: dict[str, str]) -> None:
     assert here.get("/api/v1/whoami", headers=headers).status_code == 401
+
+
+def test_a_proxy_that_says_nothing_but_speaks_http_1_0_needs_a_token(ctx: Context) -> None:
+    # nginx's `proxy_pass http://127.0.0.1:8080;` as it comes.
+    scope = {
+        "type": "http", "method": "GET", "path": "/api/v1/whoami", "client": HERE, "http_version": "1.0",
+        "headers": [(b"host", b"127.0.0.1:8080"), (b"connection", b"close")],
+    }  # fmt: skip
+    door = Doorkeeper(mlflow, ctx.ledger, ctx.clock, local=True)
+    with pytest.raises(Unauthenticated):
+        asyncio.run(door.identify(scope))
+    assert asyncio.run(door.identify({**scope, "http_version": "1.1"}))[0].name == "local"
+
+
+def test_a_ledger_that_cannot_be_written_locks_nobody_out(
+    strict: TestClient, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = token_of(ctx, "ada", "viewer")
+
+    def full(self: Ledger) -> None:
+        raise Unavailable("the disk is full")
+
+    monkeypatch.setattr(Ledger, "write", full)
+    answer = strict.get("/api/v1/whoami", headers={"Authorization": f"Bearer {token}"})
+    assert answer.json() == {"name": "ada", "role": "viewer"}
 
 
 def test_another_machine_needs_a_token(ctx: Context) -> None:
