@@ -307,8 +307,7 @@ class Tour:
             if time.monotonic() > deadline:
                 raise LoopwrightError("a retraining run does not end", got=busy[0])
             self.tell.update(0.0, f"retraining: {busy[0]['why']}")
-            time.sleep(0.2)
-            self.traffic.settle()
+            time.sleep(0.3)  # the control plane's own controllers notice when the run has ended
 
     def _answer_plan(self, plan: dict[str, Any]) -> None:
         when = f"{self.traffic.now:%d %B}"

@@ -38,8 +38,11 @@ def drift_condition(latest: Sequence[Judged]) -> Condition | None:
     if not latest:
         return None
     newest = latest[-1]
-    columns: Mapping[str, Mapping[str, Any]] = newest.payload["columns"]
-    states = {name: sustained(_alarms(latest, name)) for name in columns}
+    alarms = {name: _alarms(latest, name) for name in newest.payload["columns"]}
+    states = {name: sustained(bad) for name, bad in alarms.items()}
+    columns: Mapping[str, Mapping[str, Any]] = {
+        name: (_told(latest, alarms[name]) if states[name] else newest).payload["columns"][name] for name in states
+    }
     moved = sorted(
         (name for name, bad in states.items() if bad), key=lambda name: -float(columns[name]["corrected"])
     )
@@ -63,9 +66,10 @@ def prediction_condition(latest: Sequence[Judged]) -> Condition | None:
     if not latest:
         return None
     newest = latest[-1]
-    drift = newest.payload["columns"][PREDICTION]
-    bad = sustained(_alarms(latest, PREDICTION))
+    alarms = _alarms(latest, PREDICTION)
+    bad = sustained(alarms)
     if bad:
+        drift = _told(latest, alarms).payload["columns"][PREDICTION]
         return Raised(
             Kind.PREDICTION,
             newest.version,
@@ -89,8 +93,7 @@ def quality_condition(latest: Sequence[Judged]) -> Condition | None:
     bad = sustained([each.verdict is Verdict.FAIL for each in latest])
     if bad:
         count = sum(each.verdict is Verdict.FAIL for each in latest)
-        # The newest window may have been a good one: what is told are the figures of one that was not.
-        figures = next(each.payload for each in reversed(latest) if each.verdict is Verdict.FAIL)
+        figures = _told(latest, [each.verdict is Verdict.FAIL for each in latest]).payload
         lost = abs(figures["value"] - figures["expected"]) / abs(figures["expected"])
         return Raised(
             Kind.QUALITY,
@@ -137,6 +140,11 @@ def availability_condition(
     if share <= budget:
         return Cleared(Kind.UNAVAILABLE, newest, f"{n - errors} of the last {n} requests were answered")
     return None
+
+
+def _told(latest: Sequence[Judged], alarms: Sequence[bool]) -> Judged:
+    """The newest window that was bad: the newest of all may have been a good one, and its figures no reason."""
+    return next(each for each, bad in zip(reversed(latest), reversed(alarms), strict=True) if bad)
 
 
 def _alarms(latest: Sequence[Judged], column: str) -> list[bool]:
