@@ -1,7 +1,8 @@
 """What a model's judged windows and hours say about it: the conditions alerts are made of. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 from loopwright.kernel.verdict import Verdict
@@ -38,11 +39,10 @@ def drift_condition(latest: Sequence[Judged]) -> Condition | None:
     if not latest:
         return None
     newest = latest[-1]
-    alarms = {name: _alarms(latest, name) for name in newest.payload["columns"]}
-    states = {name: sustained(bad) for name, bad in alarms.items()}
-    columns: Mapping[str, Mapping[str, Any]] = {
-        name: (_told(latest, alarms[name]) if states[name] else newest).payload["columns"][name] for name in states
-    }
+    columns: dict[str, Mapping[str, Any]] = dict(newest.payload["columns"])
+    states = {name: sustained(_alarms(latest, name)) for name in columns}
+    for name in (name for name, bad in states.items() if bad):
+        columns[name] = _told(latest, partial(_is_alarm, name)).payload["columns"][name]
     moved = sorted(
         (name for name, bad in states.items() if bad), key=lambda name: -float(columns[name]["corrected"])
     )
@@ -66,10 +66,9 @@ def prediction_condition(latest: Sequence[Judged]) -> Condition | None:
     if not latest:
         return None
     newest = latest[-1]
-    alarms = _alarms(latest, PREDICTION)
-    bad = sustained(alarms)
+    bad = sustained(_alarms(latest, PREDICTION))
     if bad:
-        drift = _told(latest, alarms).payload["columns"][PREDICTION]
+        drift = _told(latest, partial(_is_alarm, PREDICTION)).payload["columns"][PREDICTION]
         return Raised(
             Kind.PREDICTION,
             newest.version,
@@ -93,7 +92,7 @@ def quality_condition(latest: Sequence[Judged]) -> Condition | None:
     bad = sustained([each.verdict is Verdict.FAIL for each in latest])
     if bad:
         count = sum(each.verdict is Verdict.FAIL for each in latest)
-        figures = _told(latest, [each.verdict is Verdict.FAIL for each in latest]).payload
+        figures = _told(latest, lambda each: each.verdict is Verdict.FAIL).payload
         lost = abs(figures["value"] - figures["expected"]) / abs(figures["expected"])
         return Raised(
             Kind.QUALITY,
@@ -142,13 +141,21 @@ def availability_condition(
     return None
 
 
-def _told(latest: Sequence[Judged], alarms: Sequence[bool]) -> Judged:
+def _told(latest: Sequence[Judged], is_bad: Callable[[Judged], bool]) -> Judged:
     """The newest window that was bad: the newest of all may have been a good one, and its figures no reason."""
-    return next(each for each, bad in zip(reversed(latest), reversed(alarms), strict=True) if bad)
+    return next(each for each in reversed(latest) if is_bad(each))
+
+
+def _is_alarm(column: str, judged: Judged) -> bool:
+    return _level(judged, column) == Level.ALARM
+
+
+def _level(judged: Judged, column: str) -> str:
+    return str(judged.payload["columns"].get(column, {}).get("level", Level.UNKNOWN))
 
 
 def _alarms(latest: Sequence[Judged], column: str) -> list[bool]:
-    levels = [each.payload["columns"].get(column, {}).get("level", Level.UNKNOWN) for each in latest]
+    levels = [_level(each, column) for each in latest]
     return [level == Level.ALARM for level in levels if level != Level.UNKNOWN][-LATEST:]
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from loopwright.kernel.verdict import Verdict
 from loopwright.monitoring.alerts import Cleared, Raised
-from loopwright.monitoring.conditions import quality_condition
+from loopwright.monitoring.conditions import drift_condition, prediction_condition, quality_condition
 from loopwright.monitoring.windows import Window
+from loopwright.stats.profile import PREDICTION
 
 MONDAY = datetime(2013, 7, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
@@ -43,8 +44,36 @@ def test_one_bad_week_raises_nothing() -> None:
 def test_two_bad_weeks_of_three_raise_and_tell_the_newest_bad_one() -> None:
     raised = quality_condition(weeks(0.65, 0.60, 0.80))
     assert isinstance(raised, Raised)
-    assert raised.title.startswith("roc_auc is 0.6000, 20.0% worse than the 0.7500 expected (bad in 2 of the last 3")
+    assert raised.title.startswith(
+        "roc_auc is 0.6000, 20.0% worse than the 0.7500 expected (bad in 2 of the last 3"
+    )
 
 
 def test_good_weeks_clear_it() -> None:
     assert isinstance(quality_condition(weeks(0.60, 0.75, 0.76)), Cleared)
+
+
+@dataclass(frozen=True)
+class DriftWeek(Week):
+    """A judged week of drift in one column; `value` is its PSI, None: too few rows."""
+
+    column: str = "temp"
+
+    def __post_init__(self) -> None:
+        level = "unknown" if self.value < 0 else "alarm" if self.value > 0.25 else "quiet"
+        object.__setattr__(
+            self, "payload", {"columns": {self.column: {"corrected": self.value, "level": level}}}
+        )
+
+
+def test_a_drift_alert_tells_the_newest_week_that_moved_also_when_weeks_say_nothing() -> None:
+    raised = drift_condition([DriftWeek(n, psi) for n, psi in enumerate([-1.0, 0.9, 0.7, 0.01])])
+    assert isinstance(raised, Raised)
+    assert "temp (PSI 0.70)" in raised.title
+
+
+def test_a_prediction_alert_tells_the_newest_week_that_moved() -> None:
+    weeks = [DriftWeek(n, psi, column=PREDICTION) for n, psi in enumerate([0.9, -1.0, 0.7, 0.01])]
+    raised = prediction_condition(weeks)
+    assert isinstance(raised, Raised)
+    assert raised.title.endswith("(PSI 0.70)")
