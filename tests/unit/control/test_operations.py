@@ -1,6 +1,7 @@
 """Operations as Python calls them: roles, arguments, the road to production."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -255,3 +256,21 @@ def test_what_is_wrong_with_one_model_does_not_undo_an_approval_of_another(
     with ctx.ledger.read() as conn:
         assert stable_version(conn, "early") == 1
         assert stable_version(conn, "late") is None
+
+
+@pytest.mark.parametrize("operation", ["data.check", "data.snapshot"])
+def test_what_an_mlflow_client_uploaded_is_no_project(
+    ctx: Context, people: People, tmp_path: Path, operation: str
+) -> None:
+    (tmp_path / "others.csv").write_text("secret,late\nx,0\n")
+    folder = ctx.home.artifacts / "1" / "run" / "artifacts"
+    folder.mkdir(parents=True)
+    (folder / "loop.yaml").write_text(
+        "model: late\ntask: binary\ndata:\n  label: {name: late}\n"
+        f"  sources: {{others: {{uri: {tmp_path / 'others.csv'}, contract: others.yaml}}}}\n"
+    )
+    linked = tmp_path / "linked"
+    linked.symlink_to(folder)
+    for named in (folder, linked, ctx.home.artifacts / ".." / "artifacts" / "1" / "run" / "artifacts"):
+        with pytest.raises(Refused, match="uploaded files are no project"):
+            find(operation)(people["dora"], project=str(named))

@@ -14,7 +14,7 @@ from loopwright.data.lake import Lake
 from loopwright.data.snapshot import load_snapshot, verify_snapshot
 from loopwright.data.source import resolve
 from loopwright.kernel.actor import Role
-from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
+from loopwright.kernel.errors import BadInput, NotFound, Refused, did_you_mean
 from loopwright.pipeline import store as pipeline_store
 from loopwright.pipeline.intake import bring_in, in_reference_order
 from loopwright.pipeline.progress import Silent
@@ -27,7 +27,7 @@ def check(ctx: Context, project: str, tables: list[str] | None = None) -> dict[s
 
     `project` is a folder on the machine that does the work.
     """
-    opened = load_project(Path(project))
+    opened = _open(ctx, project)
     sources = opened.spec.data.sources
     _all_known(tables, list(sources))
     contracts = {name: Contract.load(opened.path(source.contract)) for name, source in sources.items()}
@@ -48,7 +48,7 @@ def check(ctx: Context, project: str, tables: list[str] | None = None) -> dict[s
 @operation("data.snapshot", "POST", "/data/snapshot", role=Role.DEVELOPER)
 def snapshot(ctx: Context, project: str) -> dict[str, Any]:
     """Land a project's sources, check them, and pin the good rows under one digest. Is idempotent."""
-    opened: Project = load_project(Path(project))
+    opened = _open(ctx, project)
     reports, pinned = bring_in(opened, _lake(ctx), ctx.actor, ctx.clock, Silent())
     return {
         "model": opened.spec.model, "digest": pinned.digest, "rows": pinned.rows,
@@ -130,6 +130,18 @@ def _all_known(names: list[str] | None, known: list[str]) -> None:
         if name not in known:
             raise NotFound("the project has no such source", got=name, wanted=", ".join(known),
                            next=did_you_mean(name, known))  # fmt: skip
+
+
+def _open(ctx: Context, project: str) -> Project:
+    """Load the project in the folder, unless MLflow's clients may have put it there.
+
+    Its sources name any file of this machine, and what is wrong in them is shown: a token must not be enough for that.
+    """
+    if Path(project).resolve().is_relative_to(ctx.home.artifacts.resolve()):
+        raise Refused(
+            "uploaded files are no project", where=project, wanted="a folder outside the home's artifacts"
+        )
+    return load_project(Path(project))
 
 
 def _lake(ctx: Context) -> Lake:
