@@ -8,11 +8,14 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from loopwright.bundle.depot import BundleDepot
 from loopwright.control import store
 from loopwright.control.context import Context
 from loopwright.control.controllers.loop import LEASE
 from loopwright.kernel.errors import LoopwrightError
+from loopwright.kernel.stage import Stage
 from loopwright.ledger import store as ledger_store
+from loopwright.registry import versions
 
 PACKAGES = ("mlflow", "deltalake", "duckdb", "lightgbm", "onnxruntime", "optuna", "fastapi", "sqlalchemy")
 LEAST_FREE = 1 << 30
@@ -91,6 +94,29 @@ def _audit(ctx: Context) -> Finding:
     )
 
 
+def _bundles(ctx: Context) -> Finding:
+    depot = BundleDepot(ctx.home.bundles)
+    with ctx.ledger.read() as conn:
+        allowed = [
+            version
+            for model in versions.list_models(conn)
+            for version in versions.list_versions(conn, model=model)
+            if version.bundle and version.stage in (Stage.STAGING, Stage.PRODUCTION)
+        ]
+    changed = []
+    for one in allowed:
+        try:
+            depot.verify(str(one.bundle), [ctx.key.public])
+        except LoopwrightError as error:
+            changed.append(f"{one.subject}: {error}")
+    found = "; ".join(changed) or f"{len(allowed)} in Staging or Production, every byte as sealed"
+    return (
+        not changed,
+        found,
+        "Serving refuses such a bundle. Restore it from a backup, or roll back.",
+    )
+
+
 def _leader(ctx: Context) -> Finding:
     with ctx.ledger.read() as conn:
         holder = ledger_store.holder_of(conn, LEASE, ctx.now)
@@ -108,5 +134,5 @@ def _people(ctx: Context) -> Finding:
 
 _CHECKS: dict[str, Callable[[Context], Finding]] = {
     "python": _python, "packages": _packages, "home is writable": _writable, "disk": _space, "signing key": _key,
-    "ledger": _ledger, "audit log": _audit, "reviewers": _people, "controllers": _leader,
+    "ledger": _ledger, "audit log": _audit, "bundles": _bundles, "reviewers": _people, "controllers": _leader,
 }  # fmt: skip

@@ -17,6 +17,7 @@ import pytest
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.open import open_bundle
+from loopwright.control.client import connect
 from loopwright.data.lake import Lake
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.clock import parse_time, utc_now
@@ -201,3 +202,21 @@ def test_a_changed_table_cannot_be_reproduced_from(
             reproduce(home=copy, ledger=ledger, run_id=first.run_id)
     finally:
         ledger.dispose()
+
+
+def test_the_doctor_finds_a_bundle_that_was_changed_after_it_was_approved(
+    workshop: Workshop, first: RunReport, tmp_path: Path
+) -> None:
+    copy = Home.at(tmp_path / "home")
+    shutil.copytree(workshop.home.root, copy.root)
+    client = connect(copy.root)
+    client.call("models.promote", model="shop", version=first.version, to="production")
+    client.call("models.approve", model="shop", version=first.version)
+    before = {check["check"]: check["ok"] for check in client.call("system.doctor")}
+    model = copy.bundles / first.bundle / "model.onnx"
+    model.chmod(0o644)
+    model.write_bytes(model.read_bytes()[:-1] + b"!")
+    after = {check["check"]: check for check in client.call("system.doctor")}
+    assert before["bundles"]
+    assert not after["bundles"]["ok"]
+    assert "shop" in after["bundles"]["found"]
