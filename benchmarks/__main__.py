@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ORDER = ("startup", "serving")
+ORDER = ("startup", "serving", "demo")
 
 
 def main() -> int:
