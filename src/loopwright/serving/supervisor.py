@@ -180,6 +180,7 @@ class _Supervisor:
         self._document = b""
         self._unfetched: dict[str, str] = {}
         self._verified: set[str] = set()
+        self._doubted = False
         self._writing: set[str] = set()
         self._polling, self._shipping = asyncio.Lock(), asyncio.Lock()
         self._drains = 0
@@ -240,7 +241,7 @@ class _Supervisor:
             document = await asyncio.to_thread(self._upstream.routes)
             self._control_up = True
             self._said.pop("control", None)
-            if document == self._document and not self._unfetched:
+            if document == self._document and not self._unfetched and not self._doubted:
                 return self._table.serial if self._table else 0
             table = open_routes(document, self._keys)
             if self._table is not None and table.serial < self._table.serial:
@@ -249,8 +250,15 @@ class _Supervisor:
                     got=table.serial,
                     wanted=f"{self._table.serial}",
                 )
-            unfetched = await asyncio.to_thread(self._fetch_bundles, table)
-            if document != self._document or unfetched != self._unfetched:
+            doubted, self._doubted = self._doubted, False
+            if doubted:
+                self._verified.clear()
+            try:
+                unfetched = await asyncio.to_thread(self._fetch_bundles, table)
+            except LoopwrightError:
+                self._doubted |= doubted
+                raise
+            if doubted or document != self._document or unfetched != self._unfetched:
                 # What may fail on a full disk comes first: the next poll must find the table still new.
                 self._cache.keep_routes(document)
                 self._profiles.remember(table)
@@ -425,7 +433,8 @@ class _Supervisor:
                 answers.add(task)
                 task.add_done_callback(answers.discard)
             for name, why in message.get("refused", {}).items():
-                self._complain(name, f"{name} is refused: {why}")
+                # Its files may have been damaged after they were fetched: looked at again, once for each complaint.
+                self._doubted |= self._complain(name, f"{name} is refused: {why}")
 
     async def _answer(self, channel: Channel, ask: str, number: int) -> None:
         try:
@@ -483,11 +492,13 @@ class _Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
 
-    def _complain(self, about: str, text: str) -> None:
-        """Say `text` once, until it changes or is over."""
-        if self._said.get(about) != text:
-            self._said[about] = text
-            self._say(text)
+    def _complain(self, about: str, text: str) -> bool:
+        """Say `text` once, until it changes or is over; return whether it was said."""
+        if self._said.get(about) == text:
+            return False
+        self._said[about] = text
+        self._say(text)
+        return True
 
 
 # One thread each and few malloc arenas: a worker's share of the machine is one core and some 100 MB.

@@ -311,6 +311,25 @@ def test_a_bundle_damaged_in_the_disk_cache_is_fetched_again(
     assert server.predict().status_code == 200
 
 
+def test_a_bundle_damaged_under_a_running_server_is_fetched_again_when_a_worker_needs_it(
+    control: Control, serve: Serve, tmp_path: Path
+) -> None:
+    digest = control.bundle("one")
+    control.route({1: digest}, STABLE)
+    server = serve()
+    (tmp_path / "serving" / "bundles" / digest / "transform.py").write_text("print('evil')\n")
+    assert server.predict().status_code == 200, "what is loaded goes on answering"
+    for pid in server.workers():
+        os.kill(pid, signal.SIGKILL)
+
+    def answers() -> bool:
+        with httpx.Client(base_url=server.http.base_url) as http:
+            return http.post("/v2/models/late/infer", json=request()).status_code == 200
+
+    eventually(answers)
+    assert "evil" not in server.log.read_text()
+
+
 def test_a_damaged_cache_without_the_control_plane_is_refused(
     control: Control, serve: Serve, tmp_path: Path
 ) -> None:
