@@ -87,7 +87,8 @@ class Shipper:
         offset = self._offsets.get(path.stem, 0)
         with path.open("rb") as stream:
             while offset < size:
-                data = os.pread(stream.fileno(), BATCH_BYTES, offset)
+                # No further than the size taken when the round began: later rows may be ahead of another worker's.
+                data = os.pread(stream.fileno(), min(BATCH_BYTES, size - offset), offset)
                 try:
                     end = whole_frames(data)
                 except BadInput as error:

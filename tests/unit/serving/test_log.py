@@ -223,6 +223,34 @@ def test_every_event_arrives_once_whatever_fails(
     assert shipper.backlog() == 0
 
 
+def test_event_time_is_told_no_further_than_the_rows_that_were_sent(tmp_path: Path) -> None:
+    logs = [SegmentWriter(tmp_path, name) for name in ("w0", "w1")]
+    logs[0].append(frame(event("a", event_time=10)))
+    logs[1].append(frame(event("b", event_time=20)))
+    told: list[int | None] = []
+    sent: set[int] = set()
+
+    def send(body: bytes) -> int:
+        batch = open_batch(body)
+        sent.update(item.event_time for item in read_frames(batch.frames))
+        told.append(batch.header.max_event_time)
+        if len(told) == 1:
+            # Requests go on while the first segment is on its way: its worker answers first, the other after it.
+            logs[0].append(frame(event("c", event_time=30)))
+            logs[1].append(frame(event("d", event_time=40)))
+        return batch.header.end
+
+    shipper = Shipper(
+        tmp_path, "s", send=send, profiler=lambda m, v: None, is_writing=lambda n: True, complain=pytest.fail
+    )
+    shipper.ship()
+    assert told == [None, 20]
+    assert sent == {10, 20}
+    shipper.ship()
+    assert told == [None, 20, None, 40]
+    assert sent == {10, 20, 30, 40}
+
+
 def test_a_finished_segment_is_deleted_and_an_open_one_kept(
     tmp_path: Path, shipper: Callable[..., Shipper]
 ) -> None:
