@@ -51,6 +51,17 @@ def test_every_week_of_the_months_was_judged_once(played: Played, kind: str) -> 
     assert len({(window["start"], window["version"]) for window in judged}) == len(judged)
 
 
+def test_windows_are_judged_when_their_rows_are_in(played: Played) -> None:
+    whole = 0
+    for window in windows(played, "drift"):
+        ((asked,),) = played.predictions(f"SELECT count(*) FROM log WHERE {inside(window)}")
+        judged = window["payload"]["columns"]["temp"]["rows"]
+        # A request that is still under way while event time runs on by days a second is one row late, or a few.
+        assert 0.98 * asked <= judged <= asked
+        whole += judged == asked
+    assert whole >= 30
+
+
 def test_quality_is_that_of_answers_beside_labels_that_came_later(played: Played) -> None:
     checked = 0
     for window in windows(played, "quality"):
@@ -58,7 +69,7 @@ def test_quality_is_that_of_answers_beside_labels_that_came_later(played: Played
         if payload["labelled"] < 1_000 or window["start"].day > 14:
             continue
         ((answered,),) = played.predictions(f"SELECT count(DISTINCT id) FROM log WHERE {inside(window)}")
-        assert payload["answered"] == answered
+        assert 0.98 * answered <= payload["answered"] <= answered
         pairs = played.predictions(
             f"SELECT label, outputs[1], id FROM log JOIN labels USING (id) WHERE {inside(window)}"
         )
@@ -71,7 +82,11 @@ def test_quality_is_that_of_answers_beside_labels_that_came_later(played: Played
 
 
 def test_drift_is_the_psi_between_the_bundles_reference_and_what_was_asked(played: Played) -> None:
-    window = next(w for w in windows(played, "drift") if w["payload"]["columns"]["temp"]["rows"] > 5_000)
+    window = next(
+        w
+        for w in windows(played, "drift")
+        if w["payload"]["columns"]["temp"]["rows"] > 5_000 and w["start"].month > 5
+    )
     bundle = played.bundle(window["version"])
     names = [field.name for field in bundle.schema.inputs]
     asked = [
@@ -128,7 +143,7 @@ def test_a_plan_with_its_reason_fired_and_ran_the_same_pipeline(
         version = plan["version"]
         assert plan["decision"] == "run"
         assert plan["cause"] in ("drift", "quality drop", "schedule")
-        assert plan["why"] in played.text.replace("\n", " ") or plan["why"][:60] in played.text
+        assert plan["why"] in played.text
         assert f"{plan['cause']}: " in plan["plan"]["reason"]
         row = played.row("lw_versions", version)
         (run,) = played.sql(f"SELECT * FROM lw_runs WHERE run_id = '{row['run_id']}'")
