@@ -23,6 +23,7 @@ from loopwright.features.module import FeatureModule, load_features
 from loopwright.features.offline import build_frame
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, parse_time
+from loopwright.kernel.errors import Refused
 from loopwright.kernel.home import Home
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
@@ -37,6 +38,7 @@ from loopwright.quality.gates import run_gates
 from loopwright.quality.report import GateReport
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
+from loopwright.registry.policy import Policy
 from loopwright.registry.versions import Version, current, get_version, register_version
 from loopwright.training.context import capture, mlflow_tags
 from loopwright.training.recorder import Recorder, start_run
@@ -129,6 +131,8 @@ def run_project(
     contract blocks. Gates that say no are not an error: the report has `version` None and no version is registered.
     """
     require(actor, Role.DEVELOPER, "train a model")
+    with ledger.read() as conn:
+        _refuse_looser_policy(store.find_project(conn, project.spec.model), project, actor)
     ensure_mlflow_tables(ledger)
     setting = Setting(project, home, ledger, actor, clock, key, reason, progress or Silent())
     spec = project.spec
@@ -242,6 +246,22 @@ def stable_baseline(ledger: Ledger, home: Home, key: SigningKey, model: str) -> 
     return Baseline(version.version, bundle, parse_time(until) if until else None)
 
 
+def _refuse_looser_policy(standing: Mapping[str, Any] | None, project: Project, actor: Actor) -> None:
+    """A developer's run must not loosen the policy that governs the developer's own work."""
+    if standing is None or actor.role >= Role.ADMIN:
+        return
+    before = Policy.from_json(standing["spec"].get("policy") or {})
+    looser = Policy.from_json(project.spec.to_json()["policy"]).looser_than(before)
+    if looser:
+        raise Refused(
+            f"{actor.name} may not loosen the policy of {project.spec.model}",
+            where=str(project.dir / "loop.yaml"),
+            got="; ".join(looser),
+            wanted="the role admin",
+            next="Ask an admin to apply it: loopwright apply",
+        )
+
+
 def _parts(setting: Setting, module: FeatureModule, snapshot: str) -> Parts:
     project = setting.project
     setting.watch.step("Features as known at each moment")
@@ -340,6 +360,7 @@ def _registered(
         )
         if gates.passed:
             # Only now: a project that never came this far must not govern a model that is in service.
+            _refuse_looser_policy(store.find_project(conn, model), project, setting.actor)
             store.save_project(conn, model, str(project.dir), project.spec.to_json(), project.digest, now)
             until = {"trained_until": iso(origin.trained_until)} if origin.trained_until else {}
             version = register_version(

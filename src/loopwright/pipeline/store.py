@@ -27,9 +27,15 @@ def save_project(
         conn.execute(projects.insert().values(model=model, **values))
 
 
-def load_project_row(conn: Connection, model: str) -> dict[str, Any]:
-    """Return `{model, path, spec, spec_digest}`; raises NotFound with the nearest known model."""
+def find_project(conn: Connection, model: str) -> dict[str, Any] | None:
+    """Return `{model, path, spec, spec_digest}`, or None when no project of `model` has got that far."""
     row = conn.execute(select(projects).where(projects.c.model == model)).mappings().first()
+    return None if row is None else {**row, "spec": json.loads(row["spec"])}
+
+
+def load_project_row(conn: Connection, model: str) -> dict[str, Any]:
+    """What `find_project` returns; raises NotFound with the nearest known model."""
+    row = find_project(conn, model)
     if row is None:
         known = [str(name) for name in conn.execute(select(projects.c.model)).scalars()]
         raise NotFound(
@@ -39,7 +45,7 @@ def load_project_row(conn: Connection, model: str) -> dict[str, Any]:
             wanted=f"one of {', '.join(known) or 'none yet'}",
             next=did_you_mean(model, known) or "Train it first: loopwright run DIR",
         )
-    return {**row, "spec": json.loads(row["spec"])}
+    return row
 
 
 def list_projects(conn: Connection) -> list[dict[str, Any]]:

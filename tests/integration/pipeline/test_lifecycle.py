@@ -220,3 +220,11 @@ def test_the_doctor_finds_a_bundle_that_was_changed_after_it_was_approved(
     assert before["bundles"]
     assert not after["bundles"]["ok"]
     assert "shop" in after["bundles"]["found"]
+
+
+def test_a_developer_cannot_loosen_the_policy_by_training(workshop: Workshop, first: RunReport) -> None:
+    with pytest.raises(Refused, match="may not loosen the policy of shop"):
+        workshop.run("policy.approvals.production=0")
+    with workshop.ledger.read() as conn:
+        standing = store.load_project_row(conn, "shop")["spec"]["policy"]
+    assert standing["approvals"]["production"] == 1
