@@ -14,7 +14,7 @@ from typing import Any
 
 from loopwright.delivery.judge import ArmCounts, Judgement, judge
 from loopwright.delivery.plan import Plan, Require, Step, Strategy
-from loopwright.kernel.clock import format_duration, iso, parse_time
+from loopwright.kernel.clock import iso, parse_time
 from loopwright.kernel.errors import Conflict
 from loopwright.kernel.verdict import Verdict
 
@@ -315,7 +315,8 @@ def _hindrance(
     step = _step(plan, state)
     held = max(event_time - state.since, timedelta())
     if held < step.hold:
-        return f"{describe(state)}: holding {format_duration(step.hold - held)} more of event time"
+        # Until when, not how long still: a sentence that stands still need not be written twice a second.
+        return f"{describe(state)}: holding until event time {iso(state.since + step.hold)}"
     seen = evidence.candidate.n - (state.seen if isinstance(state, Canary) else 0)
     if seen < plan.min_requests:
         return f"{describe(state)}: {seen} of the {plan.min_requests} requests it must see"
