@@ -15,6 +15,7 @@ from loopwright.serving.fold import Profiler, fold_events
 from loopwright.serving.wire import BatchHeader, pack_batch
 
 BATCH_BYTES = 4 << 20
+AHEAD_US = 3_600_000_000  # an event may be dated an hour ahead of the clock, and still move event time
 
 
 class Shipper:
@@ -42,9 +43,8 @@ class Shipper:
         self._complain = complain
         self._offsets_path = folder / "offsets.json"
         self._offsets: dict[str, int] = {}
-        self._untold: int | None = (
-            None  # how far event time has come, and the control plane does not know yet
-        )
+        # How far each model's event time has come, as far as the control plane was not told yet.
+        self._untold: dict[str, int] = {}
         if self._offsets_path.exists():
             # Losing this file is harmless: the control plane answers the true offset to the first batch.
             try:
@@ -107,7 +107,7 @@ class Shipper:
                 if accepted == offset + len(frames):
                     sent += len(frames)
                     if ends_round:
-                        self._untold = None
+                        self._untold = {}
                 elif rewinds > 3 or accepted > size:
                     raise BadInput(
                         "the control plane's offset does not fit the log",
@@ -124,10 +124,10 @@ class Shipper:
 
     def _pack(self, segment: str, start: int, frames: bytes, *, ends_round: bool) -> bytes:
         events = list(read_frames(frames))
-        times = [event.event_time for event in events]
-        if self._untold is not None:
-            times.append(self._untold)
-        self._untold = max(times, default=None)
+        for event in events:
+            if event.event_time > event.at + AHEAD_US:
+                continue  # one row dated in the future must not complete every window until then
+            self._untold[event.model] = max(self._untold.get(event.model, event.event_time), event.event_time)
         header = BatchHeader(
             source=self._source,
             segment=segment,
@@ -135,7 +135,7 @@ class Shipper:
             end=start + len(frames),
             events=len(events),
             crc32=zlib.crc32(frames),
-            max_event_time=self._untold if ends_round else None,
+            event_times=dict(self._untold) if ends_round else {},
             folds=fold_events(events, self._profiler),
         )
         return pack_batch(header, frames)

@@ -39,7 +39,11 @@ class Fold(msgspec.Struct, kw_only=True):
 
 
 class BatchHeader(msgspec.Struct, kw_only=True, rename={"start": "from", "end": "to"}):
-    """Where the frames belong: bytes [start, end) of `segment` written by the serving host `source`."""
+    """Where the frames belong: bytes [start, end) of `segment` written by the serving host `source`.
+
+    event_times: model → the latest event time (microseconds) of which every row has been sent; empty while rows of
+    another worker may still be waiting.
+    """
 
     source: str
     segment: str
@@ -47,7 +51,7 @@ class BatchHeader(msgspec.Struct, kw_only=True, rename={"start": "from", "end": 
     end: int
     events: int
     crc32: int
-    max_event_time: int | None
+    event_times: dict[str, int]
     folds: list[Fold]
     format: int = FORMAT
 

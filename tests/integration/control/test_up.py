@@ -115,7 +115,8 @@ class Traffic:
         frames = b"".join(frame(event) for event in sent)
         header = BatchHeader(
             source="sv_test", segment="w0-1", start=self.offset, end=self.offset + len(frames), events=len(sent),
-            crc32=zlib.crc32(frames), max_event_time=to_us(self.moment), folds=fold_events(sent, lambda *_: None),
+            crc32=zlib.crc32(frames), event_times={"late": to_us(self.moment)},
+            folds=fold_events(sent, lambda *_: None),
         )  # fmt: skip
         return pack_batch(header, frames)
 

@@ -17,7 +17,7 @@ from loopwright.kernel.errors import BadInput
 from loopwright.monitoring.store import arm_counts, watermark
 from loopwright.serving.events import Event, frame
 from loopwright.serving.fold import fold_events
-from loopwright.serving.wire import BatchHeader, pack_batch
+from loopwright.serving.wire import BatchHeader, open_batch, pack_batch
 
 SEGMENTS = itertools.count()
 HOUR = datetime(2013, 4, 1, 5, tzinfo=UTC)
@@ -47,7 +47,8 @@ def body(sent: list[Event], start: int = 0, **changes: Any) -> bytes:
     frames = b"".join(frame(event) for event in sent)
     fields = {
         "source": "sv_1", "segment": "w0-1", "start": start, "end": start + len(frames), "events": len(sent),
-        "crc32": zlib.crc32(frames), "max_event_time": None, "folds": fold_events(sent, lambda *_: None), **changes,
+        "crc32": zlib.crc32(frames), "event_times": {"late": max((e.event_time for e in sent), default=0)},
+        "folds": fold_events(sent, lambda *_: None), **changes,
     }  # fmt: skip
     return pack_batch(BatchHeader(**fields), frames)
 
@@ -132,8 +133,11 @@ def test_noise_is_refused(ctx: Context, noise: bytes) -> None:
         intake.take_in(ctx, noise)
 
 
-def test_an_event_from_the_future_does_not_move_event_time(ctx: Context) -> None:
-    sent = [*events(1), *events(1, first=1, moment=ctx.now + timedelta(days=900))]
-    intake.take_in(ctx, body(sent))
+def test_event_time_never_runs_ahead_of_our_clock(ctx: Context) -> None:
+    intake.take_in(ctx, first := body(events(1)))
+    ahead = body(
+        events(1, first=1, moment=ctx.now + timedelta(days=900)), start=len(open_batch(first).frames)
+    )
+    intake.take_in(ctx, ahead)
     with ctx.ledger.read() as conn:
         assert watermark(conn, "late") == HOUR

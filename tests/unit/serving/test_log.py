@@ -227,13 +227,13 @@ def test_event_time_is_told_no_further_than_the_rows_that_were_sent(tmp_path: Pa
     logs = [SegmentWriter(tmp_path, name) for name in ("w0", "w1")]
     logs[0].append(frame(event("a", event_time=10)))
     logs[1].append(frame(event("b", event_time=20)))
-    told: list[int | None] = []
+    told: list[list[int]] = []
     sent: set[int] = set()
 
     def send(body: bytes) -> int:
         batch = open_batch(body)
         sent.update(item.event_time for item in read_frames(batch.frames))
-        told.append(batch.header.max_event_time)
+        told.append(list(batch.header.event_times.values()))
         if len(told) == 1:
             # Requests go on while the first segment is on its way: its worker answers first, the other after it.
             logs[0].append(frame(event("c", event_time=30)))
@@ -244,11 +244,28 @@ def test_event_time_is_told_no_further_than_the_rows_that_were_sent(tmp_path: Pa
         tmp_path, "s", send=send, profiler=lambda m, v: None, is_writing=lambda n: True, complain=pytest.fail
     )
     shipper.ship()
-    assert told == [None, 20]
+    assert told == [[], [20]]
     assert sent == {10, 20}
     shipper.ship()
-    assert told == [None, 20, None, 40]
+    assert told == [[], [20], [], [40]]
     assert sent == {10, 20, 30, 40}
+
+
+def test_a_row_dated_in_the_future_does_not_move_event_time(tmp_path: Path) -> None:
+    log = SegmentWriter(tmp_path, "w0")
+    log.append(frame(event("a", event_time=10)))
+    log.append(frame(event("b", event_time=900 * 86_400_000_000)))
+    told: list[dict[str, int]] = []
+
+    def send(body: bytes) -> int:
+        batch = open_batch(body)
+        told.append(batch.header.event_times)
+        return batch.header.end
+
+    Shipper(
+        tmp_path, "s", send=send, profiler=lambda m, v: None, is_writing=lambda n: True, complain=pytest.fail
+    ).ship()
+    assert [list(times.values()) for times in told] == [[10]]
 
 
 def test_a_finished_segment_is_deleted_and_an_open_one_kept(
