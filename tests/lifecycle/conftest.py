@@ -25,7 +25,7 @@ from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline.fit import Parts, cut
 from loopwright.pipeline.keep import kept_project
-from loopwright.pipeline.lifecycle import labelled_frame
+from loopwright.pipeline.frames import known_rows
 from loopwright.project.spec import Project
 
 DEMO_SECONDS = 1200
@@ -185,7 +185,14 @@ def learned(played: Played) -> Callable[[int], tuple[Project, Parts]]:
             row = played.row("lw_versions", version)
             project = kept_project(played.home, row["run_id"])
             lake = Lake(played.home.lake, played.ledger)
-            frame = labelled_frame(project, load_features(project), lake, row["snapshot"])
+            frame = known_rows(
+                project,
+                load_features(project),
+                lake,
+                row["snapshot"],
+                until=project.spec.data.as_of,
+                cache=None,
+            )
             found[version] = project, cut(frame, project.spec.data.holdout, where=f"version {version}")
         return found[version]
 

@@ -14,10 +14,9 @@ from loopwright.demo.processes import Process
 from loopwright.demo.replay import Answered
 from loopwright.demo.traffic import Traffic
 from loopwright.features.module import load_features
-from loopwright.features.offline import build_frame
 from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import LoopwrightError
-from loopwright.pipeline.intake import pinned_tables
+from loopwright.pipeline.frames import frame_of
 from loopwright.pipeline.lifecycle import RunReport
 from loopwright.project.spec import load_project
 
@@ -170,11 +169,7 @@ class Tour:
         module = load_features(project)
         snapshot = self.tell.figures["data"]["snapshot"]
         self.tell.step("The rest of 2013 as requests, each with what was known at its moment")
-        frame = build_frame(
-            module,
-            pinned_tables(stage.lake, snapshot, module.tables()),
-            label_available_after=project.spec.data.label.available_after,
-        )
+        frame = frame_of(project, module, stage.lake, snapshot, cache=stage.context.home.frames)
         self.year = frame
         seconds = serving.wait_ready(f"http://{port.host}:{port.port}/v2/models/{MODEL}/ready")
         self.tell.say(f"serving on port {port.port}; only sealed bundles with a signed approval are loaded")

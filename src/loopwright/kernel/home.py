@@ -50,6 +50,11 @@ class Home:
         return self.artifacts / "bundles"
 
     @property
+    def frames(self) -> Path:
+        """Feature frames by what they were built from; may be deleted at any time."""
+        return self.cache / "frames"
+
+    @property
     def predictions(self) -> Path:
         return self.root / "predictions"
 

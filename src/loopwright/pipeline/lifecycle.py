@@ -18,9 +18,7 @@ from loopwright.bundle.open import Bundle, open_bundle
 from loopwright.data.ingest import IngestReport
 from loopwright.data.lake import Lake
 from loopwright.delivery.routes import stable_version
-from loopwright.features.frame import Frame
 from loopwright.features.module import FeatureModule, load_features
-from loopwright.features.offline import build_frame
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, parse_time
 from loopwright.kernel.errors import Refused
@@ -29,7 +27,8 @@ from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline import store
 from loopwright.pipeline.fit import Fitted, Parts, cut, fit_model
-from loopwright.pipeline.intake import bring_in, pinned_tables
+from loopwright.pipeline.frames import known_rows
+from loopwright.pipeline.intake import bring_in
 from loopwright.pipeline.keep import keep_project
 from loopwright.pipeline.package import Origin, seal, span
 from loopwright.pipeline.progress import Progress, Silent
@@ -216,18 +215,6 @@ class recorded:  # noqa: N801 - reads as a word at its call site: with run, reco
                 store.finish_run(conn, self.run_id, status="FAILED", now=self.setting.clock())
 
 
-def labelled_frame(project: Project, module: FeatureModule, lake: Lake, snapshot: str) -> Frame:
-    """The rows a run may learn from: before `data.as_of`, with labels known by then."""
-    spec = project.spec
-    return build_frame(
-        module,
-        pinned_tables(lake, snapshot, module.tables()),
-        label_available_after=spec.data.label.available_after,
-        until=spec.data.as_of,
-        require_label=True,
-    )
-
-
 def stable_baseline(ledger: Ledger, home: Home, key: SigningKey, model: str) -> Baseline | None:
     """The version that answers as stable, opened; before anything is served, the one approved for Production.
 
@@ -265,7 +252,9 @@ def _refuse_looser_policy(standing: Mapping[str, Any] | None, project: Project, 
 def _parts(setting: Setting, module: FeatureModule, snapshot: str) -> Parts:
     project = setting.project
     setting.watch.step("Features as known at each moment")
-    frame = labelled_frame(project, module, Lake(setting.home.lake, setting.ledger), snapshot)
+    lake = Lake(setting.home.lake, setting.ledger)
+    until = project.spec.data.as_of
+    frame = known_rows(project, module, lake, snapshot, until=until, cache=setting.home.frames)
     parts = cut(frame, project.spec.data.holdout, where=str(project.dir / "loop.yaml"))
     setting.watch.done(
         f"{frame.rows:,} labelled rows, {len(module.inputs)} inputs; "

@@ -16,8 +16,8 @@ from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline import store
 from loopwright.pipeline.fit import cut, fit_model
+from loopwright.pipeline.frames import known_rows
 from loopwright.pipeline.keep import kept_project
-from loopwright.pipeline.lifecycle import labelled_frame
 from loopwright.pipeline.progress import Progress, Silent
 from loopwright.training.context import fingerprint as fingerprint_now
 from loopwright.training.reproduce import Agreement, Comparison, Outcome, compare, fingerprint
@@ -79,7 +79,8 @@ def reproduce(
 
     project = kept_project(home, recorded["run_id"])
     module = load_features(project)
-    frame = labelled_frame(project, module, lake, snapshot.digest)
+    # Afresh from the snapshot, never from a cache: that is what is to be shown.
+    frame = known_rows(project, module, lake, snapshot.digest, until=project.spec.data.as_of, cache=None)
     parts = cut(frame, project.spec.data.holdout, where=f"run {recorded['run_id']}")
     fitted = fit_model(project, module, parts, _Unrecorded(), watch, params=recorded["params"])
     first = Outcome(
