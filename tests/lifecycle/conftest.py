@@ -24,8 +24,8 @@ from loopwright.features.module import load_features
 from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline.fit import Parts, cut
-from loopwright.pipeline.keep import kept_project
 from loopwright.pipeline.frames import known_rows
+from loopwright.pipeline.keep import kept_project
 from loopwright.project.spec import Project
 
 DEMO_SECONDS = 1200
@@ -102,14 +102,15 @@ class Played:
 
     @cached_property
     def engine(self) -> duckdb.DuckDBPyConnection:
-        """DuckDB with two views: `log` is the prediction log, `labels` the label log."""
+        """DuckDB with two tables: `log` is the prediction log, `labels` the label log."""
         engine = duckdb.connect()
         engine.execute("SET TimeZone = 'UTC'")
         for name, files in (
             ("log", (self.home.predictions / "flight-late").glob("day=*/*.parquet")),
             ("labels", (self.home.labels / "flight-late").glob("month=*/*.parquet")),
         ):
-            engine.read_parquet([str(file) for file in files], hive_partitioning=False).create_view(name)
+            # Read once: there are hundreds of small files, and dozens of questions.
+            engine.read_parquet([str(file) for file in files], hive_partitioning=False).create(name)
         return engine
 
     def predictions(self, query: str) -> list[tuple[Any, ...]]:

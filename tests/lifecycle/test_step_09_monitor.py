@@ -66,7 +66,7 @@ def test_quality_is_that_of_answers_beside_labels_that_came_later(played: Played
     checked = 0
     for window in windows(played, "quality"):
         payload = window["payload"]
-        if payload["labelled"] < 1_000 or window["start"].day > 14:
+        if payload["labelled"] < 1_000 or window["start"].day > 7:
             continue
         ((answered,),) = played.predictions(f"SELECT count(DISTINCT id) FROM log WHERE {inside(window)}")
         assert 0.98 * answered <= payload["answered"] <= answered
