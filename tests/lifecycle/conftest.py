@@ -31,6 +31,7 @@ from loopwright.project.spec import Project
 DEMO_SECONDS = 1200
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All lifecycle tests share one process, and so one demo."""
     here = Path(__file__).parent

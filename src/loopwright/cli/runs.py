@@ -47,7 +47,10 @@ def compare(session: Session, run: tuple[str, ...], everything: bool) -> None:
 @command("reproduce")
 @click.argument("run")
 def reproduce(session: Session, run: str) -> int:
-    """Run a recorded run again and compare the results. Exit code 1 when they diverge."""
+    """Run a recorded run again and compare the results.
+
+    Exit code 1 when they diverge.
+    """
     answer = session.call("runs.reproduce", run=run) if session.url else _rerun(session, run)
     session.show(answer, _reproduced)
     return 1 if answer["verdict"] == "diverged" else 0

@@ -13,7 +13,8 @@ durations = st.timedeltas(min_value=timedelta(), max_value=timedelta(days=40_000
 
 @given(moments)
 def test_microseconds_keep_the_moment(moment: datetime) -> None:
-    assert from_us(to_us(moment)) == moment
+    # In UTC: Python finds a moment of a repeated local hour equal to nothing of another zone.
+    assert from_us(to_us(moment)) == moment.astimezone(UTC)
 
 
 @given(moments)
@@ -23,7 +24,7 @@ def test_iso_text_keeps_the_moment_and_is_in_utc(moment: datetime) -> None:
     except OverflowError:  # year 0 or 10000 in UTC
         return
     assert text.endswith("Z")
-    assert parse_time(text) == moment
+    assert parse_time(text) == moment.astimezone(UTC)
 
 
 @given(durations)
