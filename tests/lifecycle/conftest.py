@@ -21,6 +21,7 @@ from loopwright.bundle.keys import PublicKey, SigningKey
 from loopwright.bundle.open import Bundle, open_bundle
 from loopwright.data.lake import Lake
 from loopwright.features.module import load_features
+from loopwright.kernel.files import lock, write_atomic
 from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline.fit import Parts, cut
@@ -29,15 +30,6 @@ from loopwright.pipeline.keep import kept_project
 from loopwright.project.spec import Project
 
 DEMO_SECONDS = 1200
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All lifecycle tests share one process, and so one demo."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.xdist_group("lifecycle"))
 
 
 @dataclass
@@ -134,9 +126,21 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     if there := os.environ.get("LOOPWRIGHT_PLAYED"):
         yield from _read(Path(there), Path(f"{there}.log").read_text())
         return
-    root = tmp_path_factory.mktemp("demo")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    # The first worker that comes plays; the others wait for it, and read what it left.
+    with lock(shared / "demo.lock"):
+        if not (shared / "demo.json").exists():
+            write_atomic(shared / "demo.json", json.dumps(_play(shared / "demo")).encode())
+    told = json.loads((shared / "demo.json").read_text())
+    assert told["status"] == 0, told["text"]
+    yield from _read(shared / "demo" / "home", told["text"])
+
+
+def _play(root: Path) -> dict[str, Any]:
+    """Run the demo; return its exit status and what it printed (with the ends of its logs when it failed)."""
     keep, user = root / "home", root / "user"
-    user.mkdir()
+    user.mkdir(parents=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("LOOPWRIGHT_", "MLFLOW_"))}
     environment["HOME"] = str(user)
     done = subprocess.run(
@@ -148,9 +152,10 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
         stdin=subprocess.DEVNULL,
         cwd=root,
     )
+    if done.returncode == 0:
+        return {"status": 0, "text": done.stdout}
     logs = "".join(f"\n--- {log.name}\n{log.read_text()[-3000:]}" for log in (keep / "logs").glob("*.log"))
-    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}{logs}"
-    yield from _read(keep, done.stdout)
+    return {"status": done.returncode, "text": f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}{logs}"}
 
 
 def _read(folder: Path, text: str) -> Iterator[Played]:

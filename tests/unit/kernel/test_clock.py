@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from loopwright.kernel.clock import format_duration, from_us, iso, parse_duration, parse_time, to_us, utc_now
 from loopwright.kernel.errors import BadInput
 
-moments = st.datetimes(timezones=st.timezones() | st.just(UTC), allow_imaginary=False)
+moments = st.datetimes(
+    datetime(2, 1, 1), datetime(9998, 1, 1), timezones=st.timezones() | st.just(UTC), allow_imaginary=False
+)
 durations = st.timedeltas(min_value=timedelta(), max_value=timedelta(days=40_000))
 
 
