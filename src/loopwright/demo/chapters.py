@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loopwright.demo import ending
 from loopwright.demo.processes import Process
 from loopwright.demo.replay import Answered
+from loopwright.demo.setting import MODEL, month
 from loopwright.demo.traffic import Traffic
 from loopwright.features.module import load_features
 from loopwright.kernel.clock import iso
@@ -23,7 +24,6 @@ from loopwright.project.spec import load_project
 if TYPE_CHECKING:
     from loopwright.demo.flights import Stage
 
-MODEL = "flight-late"
 QUARTER_DAY = timedelta(hours=6)
 WEEK = timedelta(days=7)
 ROWS_PER_REQUEST = 200
@@ -33,8 +33,6 @@ LAST_STEP = 0.25
 
 def tell(stage: Stage, stack: ExitStack) -> bool:
     """Tell all chapters; returns whether every one held what it promises."""
-    from loopwright.demo.flights import month
-
     tour = Tour(stage)
     first = tour.train_first(as_of=month(4))
     tour.refuse_then_approve(first)
@@ -48,14 +46,12 @@ def tell(stage: Stage, stack: ExitStack) -> bool:
 
 
 class Tour:
-    """The story's state: the stage, the traffic, and the versions by what they are in the story."""
+    """The story's state: the stage and the traffic."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.tell = stage.narrator
-        self.versions: dict[str, int] = {}
         self.traffic: Traffic
-        self.retrained: list[dict[str, Any]] = []
 
     # 1–4
 
@@ -67,7 +63,6 @@ class Tour:
         self._gates("train_v1", report)
         if report.version is None:
             raise LoopwrightError("the first model did not pass its gates", got=report.refused)
-        self.versions["first"] = report.version
         return report
 
     def _defects(self, report: RunReport) -> None:
@@ -204,7 +199,6 @@ class Tour:
         self._gates("train_v2", report)
         if report.version is None:
             raise LoopwrightError("version 2 did not pass its gates", got=report.refused)
-        self.versions["second"] = report.version
         self.stage.approve(report.version, "one more month of data")
         rollout, answered = self.roll_out()
         self._rollout("rollout_v2", rollout, answered)
@@ -239,7 +233,7 @@ class Tour:
         self.tell.found(step, {"rollout": rollout} | _figures(answered))
 
     def quiet_until(self, until: datetime) -> None:
-        """Replay in multi-row requests, a week at a time; answer retraining plans on the way."""
+        """Replay in multi-row requests, a week at a time."""
         while self.traffic.now < until:
             self.traffic.advance(min(WEEK, until - self.traffic.now), rows_per_request=ROWS_PER_REQUEST)
             self.tell.update(0.0, f"{self.traffic.now:%d %B}")
@@ -248,8 +242,6 @@ class Tour:
 
     def survive_third(self) -> None:
         """Chapter 8: a faulty version is caught in its canary and rolled back by itself."""
-        from loopwright.demo.flights import month
-
         self.tell.heading("8", "Version 3 has a fault no gate could see: it must roll back by itself")
         # Trained on what version 2 was trained on, and held out before the first flight to an airport it has not seen.
         report = self.stage.train(
@@ -260,7 +252,6 @@ class Tour:
         self._gates("train_v3", report)
         if report.version is None:
             raise LoopwrightError("version 3 did not pass its gates", got=report.refused)
-        self.versions["third"] = report.version
         self.stage.approve(report.version, "a faster transform")
         rollout, answered = self.roll_out()
         self._rollout("rollout_v3", rollout, answered)
@@ -313,18 +304,13 @@ class Tour:
             )
             for row in rows:
                 self.tell.say(f"  {row['payload'].get('why')}; the version in service stays")
-        self.retrained.append(plan)
         self.tell.found("retrains", {plan["id"]: plan})
         if plan["state"] != "succeeded" or plan["version"] is None:
             return
         version = int(plan["version"])
         self.tell.say(f"version {version} passed its gates and waits for approval; bo and chen approve")
-        ana, bo, chen = (self.stage.clients[name] for name in ("ana", "bo", "chen"))
-        ana.call("models.promote", model=MODEL, version=version, to="production", reason=plan["why"])
-        bo.call("models.approve", model=MODEL, version=version, comment="retraining plan read")
-        chen.call("models.approve", model=MODEL, version=version, comment="agreed")
+        self.stage.approve(version, plan["why"])
         rollout, answered = self.roll_out()
-        self.versions[f"retrained {version}"] = version
         self.tell.say(
             f"version {version}: {rollout['status']} at {self.traffic.now:%d %B}; {_answers(answered)}"
         )

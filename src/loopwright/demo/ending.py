@@ -12,6 +12,7 @@ import numpy as np
 
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.open import open_bundle
+from loopwright.demo.setting import MODEL, month
 from loopwright.demo.traffic import Traffic
 from loopwright.features.frame import Frame
 from loopwright.monitoring.labels import LabelLog, outcomes
@@ -23,7 +24,6 @@ from loopwright.stats.metrics import roc_auc
 if TYPE_CHECKING:
     from loopwright.demo.flights import Stage
 
-MODEL = "flight-late"
 FIRST_LIVE_MONTH = 4
 PICTURE = "flights.png"
 
@@ -124,8 +124,6 @@ def _versions(stage: Stage, traffic: Traffic) -> None:
 
 def by_month(stage: Stage, year: Frame, first: RunReport, until: datetime) -> list[Month]:
     """Both qualities for each whole live month before `until`, from the prediction log and the labels that arrived."""
-    from loopwright.demo.flights import month
-
     home = stage.context.home
     log, labels = PredictionLog(home.predictions), LabelLog(home.labels)
     frozen = open_bundle(BundleDepot(home.bundles).path(first.bundle), [stage.context.key.public], threads=2)

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from loopwright.data.lake import Lake
 from loopwright.demo import chapters
 from loopwright.demo.narrator import Narrator
 from loopwright.demo.processes import Process, free_port
+from loopwright.demo.setting import MODEL
 from loopwright.demo.traffic import Port
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.errors import Conflict, LoopwrightError
@@ -31,15 +32,8 @@ from loopwright.kernel.files import write_atomic
 from loopwright.pipeline.lifecycle import RunReport, run_project
 from loopwright.project.spec import load_project
 
-MODEL = "flight-late"
 REPORT = "demo.json"
 PEOPLE = {"ana": "developer", "bo": "approver", "chen": "approver"}
-WORKERS = 2
-
-
-def month(number: int) -> datetime:
-    """The first moment of a month of 2013, UTC; 13 is January 2014."""
-    return datetime(2013 + (number - 1) // 12, (number - 1) % 12 + 1, 1, tzinfo=UTC)
 
 
 @dataclass

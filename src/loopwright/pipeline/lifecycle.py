@@ -7,7 +7,7 @@ is the same version. A run that is killed leaves no version; running it again st
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from loopwright.delivery.routes import stable_version
 from loopwright.features.module import FeatureModule, load_features
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, parse_time
-from loopwright.kernel.errors import Refused
 from loopwright.kernel.home import Home
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
@@ -61,7 +60,6 @@ class RunReport:
     export_rows: int
     baseline: int | None
     refused: str | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The report in JSON's own types; `ingests` and `gates` whole."""
@@ -79,7 +77,6 @@ class RunReport:
             "export": {"rows": self.export_rows, "max_difference": self.export_difference},
             "baseline": self.baseline,
             "refused": self.refused,
-            "details": dict(self.details),
         }
 
 
@@ -235,17 +232,12 @@ def stable_baseline(ledger: Ledger, home: Home, key: SigningKey, model: str) -> 
 
 def _refuse_looser_policy(standing: Mapping[str, Any] | None, project: Project, actor: Actor) -> None:
     """A developer's run must not loosen the policy that governs the developer's own work."""
-    if standing is None or actor.role >= Role.ADMIN:
-        return
-    before = Policy.from_json(standing["spec"].get("policy") or {})
-    looser = Policy.from_json(project.spec.to_json()["policy"]).looser_than(before)
-    if looser:
-        raise Refused(
-            f"{actor.name} may not loosen the policy of {project.spec.model}",
+    if standing is not None:
+        Policy.from_json(project.spec.to_json()["policy"]).check_not_looser(
+            Policy.from_json(standing["spec"].get("policy") or {}),
+            actor=actor,
+            model=project.spec.model,
             where=str(project.dir / "loop.yaml"),
-            got="; ".join(looser),
-            wanted="the role admin",
-            next="Ask an admin to apply it: loopwright apply",
         )
 
 

@@ -76,6 +76,15 @@ class Policy:
         dropped = sorted(set(other.required_evidence) - set(self.required_evidence))
         return (*points, *(f"no evidence of {kind}" for kind in dropped))
 
+    def check_not_looser(self, standing: "Policy", *, actor: Actor, model: str, where: str = "") -> None:
+        """Refuse that anybody but an admin puts this in the place of a stricter `standing` policy."""
+        looser = () if actor.role >= Role.ADMIN else self.looser_than(standing)
+        if looser:
+            raise Refused(
+                f"{actor.name} may not loosen the policy of {model}", where=where, got="; ".join(looser),
+                wanted="the role admin", next="Ask an admin to apply it: loopwright apply",
+            )  # fmt: skip
+
     @property
     def digest(self) -> str:
         return digest_json(self.to_json())

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from loopwright.kernel.actor import Actor, Role, require
-from loopwright.kernel.errors import BadInput, Conflict
+from loopwright.kernel.errors import BadInput, Conflict, NotFound, did_you_mean
 from loopwright.kernel.stage import Stage
 from loopwright.ledger import store as ledger
 from loopwright.registry import store
@@ -89,6 +89,13 @@ def list_versions(conn: Connection, *, model: str) -> list[Version]:
 def list_models(conn: Connection) -> list[str]:
     """The names of all models that have a version."""
     return store.list_models(conn)
+
+
+def check_model(conn: Connection, model: str) -> None:
+    """Raise NotFound, with the nearest known name, unless `model` has a version."""
+    known = list_models(conn)
+    if model not in known:
+        raise NotFound(f"no such model: {model}", next=did_you_mean(model, known) or "loopwright models list")
 
 
 def current(conn: Connection, *, model: str, stage: Stage = Stage.PRODUCTION) -> Version | None:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from sqlalchemy import Connection
-
 from loopwright.control.context import Context
 from loopwright.control.operation import operation
 from loopwright.control.signals import event_time_of
@@ -11,7 +9,7 @@ from loopwright.delivery import conduct
 from loopwright.delivery import store as delivery_store
 from loopwright.delivery.evidence import gather
 from loopwright.kernel.actor import Role
-from loopwright.kernel.errors import NotFound, did_you_mean
+from loopwright.kernel.errors import NotFound
 from loopwright.registry import versions
 
 
@@ -20,7 +18,7 @@ def list_rollouts(ctx: Context, model: str | None = None, active: bool = False) 
     """List rollouts, newest first."""
     with ctx.ledger.read() as conn:
         if model is not None:
-            _known(conn, model)
+            versions.check_model(conn, model)
         return [rollout.to_json() for rollout in delivery_store.list_rollouts(conn, model, active=active)]
 
 
@@ -28,7 +26,7 @@ def list_rollouts(ctx: Context, model: str | None = None, active: bool = False) 
 def show(ctx: Context, model: str) -> dict[str, Any]:
     """Show the running rollout of a model, or else the last one, with everything that happened to it."""
     with ctx.ledger.read() as conn:
-        _known(conn, model)
+        versions.check_model(conn, model)
         found = delivery_store.active_rollout(conn, model)
         if found is None:
             newest = delivery_store.list_rollouts(conn, model, limit=1)
@@ -45,7 +43,7 @@ def show(ctx: Context, model: str) -> dict[str, Any]:
 def pause(ctx: Context, model: str, reason: str = "") -> dict[str, Any]:
     """Keep traffic as it is until it is resumed; harm still rolls back."""
     with ctx.ledger.write() as conn:
-        _known(conn, model)
+        versions.check_model(conn, model)
         return conduct.pause_rollout(
             conn, model, actor=ctx.actor, why=reason or f"paused by {ctx.actor.name}",
             event_time=event_time_of(conn, model, ctx.now), now=ctx.now,
@@ -56,7 +54,7 @@ def pause(ctx: Context, model: str, reason: str = "") -> dict[str, Any]:
 def resume(ctx: Context, model: str, reason: str = "") -> dict[str, Any]:
     """Go on where it was paused; the pause does not count towards the hold."""
     with ctx.ledger.write() as conn:
-        _known(conn, model)
+        versions.check_model(conn, model)
         return conduct.resume_rollout(
             conn, model, actor=ctx.actor, why=reason or f"resumed by {ctx.actor.name}",
             event_time=event_time_of(conn, model, ctx.now), now=ctx.now,
@@ -67,7 +65,7 @@ def resume(ctx: Context, model: str, reason: str = "") -> dict[str, Any]:
 def abort(ctx: Context, model: str, reason: str = "") -> dict[str, Any]:
     """Send all traffic back to the baseline now, and take the version's stage away."""
     with ctx.ledger.write() as conn:
-        _known(conn, model)
+        versions.check_model(conn, model)
         return conduct.abort_rollout(
             conn, model, actor=ctx.actor, why=reason or f"aborted by {ctx.actor.name}",
             event_time=event_time_of(conn, model, ctx.now), now=ctx.now, key=ctx.key,
@@ -78,7 +76,7 @@ def abort(ctx: Context, model: str, reason: str = "") -> dict[str, Any]:
 def promote(ctx: Context, model: str, reason: str = "") -> dict[str, Any]:
     """Send all traffic to the candidate now, on a person's word; refused when the judge says FAIL."""
     with ctx.ledger.write() as conn:
-        _known(conn, model)
+        versions.check_model(conn, model)
         running = delivery_store.active_rollout(conn, model)
         if running is None:
             raise NotFound(
@@ -89,9 +87,3 @@ def promote(ctx: Context, model: str, reason: str = "") -> dict[str, Any]:
             conn, model, evidence=gather(conn, running, until=event_time), actor=ctx.actor,
             why=reason or "on a person's word", event_time=event_time, now=ctx.now, key=ctx.key,
         ).to_json()  # fmt: skip
-
-
-def _known(conn: Connection, model: str) -> None:
-    known = versions.list_models(conn)
-    if model not in known:
-        raise NotFound(f"no such model: {model}", next=did_you_mean(model, known) or "loopwright models list")

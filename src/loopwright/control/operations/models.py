@@ -10,7 +10,7 @@ from loopwright.delivery import conduct
 from loopwright.delivery.routes import stable_version
 from loopwright.delivery.store import active_rollout, list_rollouts
 from loopwright.kernel.actor import Role
-from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
+from loopwright.kernel.errors import BadInput
 from loopwright.kernel.stage import Stage
 from loopwright.registry import evidence as registry_evidence
 from loopwright.registry import lineage as registry_lineage
@@ -42,12 +42,8 @@ def show(ctx: Context, model: str, version: int | None = None) -> dict[str, Any]
     """Show a model's versions, or one version with its promotions, approvals and evidence."""
     with ctx.ledger.read() as conn:
         if version is None:
+            versions.check_model(conn, model)
             found = versions.list_versions(conn, model=model)
-            if not found:
-                known = versions.list_models(conn)
-                raise NotFound(
-                    f"no such model: {model}", next=did_you_mean(model, known) or "loopwright models list"
-                )
             return {
                 "model": model,
                 "versions": [one.to_json() for one in found],
@@ -145,11 +141,7 @@ def annotate(ctx: Context, model: str, version: int, key: str, value: str) -> di
 def rollback(ctx: Context, model: str, to_version: int | None = None, reason: str = "") -> dict[str, Any]:
     """Bring back the version that was in production before, or `to_version`, for all traffic at once."""
     with ctx.ledger.write() as conn:
-        known = versions.list_models(conn)
-        if model not in known:
-            raise NotFound(
-                f"no such model: {model}", next=did_you_mean(model, known) or "loopwright models list"
-            )
+        versions.check_model(conn, model)
         was_active = active_rollout(conn, model)
         leaving = was_active.version if was_active else stable_version(conn, model)
         rollout = conduct.rollback_now(

@@ -13,7 +13,7 @@ from loopwright.control.operation import operation
 from loopwright.kernel.actor import Role
 from loopwright.kernel.clock import iso
 from loopwright.kernel.digest import digest_json
-from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
+from loopwright.kernel.errors import BadInput, did_you_mean
 from loopwright.ledger import store as ledger_store
 from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.alerts import AlertState
@@ -48,7 +48,7 @@ def add_labels(ctx: Context, model: str, labels: list[Label]) -> dict[str, Any]:
         raise BadInput("a time without a zone", where="available_at", wanted="an offset or Z")
     ids = [each.id for each in labels]
     with ctx.ledger.write() as conn:
-        _known(conn, model)
+        versions.check_model(conn, model)
         numbers = _numbers(ctx, conn, model, [each.label for each in labels])
         # Named by content: the same outcomes sent again, after a lost answer say, are there once.
         batch = f"lb_{digest_json([model, ids, numbers, [iso(moment) for moment in moments]])[:32]}"
@@ -84,7 +84,7 @@ def alerts(ctx: Context, model: str | None = None, state: str | None = None) -> 
         raise BadInput("no such state of an alert", got=state, wanted="open, acknowledged or resolved")
     with ctx.ledger.read() as conn:
         if model is not None:
-            _known(conn, model)
+            versions.check_model(conn, model)
         found = [alert.to_json() for alert in monitoring_store.list_alerts(conn, model, state=state)]
     return sorted(found, key=lambda alert: (alert["state"] == "resolved", _TIERS[alert["tier"]]))
 
@@ -111,7 +111,7 @@ def _windows(
     if not 1 <= limit <= 10_000:
         raise BadInput("`limit` is out of range", got=limit, wanted="1 to 10000")
     with ctx.ledger.read() as conn:
-        _known(conn, model)
+        versions.check_model(conn, model)
         if version is not None:
             versions.get_version(conn, model=model, version=version)
         found = [
@@ -121,12 +121,6 @@ def _windows(
         ]
     found.sort(key=lambda judged: (judged.window.start, judged.version, judged.kind))
     return [judged.to_json() for judged in found[-limit:]]
-
-
-def _known(conn: Connection, model: str) -> None:
-    known = versions.list_models(conn)
-    if model not in known:
-        raise NotFound(f"no such model: {model}", next=did_you_mean(model, known) or "loopwright models list")
 
 
 def _numbers(

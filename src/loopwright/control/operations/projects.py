@@ -53,12 +53,7 @@ def _check_reach(ctx: Context, spec: Spec, path: str, before: Mapping[str, Any] 
     if ctx.actor.role >= Role.ADMIN:
         return
     standing = Policy.from_json(before["spec"].get("policy") or {}) if before else Policy()
-    looser = Policy.from_json(spec.to_json()["policy"]).looser_than(standing)
-    if looser:
-        raise Refused(
-            f"{ctx.actor.name} may not loosen the policy of {spec.model}", got="; ".join(looser),
-            wanted="the role admin", next="Ask an admin to apply it: loopwright apply",
-        )  # fmt: skip
+    Policy.from_json(spec.to_json()["policy"]).check_not_looser(standing, actor=ctx.actor, model=spec.model)
     if before is None or before["path"] != path:
         raise Refused(
             f"{ctx.actor.name} may not say from where the control plane trains {spec.model}", got=path,

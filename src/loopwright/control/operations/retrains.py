@@ -4,7 +4,7 @@ from typing import Any
 
 from loopwright.control.context import Context
 from loopwright.control.operation import operation
-from loopwright.kernel.errors import NotFound, did_you_mean
+from loopwright.kernel.errors import NotFound
 from loopwright.registry import versions
 from loopwright.retraining import store as retraining_store
 
@@ -13,10 +13,8 @@ from loopwright.retraining import store as retraining_store
 def list_retrains(ctx: Context, model: str | None = None) -> list[dict[str, Any]]:
     """List proposals to train again, newest first; of one model when given."""
     with ctx.ledger.read() as conn:
-        if model is not None and model not in (known := versions.list_models(conn)):
-            raise NotFound(
-                f"no such model: {model}", next=did_you_mean(model, known) or "loopwright models list"
-            )
+        if model is not None:
+            versions.check_model(conn, model)
         found = retraining_store.list_retrains(conn, model=model)
     return [one.to_json() for one in found]
 

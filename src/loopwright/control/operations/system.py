@@ -12,7 +12,6 @@ from loopwright.delivery import store as delivery_store
 from loopwright.delivery.rollout import canary_weight
 from loopwright.delivery.routes import stable_version
 from loopwright.kernel.actor import Role
-from loopwright.kernel.errors import NotFound, did_you_mean
 from loopwright.kernel.stage import Stage
 from loopwright.monitoring import store as monitoring_store
 from loopwright.registry import promotion, versions
@@ -22,12 +21,9 @@ from loopwright.registry import promotion, versions
 def status(ctx: Context, model: str | None = None) -> list[dict[str, Any]]:
     """One row per model: stage, traffic, health, drift, open alerts, what waits for a person."""
     with ctx.ledger.read() as conn:
-        known = versions.list_models(conn)
-        if model is not None and model not in known:
-            raise NotFound(
-                f"no such model: {model}", next=did_you_mean(model, known) or "loopwright models list"
-            )
-        return [_of_model(conn, name) for name in known if model in (None, name)]
+        if model is not None:
+            versions.check_model(conn, model)
+        return [_of_model(conn, name) for name in versions.list_models(conn) if model in (None, name)]
 
 
 @operation("system.doctor", "GET", "/doctor")
