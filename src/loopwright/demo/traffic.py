@@ -19,6 +19,7 @@ _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 LABELS_PER_CALL = 20_000
 DAY = timedelta(days=1)
+DAY_US = DAY // timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,14 @@ class Traffic:
 
     def send_until(self, until: datetime, *, rows_per_request: int = 1) -> Answered:
         """Send the requests with event time before `until`, in order, and nothing else."""
-        if rows_per_request > 1 and until - self.now > DAY:
-            # Many rows on many connections would arrive days out of order.
+        midnight = from_us(to_us(self.now) // DAY_US * DAY_US) + DAY
+        if rows_per_request > 1 and until > midnight:
+            # Many rows on many connections arrive hours out of order; windows end at midnight, and by then what
+            # belongs to them is answered.
             answered = Answered()
             while self.now < until:
-                answered += self.send_until(min(self.now + DAY, until), rows_per_request=rows_per_request)
+                answered += self.send_until(min(midnight, until), rows_per_request=rows_per_request)
+                midnight += DAY
             return answered
         first, last = np.searchsorted(self._times, [_us(self.now), _us(until)])
         previous, self.now = self.now, until
