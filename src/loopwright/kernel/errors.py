@@ -7,6 +7,7 @@
     │   └── Tampered                     bytes do not match digest or signature
     ├── Conflict                         it is already so, or busy             exit 1 · HTTP 409
     ├── Unauthenticated                  nobody we know                        exit 2 · HTTP 401
+    ├── TooMany                          too much in too short a time          exit 2 · HTTP 429
     └── Unavailable (OSError)            an engine does not answer             exit 2 · HTTP 503
 
 Only the edges (`cli`, `control`) read `exit_code` and `http_status`.
@@ -92,6 +93,17 @@ class Unauthenticated(LoopwrightError):
 
     exit_code = 2
     http_status = 401
+
+
+class TooMany(LoopwrightError):
+    """Too much in too short a time; `retry_after` is when it may be tried again, in seconds."""
+
+    exit_code = 2
+    http_status = 429
+
+    def __init__(self, what: str, *, retry_after: float, where: str = "", next: str = "") -> None:
+        super().__init__(what, where=where, wanted=f"a pause of {retry_after:.0f} s", next=next)
+        self.retry_after = retry_after
 
 
 class Unavailable(LoopwrightError, OSError):

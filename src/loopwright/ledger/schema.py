@@ -6,6 +6,7 @@ After a change here, `python scripts/migration` writes the migration; a test hol
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 REVISION = "0001"
@@ -55,6 +57,34 @@ users = Table(
     Column("role", Text, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("disabled_at", Moment),
+    # A machine's account reviews nothing.
+    Column("service", Boolean, nullable=False, server_default=false()),
+    # Issuer and subject at an OIDC provider, for people who sign in there: "https://issuer subject".
+    Column("identity", Text, unique=True),
+)
+
+team_roles = Table(
+    "lw_team_roles",
+    metadata,
+    Column("team", Text, nullable=False),
+    Column("user", Text, ForeignKey("lw_users.name"), nullable=False),
+    Column("role", Text, nullable=False),
+    PrimaryKeyConstraint("team", "user"),
+    Index(None, "user"),
+)
+
+sessions = Table(
+    "lw_sessions",
+    metadata,
+    # SHA-256 of the cookie's secret; the secret itself is kept nowhere.
+    Column("hash", Text, primary_key=True),
+    Column("user", Text, ForeignKey("lw_users.name"), nullable=False),
+    Column("csrf", Text, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    Column("last_used_at", Moment, nullable=False),
+    Column("revoked_at", Moment),
+    Index(None, "user"),
 )
 
 tokens = Table(
@@ -67,6 +97,9 @@ tokens = Table(
     Column("expires_at", Moment),
     Column("last_used_at", Moment),
     Column("revoked_at", Moment),
+    # Space-separated scopes; null: whatever its user may do.
+    Column("scopes", Text),
+    Column("note", Text, nullable=False, server_default=""),
     Index(None, "user"),
 )
 
@@ -82,6 +115,19 @@ audit = Table(
     Column("prev_hash", Text, nullable=False),
     Column("hash", Text, nullable=False),
     Index(None, "subject"),
+    Index(None, "at"),
+    Index(None, "actor"),
+)
+
+anchors = Table(
+    "lw_anchors",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("head", Text, nullable=False),
+    Column("at", Moment, nullable=False),
+    # The signed statement as it was exported.
+    Column("document", Json, nullable=False),
+    Column("places", Json, nullable=False),
 )
 
 leases = Table(
@@ -108,6 +154,7 @@ projects = Table(
     Column("spec", Json, nullable=False),
     Column("spec_digest", Text, nullable=False),
     Column("updated_at", Moment, nullable=False),
+    Column("team", Text),
 )
 
 batches = Table(
@@ -172,7 +219,11 @@ versions = Table(
     Column("parent", Integer),
     Column("metrics", Json, nullable=False),
     Column("annotations", Json, nullable=False),
+    # Set when its retention was over and its bytes were deleted; the row stays for the audit log's sake.
+    Column("deleted_at", Moment),
     PrimaryKeyConstraint("model", "version"),
+    Index(None, "run_id"),
+    Index(None, "stage"),
     _one_of("stage", "None", "Staging", "Production", "Archived"),
     Index(None, "bundle"),
 )
@@ -207,6 +258,8 @@ promotions = Table(
     Column("decided_at", Moment),
     Column("policy", Json, nullable=False),
     Column("policy_digest", Text, nullable=False),
+    # Why the glass was broken; null for a promotion that took the usual way.
+    Column("emergency", Text),
     _of_version(),
     _one_of("state", "pending", "effective", "rejected", "withdrawn", "reverted"),
     Index(None, "model", "version"),
@@ -224,6 +277,59 @@ approvals = Table(
     Column("bundle", Text, nullable=False),
     UniqueConstraint("promotion_id", "reviewer"),
     _one_of("decision", "approve", "reject"),
+)
+
+
+policies = Table(
+    "lw_policies",
+    metadata,
+    # A tier: low, medium or high. The highest number of a tier is in force.
+    Column("tier", Text, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("document", Json, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Moment, nullable=False),
+    PrimaryKeyConstraint("tier", "number"),
+    Index(None, "digest"),
+)
+
+reviews = Table(
+    "lw_reviews",
+    metadata,
+    # The later look at a promotion for which the glass was broken.
+    Column("promotion_id", Text, ForeignKey("lw_promotions.id"), primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("broken_by", Text, nullable=False),
+    Column("due_at", Moment, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reviewer", Text),
+    Column("comment", Text, nullable=False, server_default=""),
+    Column("decided_at", Moment),
+    _of_version(),
+    _one_of("state", "open", "upheld", "revoked"),
+    Index(None, "model", "state"),
+)
+
+trusts = Table(
+    "lw_trusts",
+    metadata,
+    # SHA-256 of a file of pickled objects that somebody wants loaded.
+    Column("digest", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    # What it may import: a sorted list of "module.name".
+    Column("globals", Json, nullable=False),
+    Column("requested_by", Text, nullable=False),
+    Column("requested_at", Moment, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("decided_by", Text),
+    Column("decided_at", Moment),
+    # The signed record, once it is approved.
+    Column("record", Json),
+    _one_of("state", "pending", "approved", "rejected", "revoked"),
 )
 
 

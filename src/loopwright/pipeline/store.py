@@ -21,7 +21,13 @@ def save_project(
     conn: Connection, model: str, path: str, spec: Mapping[str, Any], digest: str, now: datetime
 ) -> None:
     """Remember where the project of `model` lives and what its loop.yaml says. Is idempotent."""
-    values = {"path": path, "spec": _json(spec), "spec_digest": digest, "updated_at": to_us(now)}
+    values = {
+        "path": path,
+        "spec": _json(spec),
+        "spec_digest": digest,
+        "updated_at": to_us(now),
+        "team": spec.get("team"),
+    }
     changed = conn.execute(update(projects).where(projects.c.model == model).values(**values))
     if changed.rowcount == 0:
         conn.execute(projects.insert().values(model=model, **values))

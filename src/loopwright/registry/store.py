@@ -320,6 +320,11 @@ def project_policy(conn: Connection, model: str) -> Policy:
     return Policy.from_json(json.loads(spec).get("policy") or {}) if spec else Policy()
 
 
+def team_of(conn: Connection, model: str) -> str | None:
+    """The team whose project makes `model`; None for a model no project of this home made."""
+    return conn.execute(select(projects.c.team).where(projects.c.model == model)).scalar_one_or_none()
+
+
 # Evidence and what lineage reads
 
 

@@ -49,6 +49,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("model", "key", name=op.f("uq_lw_alerts_model_key")),
     )
     op.create_table(
+        "lw_anchors",
+        sa.Column("seq", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("head", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("document", sa.Text(), nullable=False),
+        sa.Column("places", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_lw_anchors")),
+    )
+    op.create_table(
         "lw_audit",
         sa.Column(
             "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False
@@ -62,6 +71,8 @@ def upgrade() -> None:
         sa.Column("hash", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_lw_audit")),
     )
+    op.create_index(op.f("ix_lw_audit_actor"), "lw_audit", ["actor"], unique=False)
+    op.create_index(op.f("ix_lw_audit_at"), "lw_audit", ["at"], unique=False)
     op.create_index(op.f("ix_lw_audit_subject"), "lw_audit", ["subject"], unique=False)
     op.create_table(
         "lw_batches",
@@ -127,12 +138,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key", name=op.f("pk_lw_meta")),
     )
     op.create_table(
+        "lw_policies",
+        sa.Column("tier", sa.Text(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("document", sa.Text(), nullable=False),
+        sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("tier", "number", name=op.f("pk_lw_policies")),
+    )
+    op.create_index(op.f("ix_lw_policies_digest"), "lw_policies", ["digest"], unique=False)
+    op.create_table(
         "lw_projects",
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("path", sa.Text(), nullable=False),
         sa.Column("spec", sa.Text(), nullable=False),
         sa.Column("spec_digest", sa.Text(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.Column("team", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("model", name=op.f("pk_lw_projects")),
     )
     op.create_table(
@@ -208,12 +232,32 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_lw_snapshots")),
     )
     op.create_table(
+        "lw_trusts",
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("globals", sa.Text(), nullable=False),
+        sa.Column("requested_by", sa.Text(), nullable=False),
+        sa.Column("requested_at", sa.BigInteger(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("decided_by", sa.Text(), nullable=True),
+        sa.Column("decided_at", sa.BigInteger(), nullable=True),
+        sa.Column("record", sa.Text(), nullable=True),
+        sa.CheckConstraint(
+            "\"state\" IN ('pending', 'approved', 'rejected', 'revoked')", name=op.f("ck_lw_trusts_state")
+        ),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_lw_trusts")),
+    )
+    op.create_table(
         "lw_users",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("role", sa.Text(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("disabled_at", sa.BigInteger(), nullable=True),
+        sa.Column("service", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("identity", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_lw_users")),
+        sa.UniqueConstraint("identity", name=op.f("uq_lw_users_identity")),
     )
     op.create_table(
         "lw_versions",
@@ -229,12 +273,15 @@ def upgrade() -> None:
         sa.Column("parent", sa.Integer(), nullable=True),
         sa.Column("metrics", sa.Text(), nullable=False),
         sa.Column("annotations", sa.Text(), nullable=False),
+        sa.Column("deleted_at", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
             "\"stage\" IN ('None', 'Staging', 'Production', 'Archived')", name=op.f("ck_lw_versions_stage")
         ),
         sa.PrimaryKeyConstraint("model", "version", name=op.f("pk_lw_versions")),
     )
     op.create_index(op.f("ix_lw_versions_bundle"), "lw_versions", ["bundle"], unique=False)
+    op.create_index(op.f("ix_lw_versions_run_id"), "lw_versions", ["run_id"], unique=False)
+    op.create_index(op.f("ix_lw_versions_stage"), "lw_versions", ["stage"], unique=False)
     op.create_table(
         "lw_watermarks",
         sa.Column("model", sa.Text(), nullable=False),
@@ -277,6 +324,7 @@ def upgrade() -> None:
         sa.Column("decided_at", sa.BigInteger(), nullable=True),
         sa.Column("policy", sa.Text(), nullable=False),
         sa.Column("policy_digest", sa.Text(), nullable=False),
+        sa.Column("emergency", sa.Text(), nullable=True),
         sa.CheckConstraint(
             "\"state\" IN ('pending', 'effective', 'rejected', 'withdrawn', 'reverted')",
             name=op.f("ck_lw_promotions_state"),
@@ -320,6 +368,28 @@ def upgrade() -> None:
         op.f("ix_lw_rollouts_model_started_at"), "lw_rollouts", ["model", "started_at"], unique=False
     )
     op.create_table(
+        "lw_sessions",
+        sa.Column("hash", sa.Text(), nullable=False),
+        sa.Column("user", sa.Text(), nullable=False),
+        sa.Column("csrf", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.Column("last_used_at", sa.BigInteger(), nullable=False),
+        sa.Column("revoked_at", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(["user"], ["lw_users.name"], name=op.f("fk_lw_sessions_user")),
+        sa.PrimaryKeyConstraint("hash", name=op.f("pk_lw_sessions")),
+    )
+    op.create_index(op.f("ix_lw_sessions_user"), "lw_sessions", ["user"], unique=False)
+    op.create_table(
+        "lw_team_roles",
+        sa.Column("team", sa.Text(), nullable=False),
+        sa.Column("user", sa.Text(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["user"], ["lw_users.name"], name=op.f("fk_lw_team_roles_user")),
+        sa.PrimaryKeyConstraint("team", "user", name=op.f("pk_lw_team_roles")),
+    )
+    op.create_index(op.f("ix_lw_team_roles_user"), "lw_team_roles", ["user"], unique=False)
+    op.create_table(
         "lw_tokens",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("user", sa.Text(), nullable=False),
@@ -328,6 +398,8 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.BigInteger(), nullable=True),
         sa.Column("last_used_at", sa.BigInteger(), nullable=True),
         sa.Column("revoked_at", sa.BigInteger(), nullable=True),
+        sa.Column("scopes", sa.Text(), nullable=True),
+        sa.Column("note", sa.Text(), server_default="", nullable=False),
         sa.ForeignKeyConstraint(["user"], ["lw_users.name"], name=op.f("fk_lw_tokens_user")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_tokens")),
     )
@@ -348,6 +420,29 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_approvals")),
         sa.UniqueConstraint("promotion_id", "reviewer", name=op.f("uq_lw_approvals_promotion_id_reviewer")),
     )
+    op.create_table(
+        "lw_reviews",
+        sa.Column("promotion_id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("broken_by", sa.Text(), nullable=False),
+        sa.Column("due_at", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("reviewer", sa.Text(), nullable=True),
+        sa.Column("comment", sa.Text(), server_default="", nullable=False),
+        sa.Column("decided_at", sa.BigInteger(), nullable=True),
+        sa.CheckConstraint("\"state\" IN ('open', 'upheld', 'revoked')", name=op.f("ck_lw_reviews_state")),
+        sa.ForeignKeyConstraint(
+            ["model", "version"],
+            ["lw_versions.model", "lw_versions.version"],
+            name=op.f("fk_lw_reviews_model_version"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["promotion_id"], ["lw_promotions.id"], name=op.f("fk_lw_reviews_promotion_id")
+        ),
+        sa.PrimaryKeyConstraint("promotion_id", name=op.f("pk_lw_reviews")),
+    )
+    op.create_index(op.f("ix_lw_reviews_model_state"), "lw_reviews", ["model", "state"], unique=False)
     op.create_table(
         "lw_rollout_events",
         sa.Column(
