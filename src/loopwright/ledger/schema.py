@@ -84,6 +84,8 @@ sessions = Table(
     Column("expires_at", Moment, nullable=False),
     Column("last_used_at", Moment, nullable=False),
     Column("revoked_at", Moment),
+    # The token it was opened with, whose scopes and end it shares; null for people from an OIDC provider.
+    Column("token", Text, ForeignKey("lw_tokens.id")),
     Index(None, "user"),
 )
 
@@ -155,6 +157,8 @@ projects = Table(
     Column("spec_digest", Text, nullable=False),
     Column("updated_at", Moment, nullable=False),
     Column("team", Text),
+    # Points in which an admin let its policy be looser than its tier's document: ["approvals.production"].
+    Column("waived", Json, nullable=False, server_default="[]"),
 )
 
 batches = Table(
@@ -173,13 +177,38 @@ batches = Table(
     PrimaryKeyConstraint("table_name", "batch_id"),
 )
 
+landings = Table(
+    "lw_landings",
+    metadata,
+    # One row per time a batch was brought into its table: `lw_batches` knows only the last. Rows are never changed.
+    Column("id", Serial, primary_key=True, autoincrement=True),
+    Column("table_name", Text, nullable=False),
+    Column("silver_version", BigInteger, nullable=False),
+    Column("batch_id", Text, nullable=False),
+    # Where it came from, without credentials.
+    Column("uri", Text, nullable=False),
+    # append: beside the other batches; full: in their place.
+    Column("loading", Text, nullable=False),
+    Column("good", BigInteger, nullable=False),
+    Column("bad", BigInteger, nullable=False),
+    Column("contract", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("at", Moment, nullable=False),
+    Index(None, "table_name", "silver_version"),
+    Index(None, "batch_id"),
+    Index(None, "uri"),
+    _one_of("loading", "append", "full"),
+)
+
 snapshots = Table(
     "lw_snapshots",
     metadata,
     Column("digest", Text, primary_key=True),
+    Column("model", Text, nullable=False),
     Column("manifest", Json, nullable=False),
     Column("rows", BigInteger, nullable=False),
     Column("created_at", Moment, nullable=False),
+    Index(None, "model", "created_at"),
 )
 
 runs = Table(
@@ -239,6 +268,8 @@ evidence = Table(
     Column("verdict", Text, nullable=False),
     Column("payload", Json, nullable=False),
     Column("at", Moment, nullable=False),
+    # The audit row it was recorded by: an order that a clock set back does not change.
+    Column("seq", BigInteger, nullable=False, server_default="0"),
     Index(None, "model", "version"),
     Index(None, "bundle"),
 )
@@ -260,6 +291,9 @@ promotions = Table(
     Column("policy_digest", Text, nullable=False),
     # Why the glass was broken; null for a promotion that took the usual way.
     Column("emergency", Text),
+    # The audit rows of the request and of the decision: who came last is not left to clocks.
+    Column("seq", BigInteger, nullable=False, server_default="0"),
+    Column("decided_seq", BigInteger),
     _of_version(),
     _one_of("state", "pending", "effective", "rejected", "withdrawn", "reverted"),
     Index(None, "model", "version"),
@@ -275,7 +309,12 @@ approvals = Table(
     Column("comment", Text, nullable=False),
     Column("at", Moment, nullable=False),
     Column("bundle", Text, nullable=False),
-    UniqueConstraint("promotion_id", "reviewer"),
+    # The role the reviewer held on the model, and the digest of the policy that governed.
+    Column("role", Text, nullable=False, server_default="approver"),
+    Column("policy_digest", Text, nullable=False, server_default=""),
+    Column("seq", BigInteger, nullable=False, server_default="0"),
+    # Not unique: who approved and let it expire may say it again; both stay.
+    Index(None, "promotion_id", "reviewer"),
     _one_of("decision", "approve", "reject"),
 )
 
@@ -303,6 +342,7 @@ reviews = Table(
     Column("model", Text, nullable=False),
     Column("version", Integer, nullable=False),
     Column("broken_by", Text, nullable=False),
+    Column("policy_digest", Text, nullable=False, server_default=""),
     Column("due_at", Moment, nullable=False),
     Column("state", Text, nullable=False),
     Column("reviewer", Text),
@@ -390,6 +430,9 @@ folds = Table(
     Column("version", Integer, nullable=False),
     Column("arm", Text, nullable=False),
     Column("bucket", Moment, nullable=False),
+    # Answers and errors, which stand in the payload too: sums need not open it.
+    Column("answers", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     PrimaryKeyConstraint("model", "version", "arm", "bucket"),
     Index(None, "model", "bucket"),

@@ -98,6 +98,7 @@ def upgrade() -> None:
         sa.Column("verdict", sa.Text(), nullable=False),
         sa.Column("payload", sa.Text(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("seq", sa.BigInteger(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_lw_evidence")),
     )
     op.create_index(op.f("ix_lw_evidence_bundle"), "lw_evidence", ["bundle"], unique=False)
@@ -108,6 +109,8 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("arm", sa.Text(), nullable=False),
         sa.Column("bucket", sa.BigInteger(), nullable=False),
+        sa.Column("answers", sa.BigInteger(), nullable=False),
+        sa.Column("errors", sa.BigInteger(), nullable=False),
         sa.Column("payload", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("model", "version", "arm", "bucket", name=op.f("pk_lw_folds")),
     )
@@ -124,6 +127,32 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_label_batches")),
     )
     op.create_index(op.f("ix_lw_label_batches_model"), "lw_label_batches", ["model"], unique=False)
+    op.create_table(
+        "lw_landings",
+        sa.Column(
+            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("table_name", sa.Text(), nullable=False),
+        sa.Column("silver_version", sa.BigInteger(), nullable=False),
+        sa.Column("batch_id", sa.Text(), nullable=False),
+        sa.Column("uri", sa.Text(), nullable=False),
+        sa.Column("loading", sa.Text(), nullable=False),
+        sa.Column("good", sa.BigInteger(), nullable=False),
+        sa.Column("bad", sa.BigInteger(), nullable=False),
+        sa.Column("contract", sa.Text(), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("\"loading\" IN ('append', 'full')", name=op.f("ck_lw_landings_loading")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_landings")),
+    )
+    op.create_index(op.f("ix_lw_landings_batch_id"), "lw_landings", ["batch_id"], unique=False)
+    op.create_index(
+        op.f("ix_lw_landings_table_name_silver_version"),
+        "lw_landings",
+        ["table_name", "silver_version"],
+        unique=False,
+    )
+    op.create_index(op.f("ix_lw_landings_uri"), "lw_landings", ["uri"], unique=False)
     op.create_table(
         "lw_leases",
         sa.Column("name", sa.Text(), nullable=False),
@@ -157,6 +186,7 @@ def upgrade() -> None:
         sa.Column("spec_digest", sa.Text(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.Column("team", sa.Text(), nullable=True),
+        sa.Column("waived", sa.Text(), server_default="[]", nullable=False),
         sa.PrimaryKeyConstraint("model", name=op.f("pk_lw_projects")),
     )
     op.create_table(
@@ -226,10 +256,14 @@ def upgrade() -> None:
     op.create_table(
         "lw_snapshots",
         sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
         sa.Column("manifest", sa.Text(), nullable=False),
         sa.Column("rows", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_lw_snapshots")),
+    )
+    op.create_index(
+        op.f("ix_lw_snapshots_model_created_at"), "lw_snapshots", ["model", "created_at"], unique=False
     )
     op.create_table(
         "lw_trusts",
@@ -325,6 +359,8 @@ def upgrade() -> None:
         sa.Column("policy", sa.Text(), nullable=False),
         sa.Column("policy_digest", sa.Text(), nullable=False),
         sa.Column("emergency", sa.Text(), nullable=True),
+        sa.Column("seq", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("decided_seq", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
             "\"state\" IN ('pending', 'effective', 'rejected', 'withdrawn', 'reverted')",
             name=op.f("ck_lw_promotions_state"),
@@ -368,19 +404,6 @@ def upgrade() -> None:
         op.f("ix_lw_rollouts_model_started_at"), "lw_rollouts", ["model", "started_at"], unique=False
     )
     op.create_table(
-        "lw_sessions",
-        sa.Column("hash", sa.Text(), nullable=False),
-        sa.Column("user", sa.Text(), nullable=False),
-        sa.Column("csrf", sa.Text(), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.Column("expires_at", sa.BigInteger(), nullable=False),
-        sa.Column("last_used_at", sa.BigInteger(), nullable=False),
-        sa.Column("revoked_at", sa.BigInteger(), nullable=True),
-        sa.ForeignKeyConstraint(["user"], ["lw_users.name"], name=op.f("fk_lw_sessions_user")),
-        sa.PrimaryKeyConstraint("hash", name=op.f("pk_lw_sessions")),
-    )
-    op.create_index(op.f("ix_lw_sessions_user"), "lw_sessions", ["user"], unique=False)
-    op.create_table(
         "lw_team_roles",
         sa.Column("team", sa.Text(), nullable=False),
         sa.Column("user", sa.Text(), nullable=False),
@@ -413,12 +436,20 @@ def upgrade() -> None:
         sa.Column("comment", sa.Text(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("bundle", sa.Text(), nullable=False),
+        sa.Column("role", sa.Text(), server_default="approver", nullable=False),
+        sa.Column("policy_digest", sa.Text(), server_default="", nullable=False),
+        sa.Column("seq", sa.BigInteger(), server_default="0", nullable=False),
         sa.CheckConstraint("\"decision\" IN ('approve', 'reject')", name=op.f("ck_lw_approvals_decision")),
         sa.ForeignKeyConstraint(
             ["promotion_id"], ["lw_promotions.id"], name=op.f("fk_lw_approvals_promotion_id")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_approvals")),
-        sa.UniqueConstraint("promotion_id", "reviewer", name=op.f("uq_lw_approvals_promotion_id_reviewer")),
+    )
+    op.create_index(
+        op.f("ix_lw_approvals_promotion_id_reviewer"),
+        "lw_approvals",
+        ["promotion_id", "reviewer"],
+        unique=False,
     )
     op.create_table(
         "lw_reviews",
@@ -426,6 +457,7 @@ def upgrade() -> None:
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("broken_by", sa.Text(), nullable=False),
+        sa.Column("policy_digest", sa.Text(), server_default="", nullable=False),
         sa.Column("due_at", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("reviewer", sa.Text(), nullable=True),
@@ -461,5 +493,20 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_lw_rollout_events_rollout_id"), "lw_rollout_events", ["rollout_id"], unique=False
     )
+    op.create_table(
+        "lw_sessions",
+        sa.Column("hash", sa.Text(), nullable=False),
+        sa.Column("user", sa.Text(), nullable=False),
+        sa.Column("csrf", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.Column("last_used_at", sa.BigInteger(), nullable=False),
+        sa.Column("revoked_at", sa.BigInteger(), nullable=True),
+        sa.Column("token", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(["token"], ["lw_tokens.id"], name=op.f("fk_lw_sessions_token")),
+        sa.ForeignKeyConstraint(["user"], ["lw_users.name"], name=op.f("fk_lw_sessions_user")),
+        sa.PrimaryKeyConstraint("hash", name=op.f("pk_lw_sessions")),
+    )
+    op.create_index(op.f("ix_lw_sessions_user"), "lw_sessions", ["user"], unique=False)
     for statement in GUARDS[op.get_bind().dialect.name]:
         op.execute(statement)
