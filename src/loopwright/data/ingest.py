@@ -20,7 +20,7 @@ from loopwright.data.check import Checked, CheckReport, RuleResult, examine, req
 from loopwright.data.contract import Contract, Scope, Severity
 from loopwright.data.lake import Lake
 from loopwright.data.snapshot import silver
-from loopwright.data.source import Raw, Source
+from loopwright.data.source import Raw, Source, public_uri
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import to_us
 from loopwright.kernel.digest import digest_json
@@ -159,6 +159,19 @@ def ingest(
                 report=report.to_json(),
                 at=now,
             )
+            store.add_landing(
+                conn,
+                table=name,
+                silver_version=version,
+                batch_id=source.digest,
+                uri=public_uri(source.uri),
+                loading=contract.loading,
+                good=report.good_rows,
+                bad=report.bad_rows,
+                contract=contract.digest,
+                actor=actor.name,
+                at=now,
+            )
             ledger_store.append(
                 conn,
                 at=now,
@@ -295,7 +308,7 @@ def _from_json(report: Mapping[str, Any], *, already_landed: bool) -> IngestRepo
 
 def _summary(report: IngestReport, source: Source) -> dict[str, Any]:
     return {
-        "uri": source.uri,
+        "uri": public_uri(source.uri),
         "source_digest": source.digest,
         "contract_digest": report.contract_digest,
         "state": report.state,
@@ -312,7 +325,7 @@ def _record_refusal(
     lake: Lake, name: str, source: Source, report: CheckReport, actor: Actor, now: datetime
 ) -> None:
     payload = {
-        "uri": source.uri,
+        "uri": public_uri(source.uri),
         "source_digest": source.digest,
         "input_rows": report.input_rows,
         "blocked_by": {rule.name: rule.why for rule in report.blocked_by},

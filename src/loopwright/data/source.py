@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -43,6 +43,25 @@ RESERVED = frozenset({"_row", "_batch", "_reasons", "_raw", "_at"})
 MAX_DOWNLOAD = 4 << 30
 MAX_UNPACKED = 16 << 30
 TIMEOUT = 30.0
+
+
+_SECRET = re.compile(
+    r"token|secret|passw|pwd|credential|signature|session|jwt|auth|api[-_]?key|access[-_]?key|^(sig|key|code)$"
+    r"|^x-(amz|goog)-|^(sv|se|st|sp|sr|spr|skoid|sktid|skt|ske|sks|skv)$",
+    re.IGNORECASE,
+)
+
+
+def public_uri(uri: str) -> str:
+    """`uri` without what lets somebody in: user, password, and query parameters that carry keys or signatures.
+
+    The same source under a new key keeps its name.
+    """
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    query = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if not _SECRET.search(pair[0])]
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, urlencode(query), ""))
 
 
 @dataclass(frozen=True, slots=True)

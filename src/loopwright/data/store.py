@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from loopwright.kernel.clock import from_us, to_us
 from loopwright.kernel.digest import canonical_json
-from loopwright.ledger.schema import batches, snapshots
+from loopwright.ledger.schema import batches, landings, snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,29 @@ def save_batch(
         conn.execute(insert(batches).values(table_name=table, batch_id=batch_id, **values))
 
 
+def add_landing(
+    conn: Connection,
+    *,
+    table: str,
+    silver_version: int,
+    batch_id: str,
+    uri: str,
+    loading: str,
+    good: int,
+    bad: int,
+    contract: str,
+    actor: str,
+    at: datetime,
+) -> None:
+    """Note which version of a table a batch came into; `uri` must carry no credentials."""
+    conn.execute(
+        insert(landings).values(
+            table_name=table, silver_version=silver_version, batch_id=batch_id, uri=uri, loading=loading, good=good,
+            bad=bad, contract=contract, actor=actor, at=to_us(at),
+        )
+    )  # fmt: skip
+
+
 def save_snapshot(
     conn: Connection, digest: str, manifest: Mapping[str, Any], rows: int, at: datetime
 ) -> bool:
@@ -88,7 +111,8 @@ def save_snapshot(
         return False
     conn.execute(
         insert(snapshots).values(
-            digest=digest, manifest=canonical_json(manifest).decode(), rows=rows, created_at=to_us(at)
+            digest=digest, model=manifest["model"], manifest=canonical_json(manifest).decode(), rows=rows,
+            created_at=to_us(at),
         )
     )
     return True

@@ -86,11 +86,16 @@ def apply_fold(conn: Connection, fold: Fold) -> None:
                 version=fold.version,
                 arm=fold.arm,
                 bucket=fold.bucket,
+                answers=brought.n,
+                errors=brought.errors,
                 payload=_blob(brought),
             )
         )
     else:
-        conn.execute(update(folds).where(place).values(payload=_blob(_counts(recorded) + brought)))
+        total = _counts(recorded) + brought
+        conn.execute(
+            update(folds).where(place).values(answers=total.n, errors=total.errors, payload=_blob(total))
+        )
 
 
 def arm_counts(
