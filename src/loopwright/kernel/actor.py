@@ -1,6 +1,7 @@
 """Who acts, and what role, teams and scopes allow. `require` is the one place that decides."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import IntEnum
 from typing import Literal, get_args
 
@@ -57,6 +58,14 @@ class Scope:
             )  # fmt: skip
         return cls(found, model or None)
 
+    def covers(self, other: "Scope") -> bool:
+        """Whether whoever holds this scope could hand out `other` without giving more than they have."""
+        if self.model not in (None, other.model):
+            return False
+        if "serve" in (self.reach, other.reach):
+            return self.reach in (other.reach, "admin")
+        return _CAPS[self.reach] >= _CAPS[other.reach]
+
     def __str__(self) -> str:
         return f"{self.reach}:{self.model}" if self.model else self.reach
 
@@ -66,7 +75,8 @@ class Actor:
     """A person or a process, by the name the audit log will carry.
 
     role: what they may do everywhere. teams: (team, role) where they may do more. scopes: what the token they came
-    with is for; None for no limit. service: an account of a machine, which reviews nothing.
+    with is for; None for no limit. service: an account of a machine, which reviews nothing. via: how they came in, in
+    words. until: when the token they came with ends; None for never, and for people who came without one.
     """
 
     name: str
@@ -74,6 +84,8 @@ class Actor:
     teams: tuple[tuple[str, Role], ...] = ()
     scopes: tuple[Scope, ...] | None = None
     service: bool = False
+    via: str = field(default="", compare=False)
+    until: datetime | None = field(default=None, compare=False)
 
     def role_on(self, *, model: str | None = None, team: str | None = None) -> Role:
         """The role on a model of `team`; without both, the role everywhere. Scopes only take away."""
