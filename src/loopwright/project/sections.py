@@ -4,7 +4,7 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from loopwright.kernel.errors import BadInput
 from loopwright.project.values import Change, Duration, Factor, Holdout, Limit, Moment, Points, Share
@@ -85,12 +85,46 @@ class Baseline(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="a number between 0.5 and 1, like 0.95")
 
 
-class Fairness(Section):
-    """The largest gap of `metric` between groups of `attribute`."""
+def _one_or_more(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
 
-    attribute: Text = Field(description="an input's name")
-    metric: Text = Field(description="a fairness metric's name, like equal_opportunity")
-    max_gap: float = Field(ge=0, le=1, description="a number from 0 to 1")
+
+class Fairness(Section):
+    """How far `metric` may differ between the groups of each attribute, or why the question does not arise.
+
+    Exactly one of `attribute` and `not_applicable`. `min_group`: groups with fewer rows are named, not judged.
+    """
+
+    attribute: Annotated[tuple[Text, ...], BeforeValidator(_one_or_more)] = Field(
+        (), description="an input's name, or a list of them"
+    )
+    metric: Text | None = Field(None, description="a fairness metric's name, like equal_opportunity")
+    max_gap: float | None = Field(
+        None, ge=0, description="a number from 0: of a rate at most 1, of an error in the label's unit"
+    )
+    min_group: int = Field(100, ge=10, description="a whole number from 10")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="a number between 0.5 and 1, like 0.95")
+    not_applicable: (
+        Annotated[str, StringConstraints(strip_whitespace=True, min_length=20, max_length=2000)] | None
+    ) = Field(None, description="the reason, in at least 20 characters")
+
+    @model_validator(mode="after")
+    def _asked_or_excused(self) -> Self:
+        if bool(self.attribute) == (self.not_applicable is not None):
+            raise BadInput(
+                "fairness needs one answer",
+                got="both" if self.attribute else "neither",
+                wanted="`attribute` with `metric` and `max_gap`, or `not_applicable` with the reason",
+            )
+        if self.attribute and (self.metric is None or self.max_gap is None):
+            raise BadInput(
+                "fairness is asked for without its limit",
+                got="no metric" if self.metric is None else "no max_gap",
+                wanted="{attribute, metric, max_gap}",
+            )
+        if len(set(self.attribute)) != len(self.attribute):
+            raise BadInput("an attribute named twice", got=", ".join(self.attribute))
+        return self
 
 
 class Gates(Section):
@@ -100,23 +134,16 @@ class Gates(Section):
     latency_p99_ms: Limit | None = Field(None, description='a limit, like "<= 20"')
     baseline: Baseline | None = Field(None, description="{metric, tolerance, confidence}")
     behaviour: File | None = Field(None, description="the path of a Python file, like tests/behaviour.py")
-    fairness: Fairness | None = Field(None, description="{attribute, metric, max_gap}")
+    fairness: Fairness | None = Field(
+        None, description="{attribute, metric, max_gap} or {not_applicable: why}"
+    )
 
 
-class Approvals(Section):
-    """How many reviewers each stage needs."""
+class Explain(Section):
+    """How a model's answers are explained. `log: all` explains every logged prediction in the background."""
 
-    staging: int = Field(1, ge=0, le=20, description="a whole number from 0")
-    production: int = Field(2, ge=0, le=20, description="a whole number from 0")
-
-
-class Policy(Section):
-    """Who must agree, and how long everything is kept."""
-
-    tier: Literal["low", "medium", "high"] = Field("high", description="low, medium or high")
-    approvals: Approvals = Field(Approvals(), description="{staging: 1, production: 2}")
-    author_may_approve: bool = Field(False, description="true or false")
-    retain: Duration = Field(timedelta(days=365.25 * 7), description="a duration, like 7y")
+    log: Literal["none", "all"] = Field("none", description="none or all")
+    rows: int = Field(2000, ge=20, le=1_000_000, description="a whole number from 20")
 
 
 class Step(Section):
