@@ -19,7 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    false,
+    text,
 )
 
 REVISION = "0001"
@@ -58,7 +58,7 @@ users = Table(
     Column("created_at", Moment, nullable=False),
     Column("disabled_at", Moment),
     # A machine's account reviews nothing.
-    Column("service", Boolean, nullable=False, server_default=false()),
+    Column("service", Boolean, nullable=False, server_default=text("false")),
     # Issuer and subject at an OIDC provider, for people who sign in there: "https://issuer subject".
     Column("identity", Text, unique=True),
 )

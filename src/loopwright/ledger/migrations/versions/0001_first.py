@@ -288,7 +288,7 @@ def upgrade() -> None:
         sa.Column("role", sa.Text(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("disabled_at", sa.BigInteger(), nullable=True),
-        sa.Column("service", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("service", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("identity", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_lw_users")),
         sa.UniqueConstraint("identity", name=op.f("uq_lw_users_identity")),
