@@ -63,13 +63,18 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model's routes with what is loaded. `arms` holds only arms whose version is loaded."""
+    """A model's routes with what is loaded. `arms` holds only arms whose version is loaded.
+
+    standby: versions that left the routes last and stay loaded: a rollback must not wait for a load. Nothing is
+    answered from there.
+    """
 
     name: str
     salt: str
     arms: tuple[Arm, ...]
     versions: dict[int, Served]
     refused: dict[int, str] = field(default_factory=dict)
+    standby: dict[int, Served] = field(default_factory=dict)
 
     @property
     def stable(self) -> Served | None:

@@ -12,6 +12,8 @@ from loopwright.kernel.stage import Stage
 from loopwright.serving.engine import Model, Served
 
 WARM_UPS = 20
+STANDBY = 1
+"""Versions per model that stay loaded after they left the routes: the one a rollback goes back to."""
 
 
 def check_approval(route: ModelRoute, version: int, keys: Sequence[PublicKey]) -> None:
@@ -77,7 +79,7 @@ def load_models(
         refused: dict[int, str] = {}
         for version in sorted({arm.version for arm in route.arms}):
             digest = route.versions[str(version)].bundle
-            kept = old.versions.get(version) if old else None
+            kept = old.versions.get(version) or old.standby.get(version) if old else None
             try:
                 if kept and kept.bundle.digest == digest:
                     check_approval(route, version, keys)
@@ -91,8 +93,19 @@ def load_models(
             except Exception as error:  # noqa: BLE001 - it must not keep the other versions' routes from changing
                 refused[version] = f"cannot be loaded ({type(error).__name__}: {error})"
         arms = tuple(arm for arm in route.arms if arm.version in versions)
-        model = Model(name, route.salt, arms, versions, refused)
+        model = Model(name, route.salt, arms, versions, refused, _standby(old, versions))
         if model.stable is None and old is not None and old.stable is not None:
-            model = Model(name, old.salt, old.arms, old.versions, refused)
+            model = Model(name, old.salt, old.arms, old.versions, refused, old.standby)
         models[name] = model
     return models
+
+
+def _standby(old: Model | None, loaded: Mapping[int, Served]) -> dict[int, Served]:
+    """What answered until now and does so no more, the former stable version first; then what stood by before."""
+    if old is None:
+        return {}
+    former = old.stable
+    ordered = [former] if former is not None else []
+    ordered += [*old.versions.values(), *old.standby.values()]
+    left = {served.version: served for served in ordered if served.version not in loaded}
+    return dict(list(left.items())[:STANDBY])
