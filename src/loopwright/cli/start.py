@@ -51,6 +51,12 @@ def init(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override loop.yaml, like train.seed=8."
 )
 @click.option("--reason", default="by hand", show_default=True, help="Why; it is kept with the run.")
+@click.option(
+    "--semver",
+    "version_number",
+    metavar="NUMBER",
+    help="The semantic version, like 2.0.0; default: what the change asks for.",
+)
 @click.option("--retrain", hidden=True, help="The retraining this run answers.")
 @click.option("--tracking-uri", hidden=True, help="Where to track; default: the home.")
 def run(
@@ -58,6 +64,7 @@ def run(
     project: Path,
     overrides: tuple[str, ...],
     reason: str,
+    version_number: str | None,
     retrain: str | None,
     tracking_uri: str | None,
 ) -> int:
@@ -82,10 +89,10 @@ def run(
         from loopwright.pipeline.progress import Silent
 
         with stdout_for_the_answer():
-            report = run_project(**_arguments(context, opened, reason, retrain), progress=Silent())
+            report = run_project(**_arguments(context, opened, reason, retrain, version_number), progress=Silent())
     else:
         with watch() as progress:
-            report = run_project(**_arguments(context, opened, reason, retrain), progress=progress)
+            report = run_project(**_arguments(context, opened, reason, retrain, version_number), progress=progress)
     from loopwright.control.plain import plain
 
     session.show(plain(report), _reported)
@@ -144,11 +151,13 @@ def _context(session: Session, tracking_uri: str | None) -> Any:
     return replace(context, tracking_uri=tracking_uri) if tracking_uri else context
 
 
-def _arguments(context: Any, project: Any, reason: str, retrain: str | None) -> dict[str, Any]:
+def _arguments(
+    context: Any, project: Any, reason: str, retrain: str | None, version_number: str | None
+) -> dict[str, Any]:
     return {
         "project": project, "home": context.home, "ledger": context.ledger, "actor": context.actor,
-        "clock": context.clock, "key": context.key, "tracking_uri": context.tracking_uri, "reason": reason,
-        "retrain_id": retrain,
+        "clock": context.clock, "key": context.key, "trusted": context.keyring.public, "tracking_uri": context.tracking_uri, "reason": reason,
+        "retrain_id": retrain, "version_number": version_number,
     }  # fmt: skip
 
 

@@ -77,6 +77,8 @@ class Fitted:
     metrics: Mapping[str, float]
     export: ExportCheck
     holdout_output: np.ndarray[Any, Any]
+    algorithm: str
+    """The fitted model's class, like "lightgbm.Booster"; of a scikit-learn pipeline, its last step's."""
 
 
 def cut(frame: Frame, holdout: float | timedelta, where: str) -> Parts:
@@ -204,7 +206,15 @@ def fit_model(
         metrics=metrics,
         export=export,
         holdout_output=output,
+        algorithm=algorithm_of(model),
     )
+
+
+def algorithm_of(model: object) -> str:
+    """The library and class of a fitted model."""
+    steps = getattr(model, "steps", None)
+    kind = type(steps[-1][1] if isinstance(steps, list) and steps else model)
+    return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
 
 
 def _sample(train: np.ndarray[Any, Any], held: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

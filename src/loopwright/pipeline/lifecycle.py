@@ -6,18 +6,19 @@ is the same version. A run that is killed leaves no version; running it again st
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from loopwright.bundle.depot import BundleDepot
-from loopwright.bundle.keys import SigningKey
+from loopwright.bundle.keys import PublicKey, SigningKey
 from loopwright.bundle.open import Bundle, open_bundle
 from loopwright.data.ingest import IngestReport
 from loopwright.data.lake import Lake
 from loopwright.delivery.routes import stable_version
+from loopwright.features.lineage import feature_lineage
 from loopwright.features.module import FeatureModule, load_features
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, parse_time
@@ -29,11 +30,15 @@ from loopwright.pipeline.fit import Fitted, Parts, cut, fit_model
 from loopwright.pipeline.frames import known_rows
 from loopwright.pipeline.intake import bring_in
 from loopwright.pipeline.keep import keep_project
+from loopwright.pipeline.numbering import number_for
 from loopwright.pipeline.package import Origin, seal, span
 from loopwright.pipeline.progress import Progress, Silent
 from loopwright.project.spec import Project
 from loopwright.quality.gates import run_gates
 from loopwright.quality.report import GateReport
+from loopwright.registry import semver
+from loopwright.registry import store as registry_store
+from loopwright.registry.documents.sections import Written, read_card
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 from loopwright.registry.policy import Policy
@@ -101,6 +106,15 @@ class Setting:
     key: SigningKey
     reason: str
     watch: Progress
+    written: Written | None = None
+    """The project's own card."""
+    others: tuple[PublicKey, ...] = ()
+    """Keys whose seals count too: those that signed before this one."""
+
+    @property
+    def trusted(self) -> tuple[PublicKey, ...]:
+        """Whose seals count."""
+        return (self.key.public, *self.others)
 
     @property
     def depot(self) -> BundleDepot:
@@ -120,18 +134,30 @@ def run_project(
     reason: str = "by hand",
     progress: Progress | None = None,
     retrain_id: str | None = None,
+    version_number: str | None = None,
+    trusted: Sequence[PublicKey] = (),
 ) -> RunReport:
     """Run `project` once and return what happened.
 
-    Raises Refused when the actor may not train, BadInput for anything wrong in the project or its data, Refused when a
-    contract blocks. Gates that say no are not an error: the report has `version` None and no version is registered.
+    `version_number` is the semantic version asked for in the place of the proposed one. `trusted`: keys whose seals
+    count besides `key`'s.
+
+    Raises Refused when the actor may not train or may not have that number, BadInput for anything wrong in the project
+    or its data, Refused when a contract blocks. Gates that say no are not an error: the report has `version` None and
+    no version is registered.
     """
     require(actor, Role.DEVELOPER, "train a model")
     with ledger.read() as conn:
         _refuse_looser_policy(store.find_project(conn, project.spec.model), project, actor)
     ensure_mlflow_tables(ledger)
-    setting = Setting(project, home, ledger, actor, clock, key, reason, progress or Silent())
     spec = project.spec
+    written = read_card(project.path(spec.card), name=spec.card) if spec.card else None
+    if version_number is not None:  # told before an hour of training, and again when it is registered
+        with ledger.read() as conn:
+            semver.check_free(version_number, registry_store.semvers(conn, spec.model))
+    setting = Setting(
+        project, home, ledger, actor, clock, key, reason, progress or Silent(), written, tuple(trusted)
+    )
     ingests, snapshot = bring_in(project, Lake(home.lake, ledger), actor, clock, setting.watch)
     module = load_features(project)
     parts = _parts(setting, module, snapshot.digest)
@@ -140,19 +166,22 @@ def run_project(
         context = capture(
             project=project, snapshot=snapshot.digest, splits=parts.sizes(), seed=spec.train.seed, actor=actor
         )
+        schemas = {name: list(table["schema"]) for name, table in snapshot.tables.items()}
+        context["lineage"] = feature_lineage(module, schemas)
         run.tags(mlflow_tags(context))
         run.artifact_json(context, "context.json")
         run.text(keep_project(project, home, run.run_id).composed, "project/loop.composed.yaml")
 
         fitted = fit_model(project, module, parts, run, setting.watch)
+        context["lineage"]["transform"]["gives"] = list(fitted.names)
         setting.watch.step("Bundle, gates")
         origin = Origin(run.run_id, snapshot.digest, actor.name, reason, *span(parts.train))
         bundle = _sealed(setting, module, fitted, parts, origin)
-        baseline = stable_baseline(ledger, home, key, spec.model)
+        baseline = stable_baseline(ledger, home, setting.trusted, spec.model)
         gates = _gated(setting, bundle, fitted, parts, baseline)
         run.text(gates.to_markdown(), "gates.md")
         run.artifact_json(gates.to_json(), "gates.json")
-        version = _registered(setting, bundle, fitted, gates, origin, context, baseline)
+        version = _registered(setting, bundle, fitted, gates, origin, context, baseline, version_number)
         setting.watch.done(f"bundle {bundle.digest[:12]} sealed; {gates.summary()}")
     return RunReport(
         run_id=run.run_id,
@@ -206,13 +235,24 @@ class recorded:  # noqa: N801 - reads as a word at its call site: with run, reco
                 },
             )
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if kind is not None:
-            with self.setting.ledger.write() as conn:
-                store.finish_run(conn, self.run_id, status="FAILED", now=self.setting.clock())
+            setting, now = self.setting, self.setting.clock()
+            with setting.ledger.write() as conn:
+                store.finish_run(conn, self.run_id, status="FAILED", now=now)
+                ledger_store.append(
+                    conn,
+                    at=now,
+                    actor=setting.actor.name,
+                    action="run.failed",
+                    subject=f"run {self.run_id}",
+                    payload={"model": setting.project.spec.model, "why": f"{kind.__name__}: {error}"[:500]},
+                )
 
 
-def stable_baseline(ledger: Ledger, home: Home, key: SigningKey, model: str) -> Baseline | None:
+def stable_baseline(
+    ledger: Ledger, home: Home, trusted: Sequence[PublicKey], model: str
+) -> Baseline | None:
     """The version that answers as stable, opened; before anything is served, the one approved for Production.
 
     A version still in its canary is no baseline: it has to prove itself first. None when there is no version yet.
@@ -225,7 +265,7 @@ def stable_baseline(ledger: Ledger, home: Home, key: SigningKey, model: str) -> 
             version = current(conn, model=model)
     if version is None or version.bundle is None:
         return None
-    bundle = open_bundle(BundleDepot(home.bundles).path(version.bundle), [key.public])
+    bundle = open_bundle(BundleDepot(home.bundles).path(version.bundle), trusted)
     until = bundle.manifest.provenance.get("trained_until")
     return Baseline(version.version, bundle, parse_time(until) if until else None)
 
@@ -290,11 +330,12 @@ def _sealed(setting: Setting, module: FeatureModule, fitted: Fitted, parts: Part
             origin=origin,
             created_at=setting.clock(),
             key=setting.key,
+            written=setting.written.text if setting.written else "",
         )
         digest = setting.depot.add(sealed.path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return open_bundle(setting.depot.path(digest), [setting.key.public])
+    return open_bundle(setting.depot.path(digest), setting.trusted)
 
 
 def _gated(
@@ -323,6 +364,7 @@ def _registered(
     origin: Origin,
     context: Mapping[str, Any],
     baseline: Baseline | None,
+    version_number: str | None = None,
 ) -> int | None:
     """Record the gates as evidence, register the version if they passed, and close the run: all or nothing."""
     project, model, now = setting.project, setting.project.spec.model, setting.clock()
@@ -339,11 +381,27 @@ def _registered(
             at=now,
             actor=setting.actor,
         )
+        if setting.written is not None:
+            record_evidence(
+                conn,
+                kind="card",
+                model=model,
+                version=None,
+                bundle=bundle.digest,
+                verdict=setting.written.verdict,
+                payload=setting.written.payload(),
+                at=now,
+                actor=setting.actor,
+            )
         if gates.passed:
             # Only now: a project that never came this far must not govern a model that is in service.
             _refuse_looser_policy(store.find_project(conn, model), project, setting.actor)
             store.save_project(conn, model, str(project.dir), project.spec.to_json(), project.digest, now)
             until = {"trained_until": iso(origin.trained_until)} if origin.trained_until else {}
+            parent = baseline.version if baseline else None
+            proposal = number_for(
+                conn, setting.depot, bundle.manifest, parent=parent, asked=version_number, actor=setting.actor
+            )
             version = register_version(
                 conn,
                 model=model,
@@ -352,10 +410,11 @@ def _registered(
                 snapshot=origin.snapshot,
                 author=setting.actor,
                 metrics=fitted.metrics,
-                parent=baseline.version if baseline else None,
+                parent=parent,
                 now=now,
                 card=bundle.card,
                 annotations={"reason": setting.reason, **until},
+                proposal=proposal,
             ).version
         store.finish_run(
             conn,
@@ -366,5 +425,18 @@ def _registered(
             params=fitted.params,
             metrics=fitted.metrics,
             context=context,
+        )
+        ledger_store.append(
+            conn,
+            at=now,
+            actor=setting.actor.name,
+            action="run.finished" if gates.passed else "run.refused",
+            subject=f"run {origin.run_id}",
+            payload={
+                "model": model,
+                "bundle": bundle.digest,
+                "version": version,
+                **({} if gates.passed else {"why": gates.summary()[:500]}),
+            },
         )
     return version

@@ -16,6 +16,7 @@ from loopwright.features.frame import Frame
 from loopwright.features.module import Dtype, FeatureModule
 from loopwright.kernel.clock import from_us, iso
 from loopwright.pipeline.fit import Fitted, Parts
+from loopwright.pipeline.numbering import recipe
 from loopwright.project.spec import Project
 from loopwright.stats.profile import PREDICTION, Counts, Reference, build_reference
 
@@ -85,11 +86,13 @@ def provenance(project: Project, fitted: Fitted, parts: Parts, origin: Origin) -
         "split_sizes": parts.sizes(),
         "seed": spec.train.seed,
         "project_digest": project.digest,
+        "recipe": recipe(project),
+        "algorithm": fitted.algorithm,
     }
 
 
-def card(project: Project, fitted: Fitted, parts: Parts, origin: Origin) -> str:
-    """The model card as Markdown; the registry adds approvals and gates to the copy it shows."""
+def card(project: Project, fitted: Fitted, parts: Parts, origin: Origin, written: str = "") -> str:
+    """The card as Markdown: what was measured, then what people wrote. The registry's copy knows what came later."""
     spec = project.spec
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(fitted.metrics.items()))
     settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(fitted.params.items()))
@@ -106,6 +109,7 @@ def card(project: Project, fitted: Fitted, parts: Parts, origin: Origin) -> str:
         f"| setting | value |\n|---|---|\n{settings}\n\n"
         f"## Quality on the held-out rows\n\n| metric | value |\n|---|---|\n{figures}\n\n"
         f"## Features\n\n{', '.join(f'`{name}`' for name in fitted.names)}\n"
+        + (f"\n---\n\n{written.strip()}\n" if written.strip() else "")
     )
 
 
@@ -119,8 +123,12 @@ def seal(
     origin: Origin,
     created_at: datetime,
     key: SigningKey,
+    written: str = "",
 ) -> SealedBundle:
-    """Build the sealed bundle at `dest`; its golden outputs are what the exported graph answers here."""
+    """Build the sealed bundle at `dest`; its golden outputs are what the exported graph answers here.
+
+    `written` is the project's own card.
+    """
     holdout = parts.holdout
     chosen = golden_positions(holdout.rows)
     golden = Golden(
@@ -136,7 +144,7 @@ def seal(
         state=fitted.state,
         golden=golden,
         reference=reference_profile(parts.train, holdout, fitted.holdout_output),
-        card=card(project, fitted, parts, origin),
+        card=card(project, fitted, parts, origin, written),
         provenance=provenance(project, fitted, parts, origin),
         created_at=created_at,
         key=key,

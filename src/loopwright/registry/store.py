@@ -22,6 +22,9 @@ from loopwright.ledger.schema import snapshots as snapshot_rows
 from loopwright.registry.policy import Policy, Promotion
 from loopwright.registry.records import Approval, Evidence, Version, source_of
 
+ML_DELETED = "Deleted_Internal"
+"""The stage of a row that MLflow keeps for its number only."""
+
 WORKSPACE = "default"  # MLflow's name for the only workspace of a server without workspaces
 
 ml_models = table(
@@ -41,10 +44,17 @@ ml_versions = table(
 ml_aliases = table("registered_model_aliases", *map(column, ("workspace", "name", "alias", "version")))
 ml_model_tags = table("registered_model_tags", *map(column, ("workspace", "name", "key", "value")))
 ml_tags = table("model_version_tags", *map(column, ("workspace", "name", "version", "key", "value")))
-ml_runs = table("runs", *map(column, ("run_uuid", "experiment_id", "lifecycle_stage")))
+ml_runs = table("runs", *map(column, ("run_uuid", "experiment_id", "lifecycle_stage", "artifact_uri", "user_id")))
+ml_logged = table(
+    "logged_models",
+    *map(column, ("name", "artifact_location", "source_run_id", "lifecycle_stage", "creation_timestamp_ms")),
+)
 
 
 # Versions
+
+_KEPT = versions.c.deleted_at.is_(None)
+"""Deleted versions keep their row, for the audit log and so that no number is given twice; nothing lists them."""
 
 
 def insert_version(conn: Connection, version: Version) -> None:
@@ -59,7 +69,7 @@ def insert_version(conn: Connection, version: Version) -> None:
 
 
 def find_version(conn: Connection, model: str, version: int) -> Version | None:
-    query = select(versions).where(versions.c.model == model, versions.c.version == version)
+    query = select(versions).where(versions.c.model == model, versions.c.version == version, _KEPT)
     row = conn.execute(query).one_or_none()
     return _version(row) if row else None
 
@@ -69,6 +79,9 @@ def get_version(conn: Connection, model: str, version: int) -> Version:
     found = find_version(conn, model, version)
     if found is not None:
         return found
+    gone = deleted_at(conn, model, version)
+    if gone is not None:
+        raise NotFound(f"`{model}` version {version} was deleted on {gone:%Y-%m-%d}, its retention over", where="registry")
     known = [v.version for v in list_versions(conn, model)]
     if known:
         listed = ", ".join(map(str, known[-10:]))
@@ -82,22 +95,33 @@ def get_version(conn: Connection, model: str, version: int) -> Version:
     )
 
 
+def deleted_at(conn: Connection, model: str, version: int) -> datetime | None:
+    """When the version was deleted; None for one that is there, or never was."""
+    query = select(versions.c.deleted_at).where(versions.c.model == model, versions.c.version == version)
+    moment = conn.execute(query).scalar_one_or_none()
+    return None if moment is None else from_us(moment)
+
+
 def list_versions(conn: Connection, model: str) -> list[Version]:
     """All versions of `model`, oldest first."""
-    query = select(versions).where(versions.c.model == model).order_by(versions.c.version)
+    query = select(versions).where(versions.c.model == model, _KEPT).order_by(versions.c.version)
     return [_version(row) for row in conn.execute(query)]
 
 
 def list_models(conn: Connection) -> list[str]:
     """The names of all models that have a version."""
-    return [
-        str(name)
-        for name in conn.execute(select(versions.c.model).distinct().order_by(versions.c.model)).scalars()
-    ]
+    query = select(versions.c.model).where(_KEPT).distinct().order_by(versions.c.model)
+    return [str(name) for name in conn.execute(query).scalars()]
+
+
+def semvers(conn: Connection, model: str) -> list[str]:
+    """Every semantic version the model has ever used, those of deleted versions included: none is used twice."""
+    query = select(versions.c.semver).where(versions.c.model == model, versions.c.semver.is_not(None))
+    return [str(semver) for semver in conn.execute(query).scalars()]
 
 
 def version_of_bundle(conn: Connection, model: str, bundle: str) -> Version | None:
-    query = select(versions).where(versions.c.model == model, versions.c.bundle == bundle)
+    query = select(versions).where(versions.c.model == model, versions.c.bundle == bundle, _KEPT)
     row = conn.execute(query.order_by(versions.c.version).limit(1)).one_or_none()
     return _version(row) if row else None
 
@@ -105,7 +129,7 @@ def version_of_bundle(conn: Connection, model: str, bundle: str) -> Version | No
 def versions_of_runs(conn: Connection, run_ids: list[str]) -> list[tuple[str, str, int]]:
     """(run, model, version) of every registered version that came from one of `run_ids`, in ours or MLflow's rows."""
     ours = select(versions.c.run_id, versions.c.model, versions.c.version).where(
-        versions.c.run_id.in_(run_ids)
+        versions.c.run_id.in_(run_ids), _KEPT
     )
     theirs = select(ml_versions.c.run_id, ml_versions.c.name, ml_versions.c.version).where(
         ml_versions.c.run_id.in_(run_ids)
@@ -212,12 +236,66 @@ def ml_stage(conn: Connection, model: str, version: int) -> str | None:
     return conn.execute(query).scalar_one_or_none()
 
 
-def has_ml_versions(conn: Connection, model: str) -> bool:
-    """Whether any version was ever registered under the name, deleted ones included."""
-    query = select(ml_versions.c.version).where(
+def has_versions(conn: Connection, model: str) -> bool:
+    """Whether a version was ever registered under the name, deleted ones included; prompts have none."""
+    query = select(versions.c.version).where(versions.c.model == model)
+    return conn.execute(query.limit(1)).first() is not None
+
+
+def keep_counting(conn: Connection, model: str, now: datetime) -> None:
+    """Let MLflow's next number come after ours: it counts its own rows, and a model made again has none."""
+    theirs = select(func.max(ml_versions.c.version)).where(
         ml_versions.c.workspace == WORKSPACE, ml_versions.c.name == model
     )
-    return conn.execute(query.limit(1)).first() is not None
+    last = next_version(conn, model) - 1
+    if last > (conn.execute(theirs).scalar() or 0):
+        moment = _millis(now)
+        conn.execute(
+            insert(ml_versions).values(
+                workspace=WORKSPACE, name=model, version=last, creation_time=moment, last_updated_time=moment,
+                current_stage=ML_DELETED, status="READY",
+            )
+        )  # fmt: skip
+
+
+def count_ml_tags(conn: Connection, model: str, version: int | None = None, *, besides: str = "") -> int:
+    """How many tags MLflow keeps on a model or a version, not counting the key `besides`."""
+    rows = ml_model_tags if version is None else ml_tags
+    query = select(func.count()).where(rows.c.workspace == WORKSPACE, rows.c.name == model, rows.c.key != besides)
+    if version is not None:
+        query = query.where(ml_tags.c.version == version)
+    return int(conn.execute(query).scalar_one())
+
+
+def ml_tags_of(conn: Connection, model: str, version: int) -> dict[str, str]:
+    """The tags on MLflow's row of the version."""
+    query = select(ml_tags.c.key, ml_tags.c.value).where(
+        ml_tags.c.workspace == WORKSPACE, ml_tags.c.name == model, ml_tags.c.version == version
+    )
+    return {str(key): str(value) for key, value in conn.execute(query)}
+
+
+def ml_alias(conn: Connection, model: str, alias: str) -> int | None:
+    """The version that MLflow's alias names."""
+    where = (ml_aliases.c.workspace == WORKSPACE, ml_aliases.c.name == model, ml_aliases.c.alias == alias)
+    return conn.execute(select(ml_aliases.c.version).where(*where)).scalar_one_or_none()
+
+
+def files_of_run(conn: Connection, run_id: str, path: str) -> str | None:
+    """Where `runs:/RUN/PATH` lies: in the run's logged model of this name, else among its artifacts."""
+    logged = select(ml_logged.c.artifact_location).where(
+        ml_logged.c.source_run_id == run_id, ml_logged.c.name == path.split("/")[0], ml_logged.c.lifecycle_stage == "active"
+    )
+    found = conn.execute(logged.order_by(ml_logged.c.creation_timestamp_ms.desc()).limit(1)).scalar_one_or_none()
+    if found is not None:
+        return "/".join([str(found).rstrip("/"), *path.split("/")[1:]])
+    root = conn.execute(select(ml_runs.c.artifact_uri).where(ml_runs.c.run_uuid == run_id)).scalar_one_or_none()
+    return None if root is None else f"{str(root).rstrip('/')}/{path}"
+
+
+def user_of_run(conn: Connection, run_id: str) -> str | None:
+    """Who made the run, as tracking keeps it."""
+    return conn.execute(select(ml_runs.c.user_id).where(ml_runs.c.run_uuid == run_id)).scalar_one_or_none()
 
 
 def ml_sources_at(conn: Connection, uris: list[str], below: str) -> list[tuple[str, int]]:

@@ -12,6 +12,7 @@ from loopwright.kernel.stage import Stage
 from loopwright.ledger import store as ledger
 from loopwright.registry import store
 from loopwright.registry.records import Version
+from loopwright.registry.semver import Proposal, check_free, propose
 
 __all__ = [
     "Version",
@@ -40,11 +41,14 @@ def register_version(
     parent: int | None = None,
     card: str = "",
     annotations: Mapping[str, str] | None = None,
+    proposal: Proposal | None = None,
 ) -> Version:
     """Register the sealed bundle with digest `bundle` under `model`, in stage None, here and in MLflow's registry.
 
     The bundle must lie in the depot already. Is idempotent: the same bundle under the same model is one version.
-    Raises BadInput for a name MLflow cannot hold, Refused without the role developer.
+    `proposal` is its semantic version and why; without one, nobody compared bundles and it is the next minor one.
+    Raises BadInput for a name MLflow cannot hold, Refused without the role developer, Conflict for a semantic version
+    that is not higher than all before it.
     """
     require(author, Role.DEVELOPER, f"register a version of {model}")
     check_name(model)
@@ -58,9 +62,16 @@ def register_version(
             "a prompt has this name in MLflow", where=model, next="Give the model another name in loop.yaml."
         )
     number = store.next_version(conn, model)
+    taken = store.semvers(conn, model)
+    notes = dict(annotations or {})
+    if proposal is None:
+        proposal = propose(taken, {})
+    else:
+        check_free(proposal.version, taken)
+        notes["semver_reason"] = proposal.why
     version = Version(
-        model, number, bundle, run_id, snapshot, _semver(store.list_versions(conn, model)), Stage.NONE, author.name,
-        now, parent, dict(metrics), dict(annotations or {}),
+        model, number, bundle, run_id, snapshot, proposal.version, Stage.NONE, author.name, now, parent,
+        dict(metrics), notes,
     )  # fmt: skip
     tags = {f"{TAG_PREFIX}bundle": bundle, f"{TAG_PREFIX}semver": version.semver or ""}
     tags |= {
@@ -133,11 +144,3 @@ def check_name(model: str) -> None:
         raise BadInput(
             "not a model name", where="registry", got=model, wanted="1 to 256 characters without / and :"
         )
-
-
-def _semver(earlier: list[Version]) -> str:
-    numbers = [tuple(map(int, v.semver.split("."))) for v in earlier if v.semver]
-    if not numbers:
-        return "1.0.0"
-    major, minor, _ = max(numbers)
-    return f"{major}.{minor + 1}.0"

@@ -94,9 +94,17 @@ def _fingerprint(
 
 def environment() -> dict[str, Any]:
     """Python, platform, container image where known, and every installed package with the digest of that
-    list."""
-    found = {(dist.name or "").lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
-    packages = sorted(f"{name}=={version}" for name, version in found.items() if name)
+    list; `requires` and `licences` say, by package, what it asks for and under which terms it comes."""
+    found, requires, licences = {}, {}, {}
+    for dist in metadata.distributions():
+        told = dist.metadata  # read once: each look at a distribution's name parses its file anew
+        name = plain_name(told["Name"] or "")
+        if not name or name in found:  # of two on the path the first one is imported
+            continue
+        found[name] = told["Version"] or "0"
+        requires[name] = _required(told.get_all("Requires-Dist") or ())
+        licences[name] = _licence(told)
+    packages = sorted(f"{name}=={version}" for name, version in found.items())
     image = os.environ.get("LOOPWRIGHT_IMAGE", "")
     inside = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
     return {
@@ -106,6 +114,10 @@ def environment() -> dict[str, Any]:
         "container": {"inside": inside, "image": image},
         "packages": packages,
         "digest": digest_json(packages),
+        "requires": {
+            name: kept for name in sorted(requires) if (kept := sorted(requires[name] & found.keys()))
+        },
+        "licences": {name: text for name, text in sorted(licences.items()) if text},
     }
 
 
@@ -139,6 +151,36 @@ def redacted(words: Sequence[str]) -> list[str]:
         shown.append("***" if hide else f"{option}=***" if secret and equals else word)
         hide = secret and not equals
     return shown
+
+
+def plain_name(name: str) -> str:
+    """A package's name as indexes compare it: "PyYAML" and "pyyaml", "a_b" and "a-b" are one."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _required(lines: Sequence[str]) -> set[str]:
+    """Names of what a package asks for without extras; markers of other platforms may leave one too many."""
+    names = set()
+    for line in lines:
+        requirement, _, marker = line.partition(";")
+        named = re.match(r"\s*([A-Za-z0-9][\w.-]*)", requirement)
+        if named and "extra" not in marker:
+            names.add(plain_name(named.group(1)))
+    return names
+
+
+def _licence(told: Any) -> str:
+    """The SPDX expression where the package states one, else the name in its classifiers, else its short text."""
+    expression = str(told.get("License-Expression") or "").strip()
+    if expression:
+        return expression
+    classified = [
+        line.rpartition("::")[2].strip()
+        for line in told.get_all("Classifier") or ()
+        if line.startswith("License ::") and line.count("::") > 1
+    ]
+    text = str(told.get("License") or "").strip()
+    return " AND ".join(classified) or (text if len(text) <= 60 and "\n" not in text else "")
 
 
 def _blas() -> list[str]:

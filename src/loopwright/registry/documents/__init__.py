@@ -1,0 +1,1 @@
+"""The documents of a version, generated from what is recorded."""
