@@ -16,7 +16,8 @@ from loopwright.kernel.verdict import Verdict
 from loopwright.project.sections import Baseline, Gates
 from loopwright.project.values import Threshold
 from loopwright.quality.behaviour import Columns, load_checks, run_check
-from loopwright.quality.fairness import fairness_gap
+from loopwright.quality.fairness import fairness_report, gate_results
+from loopwright.quality.fairness_report import FairnessReport
 from loopwright.quality.report import GateReport, GateResult
 from loopwright.stats.bootstrap import non_inferior, paired_bootstrap
 from loopwright.stats.metrics import metric
@@ -119,12 +120,29 @@ def run_gates(
         )  # fmt: skip
     if behaviour is not None:
         results += _guarded("behaviour", "behaviour", "", lambda: _behaviour(behaviour, bundle, inputs, seed))
+    fairness: list[FairnessReport] = []
     if gates.fairness is not None:
-        fair = gates.fairness
-        results += _guarded(
-            f"fairness: {fair.metric} over {fair.attribute}", "fairness", f"<= {fair.max_gap:g}",
-            lambda: [fairness_gap(fair, task, inputs, labels, _answers(predicted))],
-        )  # fmt: skip
+        asked_fair = gates.fairness
+
+        def fair() -> list[GateResult]:
+            fairness.append(
+                fairness_report(
+                    asked_fair,
+                    task,
+                    inputs,
+                    labels,
+                    # A stated reason needs no answers; a model that gives none must not look fair.
+                    _answers(predicted),
+                    model=str(bundle.manifest.model),
+                    bundle=bundle.digest,
+                    classes=tuple(getattr(bundle.schema, "classes", ())),
+                    now=now,
+                )
+            )
+            return gate_results(fairness[0])
+
+        over = f": {asked_fair.metric} over {', '.join(asked_fair.attribute)}" if asked_fair.attribute else ""
+        results += _guarded(f"fairness{over}", "fairness", "", fair)
     return GateReport(
         model=str(bundle.manifest.model),
         bundle=bundle.digest,
@@ -132,6 +150,7 @@ def run_gates(
         rows=len(labels),
         at=now,
         results=tuple(results),
+        fairness=fairness[0] if fairness else None,
     )
 
 
@@ -242,7 +261,13 @@ def _compare(
         f"on {rows} {unseen}"
     )
     return GateResult(
-        name, "comparison", non_inferior(result, asked.tolerance), result.difference, limit, detail
+        name,
+        "comparison",
+        non_inferior(result, asked.tolerance),
+        result.difference,
+        limit,
+        detail,
+        (result.low, result.high),
     )
 
 

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 from loopwright.kernel.clock import iso
 from loopwright.kernel.verdict import Verdict
+from loopwright.quality.fairness_report import FairnessReport
 
 # A report is as good as its worst gate; what failed outright is said before what could not be decided.
 _WORST_FIRST = (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.PASS)
@@ -26,6 +27,8 @@ class GateResult:
     value: float | None
     limit: str
     detail: str
+    interval: tuple[float, float] | None = None
+    """Where `value` lies at the gate's confidence, where that was reckoned."""
 
     def to_json(self) -> dict[str, Any]:
         value = self.value if self.value is not None and math.isfinite(self.value) else None
@@ -36,12 +39,16 @@ class GateResult:
             "value": value,
             "limit": self.limit,
             "detail": self.detail,
+            "interval": list(self.interval) if self.interval and all(map(math.isfinite, self.interval)) else None,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """All gates of one bundle on one holdout. `verdict` is PASS only when there are gates and all passed."""
+    """All gates of one bundle on one holdout. `verdict` is PASS only when there are gates and all passed.
+
+    fairness: the whole report behind the fairness gates; None when they were not asked for or broke.
+    """
 
     model: str
     bundle: str
@@ -49,6 +56,7 @@ class GateReport:
     rows: int
     at: datetime
     results: tuple[GateResult, ...]
+    fairness: FairnessReport | None = None
 
     @property
     def verdict(self) -> Verdict:

@@ -348,3 +348,36 @@ class TestThreshold:
     @given(st.sampled_from([">=", "<=", "==", ">", "<"]), st.floats(allow_nan=False, allow_infinity=False))
     def test_text_reads_back_as_the_same_limit(self, op: str, value: float) -> None:
         assert Threshold.parse(str(Threshold(op, value))) == Threshold(op, value)
+
+
+class TestFairnessAndExplanations:
+    def test_one_attribute_or_several_may_be_named(self, tmp_path: Path) -> None:
+        one = project(tmp_path).spec.gates.fairness
+        assert one is not None and one.attribute == ("carrier",)
+        several = project(tmp_path, FULL, "gates.fairness.attribute=[carrier, origin]").spec
+        assert several.gates.fairness is not None
+        assert several.gates.fairness.attribute == ("carrier", "origin")
+        assert type(several).from_json(several.to_json()) == several
+
+    def test_a_reason_stands_in_for_an_attribute(self, tmp_path: Path) -> None:
+        override = "gates.fairness={not_applicable: Only machines are sorted by this model.}"
+        fairness = project(tmp_path, FULL, override).spec.gates.fairness
+        assert fairness is not None and fairness.not_applicable == "Only machines are sorted by this model."
+
+    def test_it_is_one_of_the_two(self, tmp_path: Path) -> None:
+        assert "got both" in complaint(tmp_path, FULL, f"gates.fairness.not_applicable={'because ' * 5}")
+        assert "got neither" in complaint(tmp_path, FULL, "gates.fairness={metric: equal_opportunity}")
+        assert "got no max_gap" in complaint(
+            tmp_path, FULL, "gates.fairness={attribute: x, metric: demographic_parity}"
+        )
+
+    def test_a_reason_has_words(self, tmp_path: Path) -> None:
+        assert "at least 20 characters" in complaint(tmp_path, FULL, "gates.fairness={not_applicable: n/a}")
+        assert "20 characters" in complaint(
+            tmp_path, FULL, f"gates.fairness={{not_applicable: '{' ' * 30}'}}"
+        )
+
+    def test_the_log_is_explained_only_when_asked_for(self, tmp_path: Path) -> None:
+        assert project(tmp_path, SMALL).spec.explain.log == "none"
+        assert project(tmp_path, SMALL, "explain.log=all").spec.explain.log == "all"
+        assert "none or all" in complaint(tmp_path, SMALL, "explain.log=some")
