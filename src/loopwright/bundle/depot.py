@@ -13,6 +13,7 @@ from loopwright.kernel.digest import sha256_bytes, sha256_file
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Tampered, Unavailable
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_WITHDRAWN = ".withdrawn."
 
 
 class BundleDepot:
@@ -86,6 +87,18 @@ class BundleDepot:
         if not self.root.is_dir():
             return []
         return sorted(entry.name for entry in self.root.iterdir() if _DIGEST.fullmatch(entry.name))
+
+    def withdraw(self, digest: str) -> None:
+        """Take the bundle away at once, by rename; its bytes are freed by `sweep`. Is idempotent."""
+        path = self.path(digest)
+        if path.is_dir():
+            path.rename(self.root / f"{_WITHDRAWN}{digest[:12]}.{secrets.token_hex(6)}")
+
+    def sweep(self) -> None:
+        """Free the bytes of withdrawn bundles, also those that a killed process left."""
+        if self.root.is_dir():
+            for entry in self.root.glob(f"{_WITHDRAWN}*"):
+                shutil.rmtree(entry, ignore_errors=True)
 
     def _adopt(self, staging: Path, manifest: Manifest, raw: bytes) -> None:
         # The copies are checked, not the originals: what was renamed in is what was digested.

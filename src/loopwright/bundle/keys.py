@@ -1,4 +1,4 @@
-"""Ed25519 keys: one private key per home signs bundles, approvals and route tables; servers pin the public one."""
+"""Ed25519 keys: a private one signs bundles, approvals and route tables; its public half checks them."""
 
 import base64
 import binascii
@@ -83,7 +83,7 @@ class SigningKey:
         if not path.exists():
             with lock(path.with_name(path.name + ".lock")):
                 if not path.exists():
-                    write_atomic(path, cls.generate()._to_pem(), mode=0o600)
+                    cls.generate().save(path)
         return cls.load(path)
 
     @classmethod
@@ -112,10 +112,12 @@ class SigningKey:
         """Return the base64 signature over `data`; deterministic."""
         return base64.b64encode(self._key.sign(data)).decode()
 
-    def _to_pem(self) -> bytes:
-        return self._key.private_bytes(
+    def save(self, path: Path) -> None:
+        """Write the key to `path`, readable by its owner alone; the file is whole or absent."""
+        pem = self._key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
+        write_atomic(path, pem, mode=0o600)
 
 
 def verify_any(data: bytes, signature: str, key_id: str, keys: Iterable[PublicKey], *, where: str) -> None:

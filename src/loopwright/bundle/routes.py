@@ -50,11 +50,15 @@ class ModelRoute(msgspec.Struct, frozen=True):
 
 
 class RouteTable(msgspec.Struct, frozen=True):
-    """Everything a server needs to know. `serial` grows with every change; servers refuse a smaller one."""
+    """Everything a server needs to know. `serial` grows with every change; servers refuse a smaller one.
+
+    trusted: digests of pickled models that may be loaded; what is not among them is not, whatever its bundle says.
+    """
 
     serial: int
     issued_at: str
     models: dict[str, ModelRoute]
+    trusted: tuple[str, ...] = ()
 
 
 class _Envelope(msgspec.Struct, frozen=True):
@@ -67,6 +71,14 @@ def sign_routes(table: RouteTable, key: SigningKey) -> bytes:
     """Return the signed document servers fetch. The same table gives the same bytes."""
     raw = canonical_json(msgspec.to_builtins(table))
     return canonical_json({"table": raw.decode(), "key_id": key.public.key_id, "signature": key.sign(raw)})
+
+
+def signer_of(document: bytes) -> str:
+    """The id of the key a document says it was signed by; nothing is checked. Raises Tampered for no route table."""
+    try:
+        return msgspec.json.decode(document, type=_Envelope).key_id
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Tampered(f"not a route table ({error})", where="route table") from None
 
 
 def open_routes(document: bytes, keys: Iterable[PublicKey]) -> RouteTable:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from loopwright.cli.session import Session, command
+from loopwright.kernel.clock import parse_duration
 from loopwright.kernel.errors import BadInput
 from loopwright.kernel.home import Home
 
@@ -29,6 +30,13 @@ def up(session: Session, host: str, port: int, require_token: bool) -> int:
 @click.option("--grpc-port", type=int, default=0, help="The port for gRPC; 0: none.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Worker processes.")
 @click.option(
+    "--verify-every",
+    default="10m",
+    show_default=True,
+    metavar="SPAN",
+    help="How often to look at the bundles on disk again; 0: never.",
+)
+@click.option(
     "--public-key", type=click.Path(path_type=Path), help="The control plane's public key, to pin it."
 )
 def serve(
@@ -38,10 +46,11 @@ def serve(
     port: int,
     grpc_port: int,
     workers: int,
+    verify_every: str,
     public_key: Path | None,
 ) -> int:
     """Start the data plane: V2 serving on worker processes."""
-    from loopwright.serving.supervisor import ServeOptions
+    from loopwright.serving.options import ServeOptions
     from loopwright.serving.supervisor import serve as run
 
     followed = control or session.url
@@ -54,5 +63,6 @@ def serve(
         ServeOptions(
             control=followed, host=host, port=port, grpc_port=grpc_port, workers=workers, home=folder,
             public_key=public_key, token=session.token, say=session.note,
+            verify_every=0.0 if verify_every.strip() == "0" else parse_duration(verify_every).total_seconds(),
         )
     )  # fmt: skip

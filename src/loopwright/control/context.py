@@ -1,4 +1,4 @@
-"""What an operation works with: the home, its ledger, the actor, the clock and the key. Wired here only."""
+"""What an operation works with: the home, its ledger, the actor, the clock and the keys. Wired here only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from loopwright.bundle.keyring import Keyring
 from loopwright.bundle.keys import SigningKey
 from loopwright.kernel.actor import Actor
 from loopwright.kernel.clock import Clock, utc_now
@@ -32,10 +33,15 @@ class Context:
     ledger: Ledger
     actor: Actor
     clock: Clock
-    key: SigningKey
+    keyring: Keyring
     tracking_uri: str
     assumed_by: Actor | None = None
     ticker: Ticker | None = None
+
+    @property
+    def key(self) -> SigningKey:
+        """The home's key that signs now; whoever verifies uses `keyring.public`."""
+        return self.keyring.signing
 
     @property
     def now(self) -> datetime:
@@ -81,8 +87,16 @@ def open_context(
         home.create()
     ledger = Ledger.open(home.ledger_url)
     ledger.migrate()
-    key = SigningKey.load_or_create(home.signing_key)
-    return Context(home, ledger, actor, clock, key, tracking_uri or local_tracking_uri(home))
+    keyring = Keyring.open(home.keys, create=_is_new(home, ledger))
+    return Context(home, ledger, actor, clock, keyring, tracking_uri or local_tracking_uri(home))
+
+
+def _is_new(home: Home, ledger: Ledger) -> bool:
+    """Whether nothing was ever done here: only then may a key be made that nobody has seen before."""
+    if home.signing_key.exists():
+        return True
+    with ledger.read() as conn:
+        return not ledger_store.rows(conn, limit=1)
 
 
 def local_tracking_uri(home: Home) -> str:

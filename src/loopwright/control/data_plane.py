@@ -21,9 +21,14 @@ Here = Annotated[Context, Depends(context_of)]
 
 @router.get("/keys")
 def keys(ctx: Here) -> JSONResponse:
-    """The public keys that sign routes and bundles; servers pin them at first sight."""
-    public = ctx.key.public
-    return JSONResponse({"keys": [{"key_id": public.key_id, "public": public.to_text()}]})
+    """The public keys that sign routes and bundles, the current one first, and the signed list that endorses them.
+
+    Servers pin them at first sight, and take new ones only as that list continues the one they know.
+    """
+    return JSONResponse({
+        "keys": [{"key_id": key.key_id, "public": key.to_text()} for key in ctx.keyring.public],
+        "keyring": ctx.keyring.document.decode(),
+    })  # fmt: skip
 
 
 @router.get("/routes")

@@ -22,6 +22,7 @@ from loopwright.delivery.store import (
 from loopwright.kernel.clock import iso
 from loopwright.kernel.digest import digest_json
 from loopwright.registry.approval import approval_record
+from loopwright.registry.trust.store import approved
 
 
 def arms(plan: Plan, state: State, *, version: int, baseline: int) -> tuple[Arm, ...]:
@@ -84,12 +85,13 @@ def route_table(conn: Connection, key: SigningKey, now: datetime) -> tuple[int, 
         route = _model_route(conn, model, key)
         if route is not None:
             models[model] = route
-    content = digest_json([key.public.key_id, msgspec.to_builtins(models)])
+    trusted = approved(conn)
+    content = digest_json([key.public.key_id, msgspec.to_builtins(models), trusted])
     standing = last_routes(conn)
     if standing is not None and standing[2] == content:
         return standing[0], standing[1].encode()
     serial = standing[0] + 1 if standing else 1
-    signed = sign_routes(RouteTable(serial, iso(now), models), key)
+    signed = sign_routes(RouteTable(serial, iso(now), models, tuple(trusted)), key)
     add_routes(conn, serial, signed.decode(), content, msgspec.json.decode(signed)["signature"], now)
     return serial, signed
 

@@ -71,6 +71,7 @@ class Stage:
             actor=Actor("ana", Role.DEVELOPER),
             clock=self.context.clock,
             key=self.context.key,
+            trusted=self.context.keyring.public,
             tracking_uri=f"{self.control_url}/mlflow",
             reason=reason,
             progress=self.narrator,

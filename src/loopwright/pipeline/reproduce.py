@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopwright.bundle.depot import BundleDepot
-from loopwright.bundle.keys import SigningKey
+from loopwright.bundle.keyring import Keyring
 from loopwright.bundle.manifest import Manifest
 from loopwright.data.lake import Lake
 from loopwright.data.snapshot import verify_snapshot
@@ -98,8 +98,7 @@ def reproduce(
 
 def verified_bundle(home: Home, digest: str) -> Manifest:
     """The manifest of a bundle of this home, every byte checked; raises Tampered when one is not what was sealed."""
-    key = SigningKey.load_or_create(home.signing_key)
-    return BundleDepot(home.bundles).verify(digest, [key.public])
+    return BundleDepot(home.bundles).verify(digest, Keyring.open(home.keys, create=False).public)
 
 
 class _Unrecorded:

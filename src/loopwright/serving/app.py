@@ -39,6 +39,10 @@ class Host(Protocol):
         """Why no traffic should come, or ""."""
         ...
 
+    def warnings(self) -> list[str]:
+        """What a person should know though all answers are right."""
+        ...
+
     def gauges(self) -> Mapping[str, float]:
         """Numbers for /metrics that are not counters."""
         ...
@@ -182,12 +186,9 @@ class App:
         if path in ("/healthz", "/v2/health/live"):
             return 200, v2.encode({"live": True}), [_JSON]
         if path in ("/readyz", "/v2/health/ready"):
-            why = self._host.not_ready()
-            return (
-                503 if why else 200,
-                v2.encode({"ready": not why, **({"error": why} if why else {})}),
-                [_JSON],
-            )
+            why, warnings = self._host.not_ready(), self._host.warnings()
+            said = {**({"error": why} if why else {}), **({"warnings": warnings} if warnings else {})}
+            return 503 if why else 200, v2.encode({"ready": not why, **said}), [_JSON]
         if path in ("/", "/v2"):
             return 200, v2.encode(self._server()), [_JSON]
         if path == "/v2/models":

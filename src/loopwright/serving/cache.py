@@ -3,8 +3,9 @@
 folder/
   source            this server's id in the event log
   control.key       the control plane's public keys, pinned at the first start
+  keyring.json      the list of its keys since then, each endorsed by the one before it
   routes.json       the last route table, still signed
-  bundles/<digest>  sealed bundles
+  bundles/<digest>  sealed bundles; .damaged.<digest>.<when> are copies that changed on disk, kept for a look
   segments/         prediction log, and offsets.json: how much of it the control plane has
   counters/         one file per worker slot
 """
@@ -13,12 +14,14 @@ import fcntl
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.folder import MAX_BYTES, safe_name
+from loopwright.bundle.keyring import Ring, follow, open_ring
 from loopwright.bundle.keys import PublicKey
 from loopwright.bundle.manifest import MANIFEST, SEAL, open_manifest
 from loopwright.bundle.routes import RouteTable, open_routes
@@ -28,16 +31,18 @@ from loopwright.kernel.files import write_atomic
 from loopwright.kernel.ids import new_id
 
 KEPT_BUNDLES = 10
+KEPT_DAMAGED = 3
 
 
 class Cache:
-    """One server's folder. The supervisor writes it, workers read it."""
+    """One server's folder. The supervisor writes it, from several threads; workers read it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.depot = BundleDepot(folder / "bundles")
         self.segments = folder / "segments"
         self.counters = folder / "counters"
+        self._changing = threading.Lock()
 
     def create(self) -> None:
         """Make the folders. Is idempotent; raises Unavailable when the disk does not let us."""
@@ -76,16 +81,24 @@ class Cache:
         return path.read_text().strip()
 
     def pinned(self) -> list[PublicKey]:
-        """Return the pinned keys, or none before the first contact."""
-        path = self.folder / "control.key"
-        if not path.exists():
-            return []
-        return [PublicKey.from_text(line) for line in path.read_text().splitlines() if line.strip()]
+        """Return the keys to trust, current one first, or none before the first contact.
+
+        They come from the last list that was followed, else from the pin. Raises Tampered for a list that was changed.
+        """
+        anchors = self._anchors()
+        return (self.followed() or anchors) if anchors else []
+
+    def followed(self) -> list[PublicKey]:
+        """Return the keys of the last list that was followed, without the revoked; none before the first."""
+        ring = self._ring()
+        return list(ring.public) if ring else []
 
     def pin(self, keys: Sequence[PublicKey]) -> None:
         """Trust `keys` from now on. Raises Refused when others are pinned already."""
-        before = self.pinned()
-        if before and not set(before) & set(keys):
+        before = self._anchors()
+        ring = self._ring() if before else None
+        known = {*before, *(PublicKey.from_text(entry.public) for entry in (ring.keys if ring else ()))}
+        if before and not known & set(keys):
             raise Refused(
                 "the control plane's key is not the one this server trusts",
                 where=str(self.folder / "control.key"),
@@ -94,7 +107,33 @@ class Cache:
                 next="If the control plane was really set up anew, delete this file or use another --home.",
             )
         if not before:
+            # A list from an earlier pin would speak for keys nobody trusts any more.
+            (self.folder / "keyring.json").unlink(missing_ok=True)
             write_atomic(self.folder / "control.key", "".join(f"{key.to_text()}\n" for key in keys).encode())
+
+    def follow(self, document: bytes) -> list[PublicKey]:
+        """Take over the control plane's list of keys and return those to trust now.
+
+        New keys are taken only as they are endorsed in a chain from what is trusted already; revoked ones are dropped.
+        Raises Tampered for a list that is false in itself, Refused for a stranger's, one that starts a line of its own,
+        or an older one; what was trusted stays then.
+        """
+        offered = open_ring(document, where="the control plane's keys")
+        known = self._ring()
+        follow(offered, known=known, anchors=self._anchors(), where=str(self.folder / "control.key"))
+        if offered != known:
+            write_atomic(self.folder / "keyring.json", document)
+        return list(offered.public)
+
+    def _anchors(self) -> list[PublicKey]:
+        path = self.folder / "control.key"
+        if not path.exists():
+            return []
+        return [PublicKey.from_text(line) for line in path.read_text().splitlines() if line.strip()]
+
+    def _ring(self) -> Ring | None:
+        path = self.folder / "keyring.json"
+        return open_ring(path.read_bytes(), where=str(path)) if path.exists() else None
 
     def routes(self, keys: Sequence[PublicKey]) -> RouteTable | None:
         """Return the kept route table, verified again; None before the first one."""
@@ -113,12 +152,33 @@ class Cache:
         Returns at once when it is here and whole; a damaged copy is thrown away and fetched again. Raises Tampered for
         bytes that do not match, Unavailable when the disk is full or read-only, and whatever `download` raises.
         """
-        if self.depot.has(digest):
+        with self._changing:
+            if self.depot.has(digest):
+                try:
+                    self.depot.verify(digest, keys)
+                    return
+                except (Tampered, NotFound):
+                    self._discard(digest)
+            self._download(digest, keys, download)
+
+    def set_aside(self, digest: str) -> Path | None:
+        """Take a bundle that changed on disk out of use, but keep it for a look; None when it is gone already."""
+        with self._changing:
+            aside = self.depot.root / f".damaged.{digest}.{secrets.token_hex(6)}"
             try:
-                self.depot.verify(digest, keys)
-                return
-            except (Tampered, NotFound):
-                self._discard(digest)
+                self.depot.path(digest).rename(aside)
+            except FileNotFoundError:
+                return None
+            kept = sorted(
+                self.depot.root.glob(".damaged.*"), key=lambda path: path.stat().st_ctime, reverse=True
+            )
+            for old in kept[KEPT_DAMAGED:]:
+                shutil.rmtree(old, ignore_errors=True)
+            return aside
+
+    def _download(
+        self, digest: str, keys: Sequence[PublicKey], download: Callable[[str, str], bytes]
+    ) -> None:
         raw = download(digest, MANIFEST)
         if sha256_bytes(raw) != digest:
             raise Tampered(
@@ -157,9 +217,11 @@ class Cache:
     def prune(self, needed: set[str]) -> None:
         """Delete bundles that no route needs, except the most recent ones (a rollback may want them back)."""
         others = [digest for digest in self.depot.digests() if digest not in needed]
-        others.sort(key=lambda digest: self.depot.path(digest).stat().st_mtime, reverse=True)
-        for digest in others[KEPT_BUNDLES:]:
-            self._discard(digest)
+        with self._changing:
+            others = [digest for digest in others if self.depot.path(digest).exists()]
+            others.sort(key=lambda digest: self.depot.path(digest).stat().st_mtime, reverse=True)
+            for digest in others[KEPT_BUNDLES:]:
+                self._discard(digest)
 
     def _discard(self, digest: str) -> None:
         # Renamed first, so that no reader sees half a bundle.

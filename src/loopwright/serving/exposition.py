@@ -42,7 +42,8 @@ def render(folder: Path, gauges: Mapping[str, float]) -> str:
     lines += _histogram({key: value for key, value in series.items() if key[0] == "latency"})
     lines += _processes(worker_pids(folder))
     for name, number in sorted(gauges.items()):
-        lines += [f"# TYPE loopwright_{name} gauge", f"loopwright_{name} {number:g}"]
+        kind = "counter" if name.endswith("_total") else "gauge"
+        lines += [f"# TYPE loopwright_{name} {kind}", f"loopwright_{name} {number:.15g}"]
     return "\n".join(lines) + "\n"
 
 

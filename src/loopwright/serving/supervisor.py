@@ -10,62 +10,29 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from loopwright.bundle.keys import PublicKey
 from loopwright.bundle.routes import RouteTable, open_routes
-from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Refused, Unavailable
+from loopwright.kernel.errors import LoopwrightError, NotFound, Refused, Tampered, Unavailable
 from loopwright.kernel.ids import new_id
 from loopwright.serving.cache import Cache
 from loopwright.serving.channel import Channel
+from loopwright.serving.options import ServeOptions
+from loopwright.serving.pinning import trusted_keys
 from loopwright.serving.ports import listen
 from loopwright.serving.profiles import Profiles
+from loopwright.serving.recheck import Recheck
 from loopwright.serving.shipping import Shipper
 from loopwright.serving.upstream import Upstream
 from loopwright.serving.worker import GRACE_SECONDS, WorkerConfig
 
-T = TypeVar("T")
-
 MISSED_PINGS = 30
 EARLY_DEATHS = 5
 APPLY_SECONDS = 60.0
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeOptions:
-    """What `loopwright serve` was asked for.
-
-    home: this server's own folder (cache and log). public_key: file with the control plane's public key; without it the
-    key is pinned at the first contact. wait: seconds to wait for the control plane when nothing is cached. port 0: any.
-    """
-
-    control: str
-    home: Path
-    port: int = 8080
-    host: str = "127.0.0.1"
-    workers: int = 1
-    grpc_port: int = 0
-    token: str | None = None
-    public_key: Path | None = None
-    wait: float = 10.0
-    poll: float = 0.5
-    ship: float = 0.5
-    timeout: float = 2.0
-    max_body: int = 8 << 20
-    max_rows: int = 10_000
-    durable: bool = False
-    say: Callable[[str], None] = field(default=_say)
 
 
 def serve(options: ServeOptions) -> int:
@@ -74,12 +41,12 @@ def serve(options: ServeOptions) -> int:
     Raises what keeps it from starting: Unavailable (control plane, port, disk), Unauthenticated, Refused (another key),
     Conflict (another server uses the folder), BadInput.
     """
-    _check(options)
+    options.check()
     cache = Cache(options.home)
     cache.create()
     with cache.owned():
         upstream = Upstream(options.control, options.token)
-        keys = _trusted_keys(options, cache, upstream)
+        keys = trusted_keys(options, cache, upstream)
         for stale in cache.counters.glob("*.counters"):
             stale.unlink()
         sockets = listen(options.host, options.port, options.workers)
@@ -88,56 +55,6 @@ def serve(options: ServeOptions) -> int:
         finally:
             for listener in sockets:
                 listener.close()
-
-
-def _check(options: ServeOptions) -> None:
-    if not 1 <= options.workers <= 256:
-        raise BadInput("not a number of workers", where="--workers", got=options.workers, wanted="1 to 256")
-    for name, port in (("--port", options.port), ("--grpc-port", options.grpc_port)):
-        if not 0 <= port <= 65535:
-            raise BadInput("not a port", where=name, got=port, wanted="0 to 65535")
-    if options.grpc_port:
-        try:
-            import grpc  # noqa: F401 - only asks whether the extra is installed
-        except ImportError:
-            raise BadInput(
-                "gRPC is not installed", where="--grpc-port", next="Run: pip install 'loopwright[grpc]'"
-            ) from None
-        listen(options.host, options.grpc_port, 1)[0].close()
-
-
-def _trusted_keys(options: ServeOptions, cache: Cache, upstream: Upstream) -> list[PublicKey]:
-    """Return the keys to trust: from --public-key, else pinned before, else pinned now."""
-    if options.public_key is not None:
-        try:
-            lines = options.public_key.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"cannot be read ({error})", where=f"--public-key {options.public_key}") from None
-        given = [PublicKey.from_text(line) for line in lines if line.strip()]
-        if not given:
-            raise BadInput("the file holds no key", where=f"--public-key {options.public_key}")
-        cache.pin(given)
-        return given
-    pinned = cache.pinned()
-    if pinned:
-        return pinned
-    keys = _patiently(upstream.keys, options)
-    if not keys:
-        raise Refused("the control plane names no key", where=upstream.url)
-    cache.pin(keys)
-    options.say(f"trusting the control plane's key {', '.join(key.key_id for key in keys)} from now on")
-    return cache.pinned()
-
-
-def _patiently(act: Callable[[], T], options: ServeOptions) -> T:
-    until = time.monotonic() + options.wait
-    while True:
-        try:
-            return act()
-        except Unavailable:
-            if time.monotonic() >= until:
-                raise
-            time.sleep(0.2)
 
 
 @dataclass(slots=True)
@@ -174,9 +91,11 @@ class _Supervisor:
         self._slots = [_Slot(f"w{i}", listener) for i, listener in enumerate(sockets)]
         if options.grpc_port:
             self._slots.append(_Slot("grpc", None, grpc_port=options.grpc_port))
+        self._said: dict[str, str] = {}
         self._stopping = asyncio.Event()
         self._failure: LoopwrightError | None = None
-        self._table: RouteTable | None = cache.routes(keys)
+        self._ring, self._keys_at = b"", 0.0
+        self._table: RouteTable | None = self._kept_table()
         self._document = b""
         self._unfetched: dict[str, str] = {}
         self._verified: set[str] = set()
@@ -185,7 +104,14 @@ class _Supervisor:
         self._polling, self._shipping = asyncio.Lock(), asyncio.Lock()
         self._drains = 0
         self._control_up = False
-        self._said: dict[str, str] = {}
+        self._recheck = Recheck(
+            cache,
+            every=options.verify_every,
+            needed=self._needed_now,
+            keys=lambda: self._keys,
+            damaged=self._doubt,
+            complain=self._complain,
+        )
         self._profiles = Profiles(cache, options.say)
         # Its own connection: shipping and polling run in different threads.
         self._shipper = Shipper(
@@ -207,7 +133,9 @@ class _Supervisor:
             asyncio.create_task(job()) for job in (self._poll_forever, self._ship_forever, self._ping_forever)
         ]
         announced = asyncio.create_task(self._announce())
+        self._recheck.start()
         await self._stopping.wait()
+        self._recheck.stop()
         self._say("stopping: answering what is under way")
         await self._stop_workers()
         for task in [*tasks, announced]:
@@ -241,9 +169,21 @@ class _Supervisor:
             document = await asyncio.to_thread(self._upstream.routes)
             self._control_up = True
             self._said.pop("control", None)
+            if asyncio.get_running_loop().time() >= self._keys_at:
+                try:
+                    await self._follow_keys()
+                    self._said.pop("keys", None)
+                except LoopwrightError as error:
+                    # What is trusted stays, and so does what it signed.
+                    self._complain("keys", f"the control plane's keys are not followed: {error}")
             if document == self._document and not self._unfetched and not self._doubted:
                 return self._table.serial if self._table else 0
-            table = open_routes(document, self._keys)
+            try:
+                table = open_routes(document, self._keys)
+            except Tampered:
+                # Signed by a key that came after the last look, or by a stranger's.
+                await self._follow_keys()
+                table = open_routes(document, self._keys)
             if self._table is not None and table.serial < self._table.serial:
                 raise Refused(
                     "the control plane sent an older route table",
@@ -268,12 +208,46 @@ class _Supervisor:
                         slot.channel.send({"apply": unfetched})
             return table.serial
 
+    def _kept_table(self) -> RouteTable | None:
+        """The table kept on disk; one that no trusted key signed (any more) is none."""
+        try:
+            return self._cache.routes(self._keys)
+        except Tampered as error:
+            self._complain("kept table", f"the kept route table is not used: {error}")
+            return None
+
+    async def _follow_keys(self) -> None:
+        """Ask for the control plane's keys, and tell the workers when others are to be trusted from now on.
+
+        Raises Refused or Tampered for keys that do not continue those trusted so far, which stay then.
+        """
+        self._keys_at = asyncio.get_running_loop().time() + self._options.keys_every
+        _, document = await asyncio.to_thread(self._upstream.keys)
+        if not document or document == self._ring:
+            return
+        trusted = await asyncio.to_thread(self._cache.follow, document)
+        self._ring = document
+        if trusted == self._keys:
+            return
+        self._say(f"trusting the control plane's keys {', '.join(key.key_id for key in trusted)} from now on")
+        self._keys = trusted
+        for slot in self._slots:
+            if slot.channel is not None:
+                slot.channel.send({"keys": [key.to_text() for key in trusted]})
+        # What only a dropped key vouched for has to be sealed by another one now.
+        self._doubted = True
+
+    def _needed_now(self) -> set[str]:
+        return _needed(self._table) if self._table is not None else set()
+
+    def _doubt(self, digest: str) -> None:
+        """Let the next poll look at every bundle again; called from the rechecking thread."""
+        self._doubted = True
+
     def _fetch_bundles(self, table: RouteTable) -> dict[str, str]:
         """Bring what the table needs into the depot; return why by digest for bundles that cannot be trusted."""
         refused: dict[str, str] = {}
-        needed = {
-            route.versions[str(arm.version)].bundle for route in table.models.values() for arm in route.arms
-        }
+        needed = _needed(table)
         for digest in sorted(needed - self._verified):
             try:
                 self._cache.fetch_bundle(digest, self._keys, self._upstream.bundle_file)
@@ -296,7 +270,12 @@ class _Supervisor:
                 self._control_up = self._control_up and not isinstance(error, Unavailable)
                 self._complain("control", f"{_said(error)} (serving goes on with the last route table)")
 
+    def _missing(self) -> list[str]:
+        """Digests that routes need and that are not on disk: a worker that starts now could not load them."""
+        return sorted(digest for digest in self._needed_now() if not self._cache.depot.has(digest))
+
     async def _refresh(self) -> tuple[int, dict[str, Any]]:
+        self._keys_at = 0.0
         serial = await self._poll()
         async with asyncio.timeout(APPLY_SECONDS):
             while any(slot.ready and (slot.serial or 0) < serial for slot in self._slots):
@@ -455,6 +434,8 @@ class _Supervisor:
                 "unshipped_bytes": float(backlog),
                 "workers_ready": float(sum(slot.ready for slot in self._slots)),
                 "refused_bundles": float(len(self._unfetched)),
+                "bundles_missing": float(len(self._missing())),
+                **self._recheck.gauges(),
             }
             for slot in self._slots:
                 if slot.channel is None or not slot.ready or slot.process is None:
@@ -509,6 +490,10 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "2",
     "PYTHONUNBUFFERED": "1",
 }
+
+
+def _needed(table: RouteTable) -> set[str]:
+    return {route.versions[str(arm.version)].bundle for route in table.models.values() for arm in route.arms}
 
 
 def _said(error: Exception) -> str:

@@ -23,6 +23,7 @@ class _Key(msgspec.Struct):
 
 class _Keys(msgspec.Struct):
     keys: list[_Key]
+    keyring: str = ""
 
 
 class Upstream:
@@ -43,10 +44,10 @@ class Upstream:
         self._timeout = timeout
         self._connection: http.client.HTTPConnection | None = None
 
-    def keys(self) -> list[PublicKey]:
-        """Return the public keys the control plane signs with."""
+    def keys(self) -> tuple[list[PublicKey], bytes]:
+        """Return the public keys the control plane names, and its signed list of keys (empty: it keeps none)."""
         answer = self._decode(self._call("GET", "/keys"), _Keys, "/keys")
-        return [PublicKey.from_text(key.public) for key in answer.keys]
+        return [PublicKey.from_text(key.public) for key in answer.keys], answer.keyring.encode()
 
     def routes(self) -> bytes:
         """Return the signed route table as it came."""

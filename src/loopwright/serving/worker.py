@@ -17,6 +17,7 @@ import uvicorn
 import uvloop
 
 from loopwright.bundle.keys import PublicKey
+from loopwright.kernel.errors import Tampered
 from loopwright.serving.app import App, Bounds
 from loopwright.serving.cache import Cache
 from loopwright.serving.channel import Channel
@@ -88,6 +89,16 @@ class Worker:
                 return f"{name} has no version that may answer: {reasons}"
         return ""
 
+    def warnings(self) -> list[str]:
+        """What a person should know though all answers are right."""
+        missing = int(self._gauges.get("bundles_missing", 0))
+        if not missing:
+            return []
+        return [
+            f"{missing} bundles that routes need are not whole on disk and could not be fetched again: what is loaded "
+            "answers from memory, a worker that starts now cannot load them"
+        ]
+
     def gauges(self) -> Mapping[str, float]:
         """What the supervisor said last, and this worker's own."""
         return {
@@ -132,7 +143,9 @@ class Worker:
 
     async def _listen(self) -> None:
         async for message in self._channel.messages():
-            if "apply" in message:
+            if "keys" in message:
+                self._keys = [PublicKey.from_text(text) for text in message["keys"]]
+            elif "apply" in message:
                 # Beside this loop: a version that hangs while it loads must not make the whole worker look dead.
                 task = asyncio.create_task(self._apply_and_tell(message["apply"]))
                 self._applying.add(task)
@@ -156,7 +169,11 @@ class Worker:
         self._channel.send({"applied": self._serial, "refused": self._refused()})
 
     async def _apply(self, unfetched: Mapping[str, str]) -> None:
-        table = self._cache.routes(self._keys)
+        try:
+            table = self._cache.routes(self._keys)
+        except Tampered:
+            # Signed by a key that counts no more: the supervisor is about to bring another.
+            return
         if table is None or (self._serial is not None and table.serial < self._serial):
             return
         # Loading takes a while; in a thread it does not hold up requests.

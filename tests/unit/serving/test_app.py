@@ -26,9 +26,13 @@ STABLE = Arm("stable", 1, 1.0)
 class Host:
     def __init__(self) -> None:
         self.reason = ""
+        self.said: list[str] = []
 
     def not_ready(self) -> str:
         return self.reason
+
+    def warnings(self) -> list[str]:
+        return self.said
 
     def gauges(self) -> Mapping[str, float]:
         return {"workers_ready": 1.0}

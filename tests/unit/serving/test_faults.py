@@ -18,7 +18,9 @@ from loopwright.serving.cache import Cache
 from loopwright.serving.events import Event, SegmentWriter, frame
 from loopwright.serving.loading import load_models
 from loopwright.serving.shipping import Shipper
-from loopwright.serving.supervisor import ServeOptions, _Slot, _Supervisor, _trusted_keys
+from loopwright.serving.options import ServeOptions
+from loopwright.serving.pinning import trusted_keys
+from loopwright.serving.supervisor import _Slot, _Supervisor
 from loopwright.serving.upstream import Upstream
 from loopwright.serving.wire import open_batch
 
@@ -216,7 +218,7 @@ def test_a_file_without_a_key_does_not_mean_trust_whoever_answers(tmp_path: Path
     empty.write_text("\n")
     options = ServeOptions(control="http://127.0.0.1:1", home=cache.folder, public_key=empty, wait=0.0)
     with pytest.raises(BadInput, match="holds no key"):
-        _trusted_keys(options, cache, Upstream(options.control, None))
+        trusted_keys(options, cache, Upstream(options.control, None))
     assert cache.pinned() == []
 
 
@@ -225,4 +227,4 @@ def test_only_the_keys_of_the_given_file_are_trusted(tmp_path: Path, cache: Cach
     given = tmp_path / "key"
     given.write_text(KEY.public.to_text())
     options = ServeOptions(control="http://127.0.0.1:1", home=cache.folder, public_key=given)
-    assert _trusted_keys(options, cache, Upstream(options.control, None)) == [KEY.public]
+    assert trusted_keys(options, cache, Upstream(options.control, None)) == [KEY.public]

@@ -37,7 +37,7 @@ class RolloutController:
                 version = versions.get_version(conn, model=rollout.model, version=rollout.version)
             if version.bundle is None:
                 return Verdict.ERROR
-            return smoke_test(BundleDepot(ctx.home.bundles).path(version.bundle), [ctx.key.public])
+            return smoke_test(BundleDepot(ctx.home.bundles).path(version.bundle), ctx.keyring.public)
 
         def compare(rollout: Rollout, until: datetime) -> Mapping[str, Any] | None:
             if not isinstance(rollout.state, Shadow) or rollout.baseline is None:

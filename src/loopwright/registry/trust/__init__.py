@@ -1,0 +1,1 @@
+"""Which pickled models somebody asked to be loaded, and who said yes."""

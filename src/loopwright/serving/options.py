@@ -1,0 +1,63 @@
+"""What `loopwright serve` was asked for."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loopwright.kernel.errors import BadInput
+from loopwright.serving.ports import listen
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """What `loopwright serve` was asked for.
+
+    home: this server's own folder (cache and log). public_key: file with the control plane's public key; without it the
+    key is pinned at the first contact. wait: seconds to wait for the control plane when nothing is cached. port 0: any.
+    verify_every: seconds between two looks at the bundles on disk; 0: never.
+    """
+
+    control: str
+    home: Path
+    port: int = 8080
+    host: str = "127.0.0.1"
+    workers: int = 1
+    grpc_port: int = 0
+    token: str | None = None
+    public_key: Path | None = None
+    wait: float = 10.0
+    poll: float = 0.5
+    ship: float = 0.5
+    timeout: float = 2.0
+    max_body: int = 8 << 20
+    max_rows: int = 10_000
+    durable: bool = False
+    verify_every: float = 600.0
+    keys_every: float = 5.0
+    say: Callable[[str], None] = field(default=_say)
+
+    def check(self) -> None:
+        """Raise BadInput for what cannot be meant, before anything is opened."""
+        if not 1 <= self.workers <= 256:
+            raise BadInput("not a number of workers", where="--workers", got=self.workers, wanted="1 to 256")
+        if self.verify_every < 0:
+            raise BadInput(
+                "not a span of time", where="--verify-every", got=self.verify_every, wanted="0 or more"
+            )
+        for name, port in (("--port", self.port), ("--grpc-port", self.grpc_port)):
+            if not 0 <= port <= 65535:
+                raise BadInput("not a port", where=name, got=port, wanted="0 to 65535")
+        if self.grpc_port:
+            try:
+                import grpc  # noqa: F401 - only asks whether the extra is installed
+            except ImportError:
+                raise BadInput(
+                    "gRPC is not installed", where="--grpc-port", next="Run: pip install 'loopwright[grpc]'"
+                ) from None
+            listen(self.host, self.grpc_port, 1)[0].close()
