@@ -1,4 +1,4 @@
-"""models list|show|lineage, promote, approve, reject, rollback."""
+"""models list|show|lineage|retention|delete, promote, approve, reject, rollback."""
 
 from typing import Any
 
@@ -43,6 +43,33 @@ def show(session: Session, model: str, version: int | None) -> None:
 def lineage(session: Session, model: str, version: int) -> None:
     """Show what a version came from: run, code, data, parent, people."""
     session.show(session.call("models.lineage", model=model, version=version), _graph)
+
+
+@command("retention", models)
+@click.argument("model", required=False)
+def retention(session: Session, model: str | None) -> None:
+    """Show until when versions are kept, and which may go."""
+    session.show(
+        session.call("models.retention", model=model),
+        lambda rows: table(
+            rows,
+            [("model", "model"), ("version", "version"), ("stage", "stage"),
+             ("kept until", lambda v: v["kept_until"][:10]), ("may go", lambda v: "yes" if v["may_go"] else "no"),
+             ("needed", lambda v: "; ".join(v["needed_by"]))],
+            empty="no models yet; train one: loopwright run DIR",
+        ),
+    )  # fmt: skip
+
+
+@command("delete", models)
+@click.argument("model")
+@click.argument("version", type=int)
+@click.option("--reason", required=True, help="Why; it stays in the audit log.")
+@click.option("--dry-run", is_flag=True, help="Only say whether it may go.")
+def delete(session: Session, model: str, version: int, reason: str, dry_run: bool) -> None:
+    """Delete a version whose retention is over."""
+    answer = session.call("models.delete", model=model, version=version, reason=reason, dry_run=dry_run)
+    session.show(answer, _deletion)
 
 
 @command("promote")
@@ -98,6 +125,15 @@ def _promotion(answer: dict[str, Any]) -> str:
     if answer.get("rollout"):
         what += f"\nrollout: {answer['rollout']['at']} ({answer['rollout']['strategy']})"
     return what
+
+
+def _deletion(answer: dict[str, Any]) -> str:
+    what = f"{answer['model']} version {answer['version']}"
+    if not answer["deleted"]:
+        why = [*answer["needed_by"], f"it is under retention until {answer['kept_until'][:10]}"]
+        return f"{what} may go." if answer["may_go"] else f"{what} is kept: {'; '.join(why)}."
+    freed = f"; its bundle {answer['dropped'][0][:12]} too" if answer["dropped"] else ""
+    return f"{what} is deleted{freed}. What was decided about it stays in the audit log."
 
 
 def _versions(answer: dict[str, Any]) -> str:

@@ -1,22 +1,23 @@
 """Stands before MLflow's app: who may come in, which routes and artifacts they may touch, how much they may send.
 
 Pure ASGI, because MLflow serves artifacts by native routes that its own request hooks never see. Decisions rest on the
-path as it is routed, decoded until nothing is left to decode; never on the body.
+path as it is routed, decoded until nothing is left to decode, and on the table in `surface`; never on the body.
 """
 
 import json
-import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, parse_qsl, unquote
 
 import anyio.to_thread
 
-from loopwright.kernel.actor import Actor, Role, require
+from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Refused, Unauthenticated
+from loopwright.registry.authority import require_somewhere
 from loopwright.registry.identity import current_actor
+from loopwright.registry.surface import Route, plain_path, route_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,30 +27,36 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Registered = Callable[[list[str], str], list[tuple[str, int]]]
 """Given artifact URIs and a prefix: which registered versions' files lie at or under them."""
 
-API_LIMIT = 32 * 2**20
-ARTIFACT_LIMIT = 8 * 2**30
+Refusal = Callable[[Actor, str, str, Refused], None]
+"""Told who was refused which act ("PUT"), on what, and why; keeps it in the audit log."""
 
-_API = re.compile(r"/(?:ajax-)?api/\d+\.\d+/(mlflow|mlflow-artifacts)/(.*)")
-_ARTIFACT = re.compile(r"(?:artifacts|presigned|mpu/(?:create|complete|abort))(?:/(.*))?")
-_OFFERED = frozenset(
-    (
-        "artifacts", "datasets", "experiments", "get-online-trace-details", "issues", "label-schemas", "logged-models",
-        "metrics", "model-versions", "params", "registered-models", "review-queues", "runs", "scorers", "server-info",
-        "traces", "unified-traces", "upload-artifact", "users", "webhooks", "gateway-info",
-    )
-)  # fmt: skip
-"""MLflow's tracking and registry. Its gateway, jobs, assistant and workspaces run code or keep secrets: not offered."""
-_NEVER = re.compile(
-    r"artifacts/presigned-upload-url|runs/create-promptlab-run|issues/.*invoke|scorers/online-config.*"
+API_LIMIT = 4 * 2**20
+"""MLflow holds a call's whole body in memory, several times over once it is parsed."""
+BULK_LIMIT = 32 * 2**20
+"""Traces, data sets and logged models carry content."""
+UPLOAD_LIMIT = 10 * 2**20 + 2**16
+"""What MLflow's page may send as an artifact; it is held in memory, too."""
+ARTIFACT_LIMIT = 8 * 2**30
+"""An artifact that is streamed to disk."""
+SEGMENT_LIMIT, PATH_LIMIT = 255, 2048
+"""Bytes of a path's part and of the whole: what file systems take."""
+
+_BULK = (
+    "traces",
+    "datasets",
+    "logged-models",
+    "/v1/traces",
+    "runs/log-inputs",
+    "runs/log-model",
+    "runs/outputs",
 )
-_READING_POSTS = re.compile(
-    r"(?:[a-z-]+/)*(?:search|search-datasets|get-latest-versions|batchGetInfos|calculate-filter-correlation)"
-    r"|traces/metrics|artifacts/presigned-download-url|metrics/get-history-bulk.*"
-)
-_PAGES = re.compile(
-    r"/(?:|health|version|graphql|get-artifact|model-versions/get-artifact|static-files(?:/.*)?)"
-)
-_SPANS = "/v1/traces"
+_ROLES: dict[str, Role] = {
+    "reads": Role.VIEWER,
+    "governed": Role.VIEWER,  # the store asks for more, on the model
+    "tracks": Role.DEVELOPER,
+    "uploads": Role.DEVELOPER,
+    "admins": Role.ADMIN,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +73,18 @@ class Passage:
 class Guard:
     """Wraps MLflow's app. `fallback` acts when authentication set nobody (local mode); None means 401."""
 
-    def __init__(self, app: App, *, registered: Registered, fallback: Actor | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        registered: Registered,
+        fallback: Actor | None = None,
+        refused: Refusal = lambda *_: None,
+    ) -> None:
         self.app = app
         self.registered = registered
         self.fallback = fallback
+        self.refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -79,18 +94,21 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         path = below_mount(scope["path"], scope.get("root_path", ""))
+        actor = current_actor.get() or self.fallback
         try:
-            actor = current_actor.get() or self.fallback
             if actor is None:
                 raise Unauthenticated(
                     "nobody is signed in", where="mlflow", next="Send a token: set MLFLOW_TRACKING_TOKEN."
                 )
             passage = judge(scope["method"], path, scope.get("query_string", b"").decode("latin-1"))
-            require(actor, passage.role, f"{scope['method']} {path}")
+            require_somewhere(actor, passage.role, f"{scope['method']} {path}")
             if passage.writes is not None:
                 await anyio.to_thread.run_sync(partial(self._check_write, passage))
             bounded = _Bounded(receive, send, passage.limit, _declared_length(scope))
         except LoopwrightError as error:
+            if isinstance(error, Refused) and actor is not None:
+                note = partial(self.refused, actor, scope["method"], plain_path(path), error)
+                await anyio.to_thread.run_sync(note)
             await _answer(send, error.http_status, error)
             return
         # MLflow's own checks (CORS, hosts) compare whole paths: it must see itself at the root.
@@ -132,33 +150,46 @@ def below_mount(path: str, root_path: str) -> str:
 
 def judge(method: str, path: str, query: str = "") -> Passage:
     """Say what a request needs. Raises NotFound for routes not offered here, BadInput for a path that hides another."""
-    reading = method in ("GET", "HEAD", "OPTIONS")
-    if _PAGES.fullmatch(path):
-        # GraphQL is only read from: MLflow's schema has no mutation that changes anything.
-        if reading or (method == "POST" and path == "/graphql"):
-            return Passage(Role.VIEWER)
-        raise _not_offered(method, path)
-    if path == _SPANS and method == "POST":
-        return Passage(Role.DEVELOPER, ARTIFACT_LIMIT)
-    api = _API.fullmatch(path)
-    if api is None:
-        raise _not_offered(method, path)
-    service, rest = api.groups()
-    if service == "mlflow-artifacts":
-        return _judge_artifact(method, reading, rest)
-    clean_path(rest)
-    if rest.split("/")[0] not in _OFFERED or _NEVER.fullmatch(rest):
-        raise _not_offered(method, path)
-    if rest == "upload-artifact":
+    _check_query(query)
+    route = route_of(method, path)
+    spelled = plain_path(path)
+    if route is None or route.treatment == "closed":
+        raise NotFound("this part of MLflow is not offered here", where="mlflow", got=f"{method} {path}")
+    if not spelled.startswith("/static-files/") and spelled != "/":
+        clean_path(spelled.removeprefix("/"))
+    role = _ROLES[route.treatment]
+    if route.treatment != "uploads":
+        return Passage(role, _limit(route))
+    if route.path == "upload-artifact":
         named = parse_qs(query, keep_blank_values=True)
         runs, targets = named.get("run_uuid", []), named.get("path", [])
         if len(runs) != 1 or len(targets) != 1:
             # MLflow reads the first of several; whoever checks another one checks nothing.
             raise BadInput("wanted once each: run_uuid and path", where="mlflow", got=query)
-        return Passage(Role.DEVELOPER, ARTIFACT_LIMIT, clean_path(targets[0]), clean_path(runs[0]))
-    if reading or (method == "POST" and _READING_POSTS.fullmatch(rest)):
-        return Passage(Role.VIEWER)
-    return Passage(Role.DEVELOPER)
+        return Passage(role, UPLOAD_LIMIT, clean_path(targets[0]), clean_path(runs[0]))
+    # "/mlflow-artifacts/artifacts/PATH", "/mlflow-artifacts/mpu/create/PATH"
+    fixed = route.path.partition("<")[0]
+    limit = ARTIFACT_LIMIT if method == "PUT" else API_LIMIT
+    return Passage(role, limit, clean_path(spelled.removeprefix(fixed)))
+
+
+def _limit(route: Route) -> int:
+    return BULK_LIMIT if route.path.startswith(_BULK) else API_LIMIT
+
+
+def _check_query(query: str) -> None:
+    """Refuse what no name or path holds: MLflow would fail on some of it with a 500."""
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if len(value) > 64_000 or any(ord(sign) < 32 and sign not in "\t\n\r" for sign in name + value):
+            raise BadInput("a query with control characters, or too long", where="mlflow", got=name)
+        if name in ("path", "artifact_path") and value and _too_long(value):
+            raise BadInput("a path too long for any file", where="mlflow", got=value)
+
+
+def _too_long(path: str) -> bool:
+    return len(path.encode()) > PATH_LIMIT or any(
+        len(part.encode()) > SEGMENT_LIMIT for part in path.split("/")
+    )
 
 
 def clean_path(path: str) -> str:
@@ -176,23 +207,9 @@ def clean_path(path: str) -> str:
         raise BadInput(
             "a path that could name another place", where="mlflow", got=path, wanted="plain segments"
         )
+    if _too_long(decoded):
+        raise BadInput("a path too long for any file", where="mlflow", got=path)
     return decoded
-
-
-def _judge_artifact(method: str, reading: bool, rest: str) -> Passage:
-    match = _ARTIFACT.fullmatch(rest)
-    if match is None:
-        raise _not_offered(method, rest)
-    if not match[1]:
-        if reading:
-            return Passage(Role.VIEWER)
-        raise _not_offered(method, rest)
-    target = clean_path(match[1])
-    return Passage(Role.VIEWER) if reading else Passage(Role.DEVELOPER, ARTIFACT_LIMIT, target)
-
-
-def _not_offered(method: str, path: str) -> NotFound:
-    return NotFound("this part of MLflow is not offered here", where="mlflow", got=f"{method} {path}")
 
 
 def _declared_length(scope: Scope) -> int:

@@ -3,13 +3,20 @@
 import os
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from loopwright.bundle.depot import BundleDepot
 from loopwright.kernel.actor import Actor
+from loopwright.kernel.errors import Refused
 from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
 from loopwright.registry import entry, store
 from loopwright.registry.guard import App, Guard
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
+from loopwright.registry.retention import drop_bytes
+
+if TYPE_CHECKING:
+    from loopwright.registry.mlflow_store import GovernedRegistry  # imports MLflow
 
 # What MLflow answers to by itself: loopback and private addresses, with and without a port.
 _NEAR = (
@@ -47,15 +54,21 @@ def create_mlflow_app(
         warnings.filterwarnings("ignore", message="starlette.middleware.wsgi")
         from mlflow.server import fastapi_app
 
-    _install(url)
+    registry = _install(url)
+    registry.freed = lambda: drop_bytes(ledger, BundleDepot(home.bundles))
+
+    def refused(who: Actor, method: str, path: str, error: Refused) -> None:
+        registry.refusals.note(actor=who.name, act=method, subject=path, why=str(error), now=registry.clock())
+
     return Guard(
         fastapi_app.create_fastapi_app(),
         registered=lambda uris, below: _registered(ledger, uris, below),
         fallback=actor,
+        refused=refused,
     )
 
 
-def _install(url: str) -> None:
+def _install(url: str) -> "GovernedRegistry":
     """Point MLflow's module globals at our stores, also where MLflow's own client code runs inside the server."""
     from mlflow import set_registry_uri, set_tracking_uri
     from mlflow.server import handlers as server
@@ -67,8 +80,12 @@ def _install(url: str) -> None:
         _get_store_registry().register(scheme, entry.registry)
         server._tracking_store_registry.register(scheme, entry.tracking)
         server._model_registry_store_registry.register(scheme, entry.registry)
-    server._tracking_store = entry.tracking(url, "mlflow-artifacts:/")
-    server._model_registry_store = entry.registry(url)
+    registry: GovernedRegistry = entry.registry(url)
+    registry.takes_files = False
+    tracking = entry.tracking(url, "mlflow-artifacts:/")
+    tracking.refusals = registry.refusals
+    server._tracking_store = tracking
+    server._model_registry_store = registry
     # MLflow hands this setting on to child processes by the environment; ours choose their own.
     before = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")
     set_tracking_uri(url)
@@ -77,6 +94,7 @@ def _install(url: str) -> None:
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
+    return registry
 
 
 def _registered(ledger: Ledger, uris: list[str], below: str) -> list[tuple[str, int]]:

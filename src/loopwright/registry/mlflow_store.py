@@ -2,17 +2,11 @@
 # MLflow's stores carry no types.
 """MLflow's model registry under our policy: every change passes here, with its audit row in the same transaction.
 
-| MLflow call | what happens |
-|---|---|
-| create model, create version, descriptions, tags, aliases | allowed to developers; not under our reserved names |
-| stage to Staging or Production | only what `promotion` allows; the refusal says what is missing |
-| stage to None or Archived | allowed for versions that do not serve |
-| rename, delete version, delete a model with versions | refused |
-| webhooks | admins |
-| anything else that writes the registry's rows | refused (`unit_of_work`) |
+What happens to each call stands in `surface`, and from there in docs/reference/mlflow-registry.md. A call that the
+table does not name is refused, and so is a write to the registry's rows that no act announced (`unit_of_work`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,13 +19,16 @@ from mlflow.protos.databricks_pb2 import (
     PERMISSION_DENIED,
     RESOURCE_CONFLICT,
     RESOURCE_DOES_NOT_EXIST,
+    RESOURCE_EXHAUSTED,
     UNAUTHENTICATED,
 )
+from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.utils.validation import _validate_model_version
 from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
 
-from loopwright.kernel.actor import Actor, Role, require
+from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.clock import Clock, utc_now
 from loopwright.kernel.errors import (
     BadInput,
@@ -39,20 +36,22 @@ from loopwright.kernel.errors import (
     LoopwrightError,
     NotFound,
     Refused,
+    TooMany,
     Unauthenticated,
 )
 from loopwright.kernel.stage import Stage
 from loopwright.ledger import store as ledger
 from loopwright.ledger.engine import become_writer
-from loopwright.registry import promotion, store
+from loopwright.registry import checks, limits, promotion, store
+from loopwright.registry.authority import require_on, role_on
 from loopwright.registry.identity import acting, current_actor
-from loopwright.registry.promotion import RESERVED_ALIASES
+from loopwright.registry.location import check_location
 from loopwright.registry.records import Version
-from loopwright.registry.unit_of_work import UnitOfWork, shared_engine
-from loopwright.registry.versions import TAG_PREFIX, check_name
-
-PROMPT_TAG = "mlflow.prompt.is_prompt"
-"""Marks a prompt, which is no model: MLflow keeps both in one table and hides prompts from searches."""
+from loopwright.registry.refusals import Refusals
+from loopwright.registry.retention import delete_version
+from loopwright.registry.surface import known_calls
+from loopwright.registry.unit_of_work import UnitOfWork, announced, shared_engine
+from loopwright.registry.versions import check_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,7 @@ class Act:
     """An open act: who, when, and the connection that MLflow's rows, ours and the audit row share."""
 
     conn: Connection
+    session: Session
     actor: Actor
     now: datetime
     action: str
@@ -81,10 +81,15 @@ class GovernedRegistry(SqlAlchemyStore):
     """The registry store of the mounted MLflow app. Safe to share between threads."""
 
     clock: Clock = staticmethod(utc_now)
+    takes_files = True
+    """Whether versions may be registered from this machine's disk: not where clients are on other machines."""
 
     def __init__(self, db_uri: str) -> None:
         super().__init__(db_uri)
         self.ManagedSessionMaker = UnitOfWork(self.engine)
+        self.refusals = Refusals(self._write_refusal)
+        self.freed: Callable[[], object] = lambda: None
+        """Called after versions were deleted: whoever holds the bundles may drop their bytes."""
 
     @classmethod
     def _get_or_create_engine(cls, db_uri: str) -> Engine:
@@ -101,17 +106,19 @@ class GovernedRegistry(SqlAlchemyStore):
     ) -> RegisteredModel:
         with self._act("model.created", name) as act:
             check_name(name)
-            _check_tags(act.conn, name, tags)
+            given = checks.check_tags(act.conn, name, tags)
+            limits.check_text(name, description)
             made = super().create_registered_model(name, tags, description, deployment_job_id)
-            act.record({"through": "mlflow", "tags": {tag.key: tag.value for tag in tags or []}})
+            act.record({"through": "mlflow", **limits.shown_tags(given)})
             return made
 
     def update_registered_model(
         self, name: str, description: str | None, deployment_job_id: str | None = None
     ) -> RegisteredModel:
         with self._act("model.described", name) as act:
+            limits.check_text(name, description)
             changed = super().update_registered_model(name, description, deployment_job_id)
-            act.record({"description": description})
+            act.record({"description": limits.shown(description)})
             return changed
 
     def rename_registered_model(self, name: str, new_name: str) -> RegisteredModel:
@@ -122,35 +129,47 @@ class GovernedRegistry(SqlAlchemyStore):
             )  # fmt: skip
 
     def delete_registered_model(self, name: str) -> None:
+        """Delete a model without versions, or one whose versions may all go. Prompts go as they like."""
         with self._act("model.deleted", name) as act:
-            if store.has_ml_versions(act.conn, name):
-                raise Refused("a model with versions is kept: its versions are under retention", where=name)
+            kept = store.list_versions(act.conn, name)
+            for version in kept:
+                delete_version(
+                    act.conn, model=name, version=version.version, actor=act.actor, now=act.now,
+                    reason=f"the model {name} was deleted through MLflow",
+                )  # fmt: skip
+            # Written past MLflow's session, which remembers what it has read.
+            act.session.expire_all()
             super().delete_registered_model(name)
-            act.record({})
+            act.record({"versions": [version.version for version in kept]})
+        if kept:
+            self.freed()
 
     def set_registered_model_tag(self, name: str, tag: RegisteredModelTag) -> None:
         with self._act("model.tagged", name) as act:
-            _check_tag(act.conn, name, tag.key)
+            checks.check_tag(act.conn, name, tag.key)
+            limits.check_tags(name, store.count_ml_tags(act.conn, name, besides=tag.key) + 1, [tag.key])
             super().set_registered_model_tag(name, tag)
-            act.record({"key": tag.key, "value": tag.value})
+            act.record({"key": tag.key, "value": limits.shown(tag.value)})
 
     def delete_registered_model_tag(self, name: str, key: str) -> None:
         with self._act("model.untagged", name) as act:
-            _check_tag(act.conn, name, key)
+            checks.check_tag(act.conn, name, key)
             super().delete_registered_model_tag(name, key)
             act.record({"key": key})
 
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         with self._act("alias.set", name) as act:
-            _check_alias(name, alias)
+            checks.check_alias(act.conn, name, alias)
+            before = store.ml_alias(act.conn, name, alias)
             super().set_registered_model_alias(name, alias, version)
-            act.record({"alias": alias, "version": int(version)})
+            act.record({"alias": alias, "version": int(version), "before": before})
 
     def delete_registered_model_alias(self, name: str, alias: str) -> None:
         with self._act("alias.deleted", name) as act:
-            _check_alias(name, alias)
+            checks.check_alias(act.conn, name, alias)
+            before = store.ml_alias(act.conn, name, alias)
             super().delete_registered_model_alias(name, alias)
-            act.record({"alias": alias})
+            act.record({"alias": alias, "before": before})
 
     # Versions
 
@@ -167,32 +186,37 @@ class GovernedRegistry(SqlAlchemyStore):
     ) -> ModelVersion:
         """Register what a client logged, in stage None. It has no sealed bundle, so no promotion can reach it."""
         with self._act("version.registered", name) as act:
-            _check_tags(act.conn, name, tags)
+            if isinstance(copied := checks.copied(source), tuple):
+                tags = checks.copied_tags(act.conn, copied, tags)
+            given = checks.check_tags(act.conn, name, tags)
+            limits.check_text(name, description)
+            source = checks.resolved(act.conn, source)
+            if not store.is_prompt(act.conn, name):
+                check_location(source, field="source", own="file:" if self.takes_files else "")
+            store.keep_counting(act.conn, name, act.now)
             made = super().create_model_version(
                 name, source, run_id, tags, run_link, description, local_model_path, model_id
             )
             number = int(made.version)
-            if not any(tag.key == PROMPT_TAG for tag in tags or []):
+            if not store.is_prompt(act.conn, name):
                 version = Version(
-                    name,
-                    number,
-                    None,
-                    made.run_id or None,
-                    None,
-                    None,
-                    Stage.NONE,
-                    act.actor.name,
-                    act.now,
-                    None,
-                )
+                    name, number, None, made.run_id or None, None, None, Stage.NONE, act.actor.name, act.now, None,
+                )  # fmt: skip
                 store.insert_version(act.conn, version)
-            act.record({"version": number, "through": "mlflow", "source": source, "run_id": made.run_id})
+            said = {
+                "version": number,
+                "through": "mlflow",
+                "source": limits.shown(source),
+                "run_id": made.run_id,
+            }
+            act.record(said | limits.shown_tags(given))
             return made
 
     def update_model_version(self, name: str, version: str, description: str | None = None) -> ModelVersion:
         with self._act("version.described", name, version) as act:
+            limits.check_text(act.subject, description)
             changed = super().update_model_version(name, version, description)
-            act.record({"description": description})
+            act.record({"description": limits.shown(description)})
             return changed
 
     def transition_model_version_stage(
@@ -220,20 +244,82 @@ class GovernedRegistry(SqlAlchemyStore):
         return self.get_model_version(name, version)
 
     def delete_model_version(self, name: str, version: str) -> None:
-        with self._act("version.deleted", name, version):
-            raise Refused("versions are kept: they are under retention", where=f"{name}/{version}")
+        """Delete a version whose retention is over, or one of a prompt, which has none."""
+        with self._act("version.deleted", name, version) as act:
+            prompt = store.is_prompt(act.conn, name)
+            if prompt:
+                super().delete_model_version(name, version)
+                act.record({"prompt": True})
+            else:
+                delete_version(
+                    act.conn, model=name, version=_validate_model_version(version), actor=act.actor, now=act.now,
+                    reason="deleted through MLflow",
+                )  # fmt: skip
+        if not prompt:
+            self.freed()
 
     def set_model_version_tag(self, name: str, version: str, tag: ModelVersionTag) -> None:
         with self._act("version.tagged", name, version) as act:
-            _check_tag(act.conn, name, tag.key)
+            checks.check_tag(act.conn, name, tag.key, version=_validate_model_version(version))
+            others = store.count_ml_tags(act.conn, name, _validate_model_version(version), besides=tag.key)
+            limits.check_tags(act.subject, others + 1, [tag.key])
             super().set_model_version_tag(name, version, tag)
-            act.record({"key": tag.key, "value": tag.value})
+            act.record({"key": tag.key, "value": limits.shown(tag.value)})
 
     def delete_model_version_tag(self, name: str, version: str, key: str) -> None:
         with self._act("version.untagged", name, version) as act:
-            _check_tag(act.conn, name, key)
+            checks.check_tag(act.conn, name, key, version=_validate_model_version(version))
             super().delete_model_version_tag(name, version, key)
             act.record({"key": key})
+
+    # Reading: whoever has a token for some models sees those
+
+    def get_registered_model(self, name: str) -> RegisteredModel:
+        self._may_read(name)
+        return super().get_registered_model(name)
+
+    def get_latest_versions(self, name: str, stages: list[str] | None = None) -> list[ModelVersion]:
+        self._may_read(name)
+        return super().get_latest_versions(name, stages)
+
+    def get_model_version(self, name: str, version: str) -> ModelVersion:
+        self._may_read(name)
+        return super().get_model_version(name, version)
+
+    def get_model_version_download_uri(self, name: str, version: str) -> str:
+        self._may_read(name)
+        return super().get_model_version_download_uri(name, version)
+
+    def get_model_version_by_alias(self, name: str, alias: str) -> ModelVersion:
+        self._may_read(name)
+        return super().get_model_version_by_alias(name, alias)
+
+    def search_registered_models(self, *args: Any, **kwargs: Any) -> Any:
+        return self._readable(super().search_registered_models(*args, **kwargs))
+
+    def search_model_versions(self, *args: Any, **kwargs: Any) -> Any:
+        return self._readable(super().search_model_versions(*args, **kwargs))
+
+    def _may_read(self, name: str) -> None:
+        actor = current_actor.get()
+        # Nobody is set where no server stands between: a folder of one's own.
+        if actor is None or actor.role_on() >= Role.VIEWER:
+            return
+        try:
+            with self.ManagedSessionMaker() as session:
+                require_on(session.connection(), actor, Role.VIEWER, f"read {name}", model=name)
+        except Refused as error:
+            self._note_refusal("model.read", name, error)
+            raise as_mlflow(error) from error
+
+    def _readable(self, page: Any) -> Any:
+        actor = current_actor.get()
+        if actor is None or actor.role_on() >= Role.VIEWER:
+            return page
+        with self.ManagedSessionMaker() as session:
+            conn = session.connection()
+            seen = [one for one in page if role_on(conn, actor, model=one.name) >= Role.VIEWER]
+        return PagedList(seen, page.token)
 
     # Webhooks send what happens here to other places: admins only
 
@@ -245,6 +331,9 @@ class GovernedRegistry(SqlAlchemyStore):
 
     def delete_webhook(self, *args: Any, **kwargs: Any) -> Any:
         return self._webhook("webhook.deleted", super().delete_webhook, args, kwargs)
+
+    def test_webhook(self, *args: Any, **kwargs: Any) -> Any:
+        return self._webhook("webhook.tested", super().test_webhook, args, kwargs)
 
     def _webhook(self, action: str, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._act(action, "webhooks", role=Role.ADMIN) as act:
@@ -263,7 +352,9 @@ class GovernedRegistry(SqlAlchemyStore):
         waiting = store.find_promotions(
             act.conn, model=found.model, version=found.version, stage=stage, state="pending"
         )
-        missing = promotion.assessment(act.conn, model=found.model, version=found.version, stage=stage)
+        missing = promotion.assessment(
+            act.conn, model=found.model, version=found.version, stage=stage, now=act.now
+        )
         if not missing.satisfied:
             remedy = f"Request it: loopwright promote {found.model} {found.version}"
             remedy += f" --to {stage.value.lower()}"
@@ -285,19 +376,15 @@ class GovernedRegistry(SqlAlchemyStore):
         self, action: str, name: str, version: str | int | None = None, *, role: Role = Role.DEVELOPER
     ) -> Iterator[Act]:
         """Open the one transaction of an act. Our errors leave as MLflow's with a 4xx code; refusals are audited."""
-        about = f"{name}/{version}" if version is not None else name
+        about = f"{name}/{version}" if version is not None else str(name)
         try:
-            with self.ManagedSessionMaker(read_only=False) as session:
-                session.info["act"] = action
-                try:
-                    actor = acting()
-                    require(actor, role, f"change {about}")
-                    conn = session.connection()
-                    become_writer(conn)
-                    yield Act(conn, actor, self.clock(), action, about)
-                    session.flush()
-                finally:
-                    session.info.pop("act", None)
+            actor = acting()
+            with self.ManagedSessionMaker(read_only=False) as session, announced(action):
+                conn = session.connection()
+                become_writer(conn)
+                require_on(conn, actor, role, f"change {about}", model=name)
+                yield Act(conn, session, actor, self.clock(), action, about)
+                session.flush()
         except LoopwrightError as error:
             if isinstance(error, Refused):
                 self._note_refusal(action, about, error)
@@ -306,11 +393,49 @@ class GovernedRegistry(SqlAlchemyStore):
     def _note_refusal(self, action: str, about: str, error: Refused) -> None:
         """Keep the attempt: an act that was refused has left no other trace."""
         actor = current_actor.get()
+        self.refusals.note(
+            actor=actor.name if actor else "nobody",
+            act=action,
+            subject=about,
+            why=str(error),
+            now=self.clock(),
+        )
+
+    def _write_refusal(self, actor: str, subject: str, payload: dict[str, Any]) -> None:
         with self.ManagedSessionMaker(read_only=False) as session:
             ledger.append(
-                session.connection(), at=self.clock(), actor=actor.name if actor else "nobody",
-                action="registry.refused", subject=about[:200], payload={"act": action, "why": str(error)},
+                session.connection(), at=self.clock(), actor=actor, action="registry.refused", subject=subject,
+                payload=payload,
             )  # fmt: skip
+
+
+def _unknown(name: str) -> Callable[..., Any]:
+    def refuse(self: GovernedRegistry, *_: Any, **__: Any) -> Any:
+        error = Refused(
+            f"`{name}` is a call of MLflow's registry that Loopwright does not govern; it was refused",
+            where="registry",
+        )
+        self._note_refusal(name, "registry", error)
+        raise as_mlflow(error)
+
+    return refuse
+
+
+def ungoverned(store_class: type = SqlAlchemyStore) -> list[str]:
+    """The public calls of MLflow's registry store that the table in `surface` does not name."""
+    return [
+        name
+        for name in dir(store_class)
+        if not name.startswith("_")
+        and callable(getattr(store_class, name))
+        and name not in known_calls() | _OF_ALL_STORES
+    ]
+
+
+_OF_ALL_STORES = frozenset({"supports_workspaces"})
+
+for _name in ungoverned():
+    setattr(GovernedRegistry, _name, _unknown(_name))
 
 
 def as_mlflow(error: LoopwrightError) -> MlflowException:
@@ -320,27 +445,8 @@ def as_mlflow(error: LoopwrightError) -> MlflowException:
         (Refused, PERMISSION_DENIED),
         (NotFound, RESOURCE_DOES_NOT_EXIST),
         (Conflict, RESOURCE_CONFLICT),
+        (TooMany, RESOURCE_EXHAUSTED),
         (BadInput, INVALID_PARAMETER_VALUE),
     )
     code = next((code for kind, code in codes if isinstance(error, kind)), INVALID_PARAMETER_VALUE)
     return MlflowException(str(error), code)
-
-
-def _check_alias(name: str, alias: str) -> None:
-    if alias.strip().lower() in RESERVED_ALIASES:
-        raise Refused(
-            f"the alias `{alias}` says where a version stands and follows its promotion",
-            where=name, next=f"Promote instead: loopwright promote {name} N --to production",
-        )  # fmt: skip
-
-
-def _check_tag(conn: Connection, name: str, key: str) -> None:
-    if key.strip().lower().startswith(TAG_PREFIX):
-        raise Refused(f"tags under `{TAG_PREFIX}` are written by Loopwright only", where=name, got=key)
-    if key == PROMPT_TAG and store.list_versions(conn, name):
-        raise Refused("this tag would hide a model that has versions from every search", where=name, got=key)
-
-
-def _check_tags(conn: Connection, name: str, tags: list[Any] | None) -> None:
-    for tag in tags or []:
-        _check_tag(conn, name, tag.key)

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, column, delete, func, insert, select, table, update
 
+from loopwright.kernel.actor import Role
 from loopwright.kernel.clock import from_us, iso, to_us
 from loopwright.kernel.digest import canonical_json
 from loopwright.kernel.errors import NotFound, Tampered, did_you_mean
@@ -81,7 +82,9 @@ def get_version(conn: Connection, model: str, version: int) -> Version:
         return found
     gone = deleted_at(conn, model, version)
     if gone is not None:
-        raise NotFound(f"`{model}` version {version} was deleted on {gone:%Y-%m-%d}, its retention over", where="registry")
+        raise NotFound(
+            f"`{model}` version {version} was deleted on {gone:%Y-%m-%d}, its retention over", where="registry"
+        )
     known = [v.version for v in list_versions(conn, model)]
     if known:
         listed = ", ".join(map(str, known[-10:]))
@@ -242,6 +245,12 @@ def has_versions(conn: Connection, model: str) -> bool:
     return conn.execute(query.limit(1)).first() is not None
 
 
+def has_ml_versions(conn: Connection, model: str) -> bool:
+    """Whether MLflow has a row of any version under the name, those that keep a number only included."""
+    query = select(ml_versions.c.version).where(ml_versions.c.workspace == WORKSPACE, ml_versions.c.name == model)
+    return conn.execute(query.limit(1)).first() is not None
+
+
 def keep_counting(conn: Connection, model: str, now: datetime) -> None:
     """Let MLflow's next number come after ours: it counts its own rows, and a model made again has none."""
     theirs = select(func.max(ml_versions.c.version)).where(
@@ -284,7 +293,9 @@ def ml_alias(conn: Connection, model: str, alias: str) -> int | None:
 def files_of_run(conn: Connection, run_id: str, path: str) -> str | None:
     """Where `runs:/RUN/PATH` lies: in the run's logged model of this name, else among its artifacts."""
     logged = select(ml_logged.c.artifact_location).where(
-        ml_logged.c.source_run_id == run_id, ml_logged.c.name == path.split("/")[0], ml_logged.c.lifecycle_stage == "active"
+        ml_logged.c.source_run_id == run_id,
+        ml_logged.c.name == path.split("/")[0],
+        ml_logged.c.lifecycle_stage == "active",
     )
     found = conn.execute(logged.order_by(ml_logged.c.creation_timestamp_ms.desc()).limit(1)).scalar_one_or_none()
     if found is not None:
@@ -299,11 +310,12 @@ def user_of_run(conn: Connection, run_id: str) -> str | None:
 
 
 def ml_sources_at(conn: Connection, uris: list[str], below: str) -> list[tuple[str, int]]:
-    """Versions whose files lie at one of `uris` or under the prefix `below`."""
-    place = func.coalesce(ml_versions.c.storage_location, ml_versions.c.source)
+    """Versions whose files lie at one of `uris` or under the prefix `below`, in any case: some disks know none."""
+    place = func.lower(func.coalesce(ml_versions.c.storage_location, ml_versions.c.source))
     # Compared as text ranges, not LIKE: no wildcard to escape, and the prefix is exact on both engines.
-    under = func.substr(place, 1, len(below)) == below
-    query = select(ml_versions.c.name, ml_versions.c.version).where(place.in_(uris) | under).limit(5)
+    under = func.substr(place, 1, len(below)) == func.lower(below)
+    at = place.in_([func.lower(uri) for uri in uris])
+    query = select(ml_versions.c.name, ml_versions.c.version).where(at | under).limit(5)
     return [(str(name), int(version)) for name, version in conn.execute(query)]
 
 
@@ -340,22 +352,37 @@ def insert_promotion(conn: Connection, promotion: Promotion) -> None:
             requested_at=to_us(promotion.requested_at), reason=promotion.reason, state=promotion.state,
             decided_at=to_us(promotion.decided_at) if promotion.decided_at else None,
             policy=_json(promotion.policy.to_json()), policy_digest=promotion.policy_digest,
+            emergency=promotion.emergency, seq=promotion.seq,
         )
     )  # fmt: skip
 
 
-def insert_approval(conn: Connection, promotion_id: str, approval: Approval) -> None:
+def insert_approval(conn: Connection, promotion_id: str, approval: Approval, seq: int) -> None:
     conn.execute(
         insert(approvals).values(
             id=new_id("ap"), promotion_id=promotion_id, reviewer=approval.reviewer, decision=approval.decision,
-            comment=approval.comment, at=to_us(approval.at), bundle=approval.bundle,
+            comment=approval.comment, at=to_us(approval.at), bundle=approval.bundle, seq=seq,
+            role=approval.role.name.lower(), policy_digest=approval.policy_digest,
         )
     )  # fmt: skip
 
 
-def decide_promotion(conn: Connection, promotion_id: str, state: str, now: datetime) -> None:
+def decide_promotion(
+    conn: Connection,
+    promotion_id: str,
+    state: str,
+    now: datetime,
+    *,
+    seq: int | None = None,
+    policy: Policy | None = None,
+) -> None:
+    """Close a promotion; `seq` is the decision's audit row (kept when left out), `policy` what it was decided under."""
+    under: dict[str, Any] = {"policy": _json(policy.to_json()), "policy_digest": policy.digest} if policy else {}
+    under |= {} if seq is None else {"decided_seq": seq}
     conn.execute(
-        update(promotions).where(promotions.c.id == promotion_id).values(state=state, decided_at=to_us(now))
+        update(promotions)
+        .where(promotions.c.id == promotion_id)
+        .values(state=state, decided_at=to_us(now), **under)
     )
 
 
@@ -368,34 +395,31 @@ def find_promotions(
     state: str | None = None,
     id: str | None = None,
 ) -> list[Promotion]:
-    """Promotions that match all that is given, oldest first, with their approvals."""
+    """Promotions that match all that is given, in the order of their requests, with their approvals."""
     wanted = {"model": model, "version": version, "stage": stage and stage.value, "state": state, "id": id}
     where = [promotions.c[name] == value for name, value in wanted.items() if value is not None]
-    query = select(promotions).where(*where).order_by(promotions.c.requested_at, promotions.c.id)
+    query = select(promotions).where(*where).order_by(promotions.c.seq, promotions.c.id)
     rows = conn.execute(query).all()
     spoken: dict[str, list[Approval]] = {row.id: [] for row in rows}
     said = (
         select(approvals)
         .where(approvals.c.promotion_id.in_(list(spoken)))
-        .order_by(approvals.c.at, approvals.c.id)
+        .order_by(approvals.c.seq, approvals.c.id)
     )
     for row in conn.execute(said):
         spoken[row.promotion_id].append(
-            Approval(row.reviewer, row.decision, row.comment, from_us(row.at), row.bundle)
-        )
+            Approval(
+                row.reviewer, row.decision, row.comment, from_us(row.at), row.bundle, Role.parse(row.role),
+                row.policy_digest,
+            )
+        )  # fmt: skip
     return [_promotion(row, tuple(spoken[row.id])) for row in rows]
 
 
 def effective_productions(conn: Connection, model: str) -> list[Promotion]:
-    """Effective promotions of `model` to Production, the latest decision first."""
+    """Effective promotions of `model` to Production, the latest decision first, whatever clocks said."""
     found = find_promotions(conn, model=model, stage=Stage.PRODUCTION, state="effective")
-    return sorted(found, key=lambda p: (p.decided_at or p.requested_at, p.id), reverse=True)
-
-
-def project_policy(conn: Connection, model: str) -> Policy:
-    """The policy the model's project states, the strict default when there is no project."""
-    spec = conn.execute(select(projects.c.spec).where(projects.c.model == model)).scalar_one_or_none()
-    return Policy.from_json(json.loads(spec).get("policy") or {}) if spec else Policy()
+    return sorted(found, key=lambda p: p.decided_seq or p.seq, reverse=True)
 
 
 def team_of(conn: Connection, model: str) -> str | None:
@@ -412,7 +436,7 @@ def insert_evidence(conn: Connection, item: Evidence) -> None:
         conn.execute(
             insert(evidence).values(
                 digest=item.digest, kind=item.kind, model=item.model, version=item.version, bundle=item.bundle,
-                verdict=item.verdict.value, payload=_json(item.payload), at=to_us(item.at),
+                verdict=item.verdict.value, payload=_json(item.payload), at=to_us(item.at), seq=item.seq,
             )
         )  # fmt: skip
 
@@ -425,8 +449,8 @@ def find_evidence(
     bundle: str | None = None,
     kind: str | None = None,
 ) -> list[Evidence]:
-    """Evidence of a model, oldest first; that of a version is what names its number or its bundle."""
-    query = select(evidence).where(evidence.c.model == model).order_by(evidence.c.at, evidence.c.digest)
+    """Evidence of a model, as it was recorded; that of a version is what names its number or its bundle."""
+    query = select(evidence).where(evidence.c.model == model).order_by(evidence.c.seq, evidence.c.digest)
     if version is not None and bundle is not None:
         query = query.where((evidence.c.version == version) | (evidence.c.bundle == bundle))
     elif version is not None:
@@ -438,7 +462,7 @@ def find_evidence(
     return [
         Evidence(
             row.digest, row.kind, row.model, row.version, row.bundle, Verdict(row.verdict), json.loads(row.payload),
-            from_us(row.at),
+            from_us(row.at), row.seq,
         )
         for row in conn.execute(query)
     ]  # fmt: skip
@@ -494,5 +518,5 @@ def _promotion(row: Row[Any], said: tuple[Approval, ...]) -> Promotion:
     return Promotion(
         row.id, row.model, row.version, Stage(row.stage), row.bundle, row.requested_by, from_us(row.requested_at),
         row.reason, row.state, from_us(row.decided_at) if row.decided_at is not None else None,
-        Policy.from_json(json.loads(row.policy)), row.policy_digest, said,
+        Policy.from_json(json.loads(row.policy)), row.policy_digest, said, row.emergency, row.seq, row.decided_seq,
     )  # fmt: skip

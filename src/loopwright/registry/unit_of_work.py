@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
     INTERNAL_ERROR,
+    INVALID_PARAMETER_VALUE,
     PERMISSION_DENIED,
     TEMPORARILY_UNAVAILABLE,
 )
@@ -28,9 +29,9 @@ from mlflow.store.model_registry.dbmodels.models import (
     SqlWebhook,
     SqlWebhookEvent,
 )
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
-from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.orm import Session
 
 from loopwright.kernel.errors import LoopwrightError
 from loopwright.ledger.engine import make_engine
@@ -41,6 +42,14 @@ GOVERNED = (
 )  # fmt: skip
 """Rows that may be written only inside an act of the governed registry."""
 
+_WRITES = re.compile(
+    rf"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|REPLACE\s+INTO)\s+(?:ONLY\s+)?(?:\w+\.)?[\"`]?"
+    rf"(?:{'|'.join(row.__tablename__ for row in GOVERNED)})\b",
+    re.IGNORECASE,
+)
+
+_act: ContextVar[str | None] = ContextVar("loopwright_registry_act", default=None)
+
 _engines: dict[str, Engine] = {}
 _engines_lock = threading.Lock()
 
@@ -50,9 +59,20 @@ def shared_engine(url: str) -> Engine:
     with _engines_lock:
         if url not in _engines:
             _engines[url] = make_engine(url)
+            event.listen(_engines[url], "before_cursor_execute", _deny_by_default)
             if _engines[url].dialect.name == "sqlite":
                 event.listen(_engines[url], "connect", _add_functions)
         return _engines[url]
+
+
+@contextmanager
+def announced(action: str) -> Iterator[None]:
+    """Inside, this thread may write the registry's rows."""
+    token = _act.set(action)
+    try:
+        yield
+    finally:
+        _act.reset(token)
 
 
 class UnitOfWork:
@@ -75,7 +95,6 @@ class UnitOfWork:
             outer[1].flush()
             return
         with Session(self.engine if read_only else self._write_engine) as session:
-            _deny_by_default(session)
             token = None if read_only else self._writing.set((self.engine, session))
             try:
                 yield session
@@ -85,10 +104,18 @@ class UnitOfWork:
                 raise
             except OperationalError as error:
                 session.rollback()
-                raise MlflowException(message=str(error), error_code=TEMPORARILY_UNAVAILABLE) from error
+                # A client tries again after the first of the two, for minutes; after the second it never helps.
+                code = BAD_REQUEST if _too_much(error) else TEMPORARILY_UNAVAILABLE
+                raise MlflowException(message=str(error)[:2000], error_code=code) from error
             except SQLAlchemyError as error:
                 session.rollback()
-                raise MlflowException(message=str(error), error_code=BAD_REQUEST) from error
+                raise MlflowException(message=str(error)[:2000], error_code=BAD_REQUEST) from error
+            except (OverflowError, ValueError, RecursionError) as error:
+                # What no column can hold: numbers beyond 64 bits, half of a surrogate pair, NUL.
+                session.rollback()
+                raise MlflowException(
+                    f"a value cannot be stored: {error}", INVALID_PARAMETER_VALUE
+                ) from error
             except Exception as error:
                 session.rollback()
                 raise MlflowException(message=str(error), error_code=INTERNAL_ERROR) from error
@@ -97,21 +124,24 @@ class UnitOfWork:
                     self._writing.reset(token)
 
 
-def _deny_by_default(session: Session) -> None:
-    """Refuse any write to the registry's rows that no act of ours announced: MLflow may grow new mutators."""
+def _deny_by_default(
+    conn: Connection, cursor: object, statement: str, parameters: object, context: object, many: bool
+) -> None:
+    """Refuse any write to the registry's rows that no act of ours announced: MLflow may grow new mutators.
 
-    @event.listens_for(session, "before_flush")
-    def before_flush(session: Session, _context: object, _instances: object) -> None:
-        touched = [*session.new, *session.dirty, *session.deleted]
-        if "act" not in session.info and any(isinstance(row, GOVERNED) for row in touched):
-            raise _ungoverned()
+    Looks at the text that goes to the database, so that it makes no difference how the write was made.
+    """
+    if _act.get() is None and _WRITES.search(statement):
+        raise _ungoverned()
 
-    @event.listens_for(session, "do_orm_execute")
-    def on_execute(state: ORMExecuteState) -> None:
-        if (state.is_insert or state.is_update or state.is_delete) and "act" not in state.session.info:
-            mapper = state.bind_mapper
-            if mapper is not None and issubclass(mapper.class_, GOVERNED):
-                raise _ungoverned()
+
+def _too_much(error: OperationalError) -> bool:
+    """Whether the database refused the statement for its size, not for its own state."""
+    # SQLSTATE class 54: program limit exceeded.
+    if (getattr(error.orig, "sqlstate", None) or "").startswith("54"):
+        return True
+    said = str(error.orig).lower()
+    return any(sign in said for sign in ("too many", "too large", "too big", "parser stack overflow"))
 
 
 def _ungoverned() -> MlflowException:

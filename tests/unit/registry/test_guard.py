@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwright.kernel.actor import Actor, Role
+from loopwright.kernel.actor import Actor, Role, Scope
 from loopwright.kernel.errors import BadInput, NotFound
 from loopwright.registry.guard import API_LIMIT, ARTIFACT_LIMIT, Guard, below_mount, clean_path, judge
 from loopwright.registry.identity import acting, current_actor
@@ -42,9 +42,10 @@ def ask(
     headers: tuple[tuple[bytes, bytes], ...] = (),
     registered: tuple[tuple[str, int], ...] = (),
     root_path: str = "/mlflow",
+    refused: Any = lambda *_: None,
 ) -> tuple[int, str, Backend]:
     backend = Backend()
-    guard = Guard(backend, registered=lambda uris, below: list(registered), fallback=actor)
+    guard = Guard(backend, registered=lambda uris, below: list(registered), fallback=actor, refused=refused)
     waiting = list(chunks)
     said: list[Message] = []
 
@@ -111,13 +112,49 @@ def test_what_runs_code_or_keeps_secrets_is_not_offered(path: str) -> None:
         judge("POST", path)
 
 
-@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH"])
 @pytest.mark.parametrize(
     "path", ["bundles/x/MLmodel", "bundles", "%62undles/x", "%2562undles/x", "BUNDLES/x"]
 )
-def test_nothing_below_bundles_is_written(method: str, path: str) -> None:
-    status, body, backend = ask(method, f"{ARTIFACTS}/{path}")
-    assert status == 403 and "immutable" in json.loads(body)["message"] and not backend.scopes
+def test_nothing_below_bundles_is_written(path: str) -> None:
+    for method in ("PUT", "DELETE"):
+        status, body, backend = ask(method, f"{ARTIFACTS}/{path}")
+        assert status == 403 and "immutable" in json.loads(body)["message"] and not backend.scopes
+    for method in ("POST", "PATCH"):
+        assert ask(method, f"{ARTIFACTS}/{path}")[0] == 404
+
+
+def test_a_refusal_is_handed_on_to_be_kept() -> None:
+    told: list[tuple[str, str, str]] = []
+
+    def note(who: Actor, method: str, path: str, error: Exception) -> None:
+        told.append((who.name, method, path))
+
+    ask("PUT", f"{ARTIFACTS}/bundles/x", refused=note)
+    ask("POST", "/api/2.0/mlflow/webhooks", refused=note)
+    ask("PUT", f"{ARTIFACTS}/a/../b", refused=note)
+    assert told == [
+        ("ana", "PUT", "/mlflow-artifacts/artifacts/bundles/x"),
+        ("ana", "POST", "webhooks"),
+    ]
+
+
+def test_a_role_in_one_team_or_for_one_model_lets_through_to_where_the_model_is_known() -> None:
+    in_a_team = Actor("vi", Role.VIEWER, teams=(("ops", Role.DEVELOPER),))
+    for_one_model = Actor("ci", Role.DEVELOPER, scopes=(Scope.parse("write:late"),))
+    for actor in (in_a_team, for_one_model):
+        for path in ("runs/create", "model-versions/create", "runs/search"):
+            assert ask("POST", f"/api/2.0/mlflow/{path}", actor=actor)[0] == 200
+    reading = Actor("ci", Role.DEVELOPER, scopes=(Scope.parse("read:late"),))
+    assert ask("POST", "/api/2.0/mlflow/runs/create", actor=reading)[0] == 403
+    serving = Actor("sv", Role.ADMIN, scopes=(Scope.parse("serve"),))
+    assert ask("GET", "/api/2.0/mlflow/runs/get", actor=serving)[0] == 403
+
+
+@pytest.mark.parametrize("path", ["x" * 256, "/".join(["x" * 200] * 11), "é" * 128])
+def test_a_path_no_disk_could_hold_is_refused(path: str) -> None:
+    assert ask("PUT", f"{ARTIFACTS}/{path}")[0] == 400
+    with pytest.raises(BadInput, match="too long"):
+        judge("GET", "/get-artifact", f"run_uuid=a&path={path}")
 
 
 @pytest.mark.parametrize("step", ["create", "complete", "abort"])

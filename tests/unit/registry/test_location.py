@@ -3,7 +3,7 @@
 import pytest
 
 from loopwright.kernel.errors import Refused
-from loopwright.registry.tracking_store import check_location
+from loopwright.registry.location import check_location
 
 HOME = "file:///home/ada/.loopwright/artifacts"
 

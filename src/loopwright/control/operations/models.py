@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from loopwright.bundle.depot import BundleDepot
 from loopwright.control.context import Context
 from loopwright.control.desired import deliver_due
 from loopwright.control.operation import operation
@@ -14,7 +15,7 @@ from loopwright.kernel.errors import BadInput
 from loopwright.kernel.stage import Stage
 from loopwright.registry import evidence as registry_evidence
 from loopwright.registry import lineage as registry_lineage
-from loopwright.registry import promotion, versions
+from loopwright.registry import promotion, retention, versions
 from loopwright.registry.policy import Promotion
 
 
@@ -150,6 +151,36 @@ def rollback(ctx: Context, model: str, to_version: int | None = None, reason: st
         )  # fmt: skip
         serving = stable_version(conn, model)
     return {"model": model, "from_version": leaving, "to_version": serving, "rollout": rollout.to_json()}
+
+
+@operation("models.retention", "GET", "/retention")
+def show_retention(ctx: Context, model: str | None = None) -> list[dict[str, Any]]:
+    """Show until when each version is kept, and which may go."""
+    with ctx.ledger.read() as conn:
+        if model is not None:
+            versions.check_model(conn, model)
+        found = retention.standings(conn, model=model)
+        return [{**one.to_json(), "may_go": one.may_go(ctx.now)} for one in found]
+
+
+@operation("models.delete", "POST", "/models/{model}/{version}/delete", role=Role.ADMIN)
+def delete(ctx: Context, model: str, version: int, reason: str, dry_run: bool = False) -> dict[str, Any]:
+    """Delete a version whose retention is over, and its bundle when no other version has the same bytes.
+
+    Asked again after it was killed or answered, it finishes what is left and says when the version was deleted.
+    """
+    if dry_run:
+        with ctx.ledger.read() as conn:
+            one = retention.standing(conn, model=model, version=version)
+        return {**one.to_json(), "may_go": one.may_go(ctx.now), "deleted": False, "dropped": []}
+    with ctx.ledger.write() as conn:
+        gone = retention.deleted_at(conn, model=model, version=version)
+        if gone is None:
+            retention.delete_version(
+                conn, model=model, version=version, actor=ctx.actor, now=ctx.now, reason=reason
+            )
+    dropped = retention.drop_bytes(ctx.ledger, BundleDepot(ctx.home.bundles))
+    return {"model": model, "version": version, "deleted": True, "at": gone or ctx.now, "dropped": dropped}
 
 
 def _answer(ctx: Context, conn: Any, asked: Promotion) -> dict[str, Any]:
