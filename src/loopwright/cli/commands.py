@@ -36,7 +36,9 @@ SECTIONS = (
     Section("Governance", {
         "audit": ("audit:audit", "Show, verify and export the audit log."),
         "user": ("access:user", "Add, list, change and disable users."),
+        "team": ("access:team", "Say who may do what with a team's models."),
         "token": ("access:token", "Create, list and revoke access tokens."),
+        "whoami": ("access:whoami", "Say who you are here, and what you may do."),
     }),
 )  # fmt: skip
 

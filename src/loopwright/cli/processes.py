@@ -13,14 +13,23 @@ from loopwright.kernel.home import Home
 @command("up")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=int, default=8080, show_default=True, help="The port; 0 takes a free one.")
-@click.option("--require-token", is_flag=True, help="Ask for a token also from this machine.")
-def up(session: Session, host: str, port: int, require_token: bool) -> int:
+@click.option(
+    "--require-token", is_flag=True,
+    help="Ask for a token also from this machine, where you are `local`, an admin, without it.",
+)  # fmt: skip
+@click.option(
+    "--behind-proxy", metavar="ADDRESS", multiple=True,
+    help="A proxy that ends TLS in front: its X-Forwarded-For, -Proto and -Host count. Tokens are required.",
+)  # fmt: skip
+def up(session: Session, host: str, port: int, require_token: bool, behind_proxy: tuple[str, ...]) -> int:
     """Start the control plane: API, MLflow, controllers."""
     if session.url:
         raise BadInput("a control plane works on a folder", got=session.url, wanted="--home DIR")
     from loopwright.control.server import up as run
 
-    return run(session.home, host, port, require_token=require_token, say=session.note)
+    return run(
+        session.home, host, port, require_token=require_token, behind_proxy=behind_proxy, say=session.note
+    )
 
 
 @command("serve")

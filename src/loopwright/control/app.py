@@ -10,12 +10,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from loopwright import __version__
-from loopwright.control import data_plane, metrics
+from loopwright.control import data_plane, metrics, signin
 from loopwright.control.api import operations_router
+from loopwright.control.caller import Network
 from loopwright.control.context import Context
 from loopwright.control.controllers.loop import Controllers
-from loopwright.control.doorkeeper import App, Doorkeeper, Receive, Scope, Send, refuse
+from loopwright.control.denials import Denials
+from loopwright.control.doorkeeper import App, Doorkeeper, Receive, Scope, Send, extra_headers, refuse
 from loopwright.control.faults import explain
+from loopwright.control.limits import Limits, Settings
+from loopwright.control.oidc import Provider, SignIn
 from loopwright.control.operation import every_operation
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Unavailable
 
@@ -54,26 +58,35 @@ def create_app(
     make_mlflow: Callable[[], App],
     controllers: Controllers,
     greeting: Callable[[], None] = lambda: None,
+    proxies: Sequence[Network] = (),
 ) -> App:
     """Return the app. MLflow is loaded in a thread when the app starts; /readyz answers 200 once it is there.
 
     `own_token` lets in the processes that this one starts. `controllers` run while the app runs. `greeting` is
-    called once, when everything is ready.
+    called once, when everything is ready. `proxies` stand in front, and their forwarded headers count.
+
+    Raises BadInput when home.json's "oidc" or "limits" cannot be used.
     """
     mlflow = Mounted("MLflow")
+    denials = Denials(context.ledger, context.clock)
+    limits = Limits(_limits_of(context), context.clock)
     app = FastAPI(
         title="Loopwright",
         version=__version__,
         description="One operation per act; the command line and Python call the same functions.",
-        lifespan=_lifespan(mlflow, make_mlflow, controllers, greeting),
+        lifespan=_lifespan(mlflow, make_mlflow, controllers, greeting, denials),
         docs_url="/docs",
         redoc_url=None,
     )
     app.state.context = context
     app.state.controllers = controllers
+    app.state.limits = limits
+    app.state.local = local
+    app.state.sign_in = _sign_in_of(context)
     app.add_exception_handler(LoopwrightError, _told)
     app.add_exception_handler(RequestValidationError, _unfit)
     app.add_exception_handler(Exception, _told)
+    app.include_router(signin.router)
     app.include_router(data_plane.router, prefix="/api/v1")
     app.include_router(operations_router(every_operation()), prefix="/api/v1")
     app.mount("/mlflow", mlflow)
@@ -97,11 +110,30 @@ def create_app(
     def unknown(rest: str) -> None:
         raise NotFound("no such address", got=f"/api/{rest}", next="All addresses are listed at /docs.")
 
-    return Doorkeeper(app, context.ledger, context.clock, local=local, own_token=own_token)
+    return Doorkeeper(
+        app, context.ledger, context.clock, local=local, limits=limits, denials=denials, own_token=own_token,
+        proxies=proxies,
+    )  # fmt: skip
+
+
+def _limits_of(context: Context) -> Settings:
+    section = context.home.setting("limits")
+    return Settings() if section is None else Settings.read(section, where=f"{context.home.config}: limits")
+
+
+def _sign_in_of(context: Context) -> SignIn | None:
+    section = context.home.setting("oidc")
+    if section is None:
+        return None
+    return SignIn(Provider.read(section, where=f"{context.home.config}: oidc"), context.clock)
 
 
 def _lifespan(
-    mlflow: Mounted, make: Callable[[], App], controllers: Controllers, greeting: Callable[[], None]
+    mlflow: Mounted,
+    make: Callable[[], App],
+    controllers: Controllers,
+    greeting: Callable[[], None],
+    denials: Denials,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     def prepare() -> None:
         mlflow.load(make)
@@ -114,8 +146,10 @@ def _lifespan(
         # Importing MLflow takes seconds; health and the API answer meanwhile.
         thread = threading.Thread(target=prepare, name="mlflow-start", daemon=True)
         thread.start()
+        denials.start()
         yield
         controllers.stop()
+        denials.stop()
 
     return lifespan
 
@@ -141,7 +175,7 @@ async def _told(request: Request, error: Exception) -> JSONResponse:
     if known is None:
         text = f"an unexpected error, {type(error).__name__}; the control plane's log has the details"
         return JSONResponse({"error": "LoopwrightError", "what": text, "message": text}, status_code=500)
-    return JSONResponse(known.to_json(), status_code=known.http_status)
+    return JSONResponse(known.to_json(), status_code=known.http_status, headers=extra_headers(known))
 
 
 async def _unfit(request: Request, error: Exception) -> JSONResponse:

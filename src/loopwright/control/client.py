@@ -133,6 +133,9 @@ def _rebuilt(error: urllib.error.HTTPError) -> LoopwrightError:
         document = json.loads(error.read(1_000_000))
         kind = getattr(errors, document["error"])
         fields = {name: document[name] for name in ("where", "got", "wanted", "next") if name in document}
+        if kind is errors.TooMany:
+            fields = {name: fields[name] for name in ("where", "next") if name in fields}
+            fields["retry_after"] = float(error.headers.get("Retry-After", 1))
         built = kind(document["what"], **fields)
     except (ValueError, KeyError, TypeError, AttributeError):
         return Unavailable(f"the control plane answered {error.code} {error.reason}", where=error.url or "")

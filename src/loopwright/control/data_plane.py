@@ -1,5 +1,6 @@
 """What serving asks of the control plane: keys, routes, bundles; and what it ships: events."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -10,13 +11,12 @@ from loopwright.control.api import context_of
 from loopwright.control.context import Context
 from loopwright.control.intake import take_in
 from loopwright.control.routes import current_routes
-from loopwright.kernel.actor import Role, require
-from loopwright.kernel.errors import BadInput, NotFound
-
-MAX_BATCH = 64 * 1024 * 1024
+from loopwright.kernel.actor import Actor, Role, beyond_token, require
+from loopwright.kernel.errors import NotFound
 
 router = APIRouter(tags=["data plane"])
 Here = Annotated[Context, Depends(context_of)]
+_SERVE = "the scope serve"
 
 
 @router.get("/keys")
@@ -25,6 +25,7 @@ def keys(ctx: Here) -> JSONResponse:
 
     Servers pin them at first sight, and take new ones only as that list continues the one they know.
     """
+    _check_fetch(ctx.actor, "fetch the public keys")
     return JSONResponse({
         "keys": [{"key_id": key.key_id, "public": key.to_text()} for key in ctx.keyring.public],
         "keyring": ctx.keyring.document.decode(),
@@ -34,12 +35,14 @@ def keys(ctx: Here) -> JSONResponse:
 @router.get("/routes")
 def routes(ctx: Here) -> Response:
     """The signed route table: models, arms, weights, approval records."""
+    _check_fetch(ctx.actor, "fetch routes")
     return Response(current_routes(ctx), media_type="application/json")
 
 
 @router.get("/bundles/{digest}/files/{path:path}")
 def bundle_file(digest: str, path: str, ctx: Here) -> FileResponse:
     """One file of a bundle, as its manifest names it."""
+    _check_fetch(ctx.actor, "fetch bundles")
     depot = BundleDepot(ctx.home.bundles)
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef") or not depot.has(digest):
         raise NotFound("no such bundle", got=digest)
@@ -51,18 +54,21 @@ def bundle_file(digest: str, path: str, ctx: Here) -> FileResponse:
 
 
 async def _body(request: Request) -> bytes:
-    """The request's body, refused once it is larger than `MAX_BATCH`."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BATCH:
-            raise BadInput("too much at once", got=f"more than {MAX_BATCH} bytes", wanted="smaller batches")
-        parts.append(part)
-    return b"".join(parts)
+    """The request's body; the door bounds it."""
+    return await request.body()
 
 
 @router.post("/events")
 def events(ctx: Here, body: Annotated[bytes, Depends(_body)]) -> JSONResponse:
     """Take in a batch of prediction events exactly once; answers the offset reached."""
-    require(ctx.actor, Role.DEVELOPER, "ship prediction events")
+    if not ctx.actor.may_serve():
+        raise beyond_token(ctx.actor, "ship prediction events", _SERVE)
+    # The account's own role: the scope `serve` is for this, and leaves no role for anything else.
+    require(replace(ctx.actor, scopes=None), Role.DEVELOPER, "ship prediction events")
     return JSONResponse({"accepted": take_in(ctx, body)})
+
+
+def _check_fetch(actor: Actor, act: str) -> None:
+    """Data planes fetch with a token for serving; whoever may read may look at the same."""
+    if actor.role_on() < Role.VIEWER and not actor.may_serve():
+        raise beyond_token(actor, act, _SERVE)

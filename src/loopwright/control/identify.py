@@ -1,20 +1,21 @@
-"""Finds out who acts: by token, by folder, or as the owner of this machine."""
+"""Finds out who acts: by token, by session, by folder, or as the owner of this machine."""
 
 import contextlib
 from datetime import timedelta
 
-from loopwright.control import access, store
+from loopwright.control import access, sessions, store
 from loopwright.control.access import LOCAL
 from loopwright.control.context import Context
+from loopwright.control.sessions import Session
 from loopwright.kernel.actor import Actor
 from loopwright.kernel.clock import Clock
-from loopwright.kernel.errors import Unauthenticated, Unavailable
+from loopwright.kernel.errors import Unavailable
 from loopwright.ledger.engine import Ledger
 
 AS_HEADER = "X-Loopwright-As"
 _TOUCH_EVERY = timedelta(minutes=1)
 
-__all__ = ["AS_HEADER", "LOCAL", "by_name", "by_token", "on_folder"]
+__all__ = ["AS_HEADER", "LOCAL", "by_name", "by_session", "by_token", "on_folder"]
 
 
 def by_token(ledger: Ledger, text: str, clock: Clock) -> Actor:
@@ -35,15 +36,28 @@ def by_token(ledger: Ledger, text: str, clock: Clock) -> Actor:
     return actor
 
 
+def by_session(ledger: Ledger, secret: str, clock: Clock) -> tuple[Actor, Session]:
+    """Return whom the cookie's secret stands for, and the session; raises Unauthenticated."""
+    now = clock()
+    with ledger.read() as conn:
+        found = store.find_session(conn, access.hash_secret(secret))
+    session, user, token = found if found is not None else (None, None, None)
+    actor = sessions.admit(session, user, token, now)
+    assert session is not None
+    if now - session.last_used_at > sessions.TOUCH_EVERY:
+        with contextlib.suppress(Unavailable), ledger.write() as conn:
+            store.touch_session(conn, session.hash, now)
+    return actor, session
+
+
 def by_name(ledger: Ledger, name: str) -> Actor:
     """Return the user of this name; raises NotFound, or Unauthenticated when disabled."""
     if name == LOCAL.name:
         return LOCAL
     with ledger.read() as conn:
         user = store.get_user(conn, name)
-    if user.disabled_at is not None:
-        raise Unauthenticated(f"the user {name} is disabled", next=f"loopwright user enable {name}")
-    return Actor(user.name, user.role)
+    access.check_enabled(user)
+    return user.actor(via=f"assumed by {LOCAL.name}")
 
 
 def on_folder(context: Context, token: str | None, as_user: str | None) -> Context:

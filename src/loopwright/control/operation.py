@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from loopwright.control.context import Context
 from loopwright.control.plain import Json, plain
-from loopwright.kernel.actor import Role, require
+from loopwright.kernel.actor import Actor, Role, beyond_token, require
 from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
+from loopwright.ledger.engine import Ledger
+from loopwright.registry import authority
 
 ROOMS = (
     "access",
@@ -49,14 +51,29 @@ class Operation:
     def __call__(self, ctx: Context, **arguments: object) -> Json:
         """Check the role and the arguments, act, and answer in JSON's own types.
 
-        Raises Refused when the actor's role is too small and BadInput when an argument does not fit.
+        Raises Refused when the actor's role on the model, or everywhere when it is about none, is too small, and
+        BadInput when an argument does not fit.
         """
-        require(ctx.actor, self.role, f"do `{self.name}`")
+        self.authorise(ctx.ledger, ctx.actor, arguments.get("model"))
         if self.changes and ctx.assumed_by is not None:
             ctx.record(
                 "user.assumed", subject=ctx.actor.name, payload={"operation": self.name}, by=ctx.assumed_by
             )
         return plain(self.function(ctx, **self.checked(arguments)))
+
+    def authorise(self, ledger: Ledger, actor: Actor, model: object = None) -> None:
+        """Raise Refused unless `actor` may do this, to `model` when the operation takes one and it is named."""
+        act = f"do `{self.name}`"
+        named = model if isinstance(model, str) and "model" in self.parameters else None
+        if self.changes and not actor.may_change(model=named):
+            # Also where the role itself is asked for further in, as by `models.approve`.
+            raise beyond_token(actor, act, "a scope that changes something")
+        if named is None or actor.role_on(model=named) >= self.role or not actor.teams:
+            # Whom no team could help needs no look at whose model it is.
+            require(actor, self.role, act, model=named)
+            return
+        with ledger.read() as conn:
+            authority.require_on(conn, actor, self.role, act, model=named)
 
     @property
     def changes(self) -> bool:

@@ -5,7 +5,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +15,10 @@ import uvicorn
 from loopwright.control import store
 from loopwright.control.access import LOCAL, mint
 from loopwright.control.app import create_app
+from loopwright.control.caller import Network, is_loopback, parse_networks
 from loopwright.control.context import Context, open_context
 from loopwright.control.controllers.standard import standard_controllers
-from loopwright.control.doorkeeper import App, check_binding, is_loopback
+from loopwright.control.doorkeeper import App, check_binding
 from loopwright.kernel.actor import SYSTEM
 from loopwright.kernel.clock import Clock, utc_now
 from loopwright.kernel.errors import BadInput, Conflict, Unavailable
@@ -31,6 +32,7 @@ def up(
     port: int,
     *,
     require_token: bool = False,
+    behind_proxy: Sequence[str] = (),
     clock: Clock = utc_now,
     say: Say | None = None,
 ) -> int:
@@ -38,13 +40,18 @@ def up(
 
     Everything that can be wrong is found before the first request is taken: a port in use (Conflict), a disk that
     cannot be written (Unavailable), an address open to others while there is no token (Refused).
+
+    `behind_proxy`: addresses or networks of proxies that end TLS in front of us; whoever comes through one needs a
+    token, and so does everybody else.
     """
     tell = say or _say
+    proxies = parse_networks(behind_proxy)
     listener = bind(host, port)
     try:
         context = open_context(folder, LOCAL, clock=clock, create=True)
         with context.ledger.read() as conn:
             anyone = store.anyone(conn)
+        require_token = require_token or bool(proxies)
         local = is_loopback(host) and not require_token
         check_binding(host, anyone=anyone, local=local)
         if require_token and not anyone:
@@ -52,7 +59,7 @@ def up(
                 "no token exists yet: nobody can get in. Make one: loopwright user add …, loopwright token create …"
             )
         _log_to(context.home.logs / "control.log")
-        return _serve(context, listener, local=local, tell=tell)
+        return _serve(context, listener, local=local, proxies=proxies, tell=tell)
     finally:
         listener.close()
 
@@ -90,7 +97,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _serve(context: Context, listener: socket.socket, *, local: bool, tell: Say) -> int:
+def _serve(
+    context: Context, listener: socket.socket, *, local: bool, proxies: Sequence[Network], tell: Say
+) -> int:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}"
@@ -101,7 +110,11 @@ def _serve(context: Context, listener: socket.socket, *, local: bool, tell: Say)
     context = replace(context, ticker=controllers)
 
     def greet() -> None:
-        who = "no token needed from this machine (you are `local`, an admin)" if local else "tokens required"
+        who = (
+            "no token needed from this machine (you are `local`, an admin)"
+            if local
+            else f"tokens required; people sign in at {url}/login"
+        )
         tell(
             f"loopwright control plane ready at {url} · MLflow at {url}/mlflow · home {context.home.root} · {who}"
         )
@@ -113,9 +126,18 @@ def _serve(context: Context, listener: socket.socket, *, local: bool, tell: Say)
         make_mlflow=lambda: _mlflow(context, host),
         controllers=controllers,
         greeting=greet,
+        proxies=proxies,
     )
     server = _Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5)
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=5,
+            # uvicorn believes what anybody on this machine forwards; our door believes named proxies only.
+            proxy_headers=False,
+        )
     )
     server.run(sockets=[listener])
     context.ledger.dispose()

@@ -95,6 +95,13 @@ class Actor:
         fitting = (_CAPS[scope.reach] for scope in self.scopes if scope.model in (None, model))
         return min(own, max(fitting, default=Role.NOBODY))
 
+    def may_change(self, *, model: str | None = None) -> bool:
+        """Whether the token they came with is for changing anything about the model; without one, everywhere."""
+        changing = ("write", "approve", "admin")
+        return self.scopes is None or any(
+            scope.reach in changing and scope.model in (None, model) for scope in self.scopes
+        )
+
     def may_serve(self) -> bool:
         """Whether a data plane may come with this token."""
         return self.scopes is None or any(scope.reach in ("serve", "admin") for scope in self.scopes)
@@ -113,13 +120,20 @@ def require(actor: Actor, role: Role, act: str, *, model: str | None = None, tea
         actor.scopes is not None
         and Actor(actor.name, actor.role, actor.teams).role_on(model=model, team=team) >= role
     ):
-        raise Refused(
-            f"{actor.name} may not {act} with this token", got=f"scopes {', '.join(map(str, actor.scopes)) or 'none'}",
-            wanted=wanted, next=f"Make a token for it: loopwright token create {actor.name} --scope …",
-        )  # fmt: skip
+        raise beyond_token(actor, act, wanted)
     raise Refused(
         f"{actor.name} may not {act}",
         got=f"role {held.name.lower()}",
         wanted=wanted,
         next=f"An admin can change it: loopwright user set {actor.name} --role {role.name.lower()}",
+    )
+
+
+def beyond_token(actor: Actor, act: str, wanted: str) -> Refused:
+    """What to raise when the actor might, but not with the token they came with."""
+    return Refused(
+        f"{actor.name} may not {act} with this token",
+        got=f"scopes {', '.join(map(str, actor.scopes or ())) or 'none'}",
+        wanted=wanted,
+        next=f"Make a token for it: loopwright token create {actor.name} --scope …",
     )

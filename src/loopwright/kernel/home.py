@@ -27,6 +27,10 @@ class Home:
         """What home.json names under "ledger_url", else SQLite in this folder."""
         return str(self._settings().get("ledger_url") or f"sqlite:///{self.root / 'ledger.db'}")
 
+    def setting(self, name: str) -> object:
+        """What home.json says under `name`; None when nothing. Raises BadInput for a file that is no JSON object."""
+        return self._settings().get(name)
+
     @property
     def keys(self) -> Path:
         return self.root / "keys"

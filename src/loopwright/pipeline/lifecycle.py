@@ -6,11 +6,13 @@ is the same version. A run that is killed leaves no version; running it again st
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import Connection
 
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.keys import PublicKey, SigningKey
@@ -23,9 +25,11 @@ from loopwright.features.module import FeatureModule, load_features
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, parse_time
 from loopwright.kernel.home import Home
+from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline import store
+from loopwright.pipeline.explained import Explainability, explain_bundle
 from loopwright.pipeline.fit import Fitted, Parts, cut, fit_model
 from loopwright.pipeline.frames import known_rows
 from loopwright.pipeline.intake import bring_in
@@ -38,10 +42,11 @@ from loopwright.quality.gates import run_gates
 from loopwright.quality.report import GateReport
 from loopwright.registry import semver
 from loopwright.registry import store as registry_store
+from loopwright.registry.authority import check_team
 from loopwright.registry.documents.sections import Written, read_card
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
-from loopwright.registry.policy import Policy
+from loopwright.registry.policies import admit, waive
 from loopwright.registry.versions import Version, current, get_version, register_version
 from loopwright.training.context import capture, mlflow_tags
 from loopwright.training.recorder import Recorder, start_run
@@ -146,9 +151,10 @@ def run_project(
     or its data, Refused when a contract blocks. Gates that say no are not an error: the report has `version` None and
     no version is registered.
     """
-    require(actor, Role.DEVELOPER, "train a model")
+    require(actor, Role.DEVELOPER, "train a model", model=project.spec.model, team=project.spec.team)
     with ledger.read() as conn:
-        _refuse_looser_policy(store.find_project(conn, project.spec.model), project, actor)
+        check_team(conn, actor, model=project.spec.model, team=project.spec.team)
+        _admitted(conn, project, actor)
     ensure_mlflow_tables(ledger)
     spec = project.spec
     written = read_card(project.path(spec.card), name=spec.card) if spec.card else None
@@ -181,8 +187,14 @@ def run_project(
         gates = _gated(setting, bundle, fitted, parts, baseline)
         run.text(gates.to_markdown(), "gates.md")
         run.artifact_json(gates.to_json(), "gates.json")
-        version = _registered(setting, bundle, fitted, gates, origin, context, baseline, version_number)
-        setting.watch.done(f"bundle {bundle.digest[:12]} sealed; {gates.summary()}")
+        explained = explain_bundle(
+            bundle, setting.depot.path(bundle.digest), parts.holdout, rows=spec.explain.rows
+        )
+        _note(run, gates, explained)
+        version = _registered(
+            setting, bundle, fitted, gates, explained, origin, context, baseline, version_number
+        )
+        setting.watch.done(f"bundle {bundle.digest[:12]} sealed; {gates.summary()}; {explained.summary()}")
     return RunReport(
         run_id=run.run_id,
         model=spec.model,
@@ -270,15 +282,17 @@ def stable_baseline(
     return Baseline(version.version, bundle, parse_time(until) if until else None)
 
 
-def _refuse_looser_policy(standing: Mapping[str, Any] | None, project: Project, actor: Actor) -> None:
-    """A developer's run must not loosen the policy that governs the developer's own work."""
-    if standing is not None:
-        Policy.from_json(project.spec.to_json()["policy"]).check_not_looser(
-            Policy.from_json(standing["spec"].get("policy") or {}),
-            actor=actor,
-            model=project.spec.model,
-            where=str(project.dir / "loop.yaml"),
-        )
+def _admitted(conn: Connection, project: Project, actor: Actor) -> tuple[str, ...]:
+    """The points of the project's policy that are waived; raises Refused where a run would loosen what governs it."""
+    spec = project.spec
+    return admit(
+        conn,
+        model=spec.model,
+        team=spec.team,
+        section=spec.to_json()["policy"],
+        actor=actor,
+        where=str(project.dir / "loop.yaml"),
+    )
 
 
 def _parts(setting: Setting, module: FeatureModule, snapshot: str) -> Parts:
@@ -356,47 +370,62 @@ def _gated(
     )
 
 
+def _note(run: Recorder, gates: GateReport, explained: Explainability) -> None:
+    """Keep the documents of fairness and explainability among the run's artifacts."""
+    if gates.fairness is not None:
+        run.artifact_json(gates.fairness.to_json(), "fairness.json")
+        run.text(gates.fairness.to_markdown(), "fairness.md")
+        run.text(gates.fairness.to_svg(), "fairness.svg")
+    run.artifact_json(dict(explained.payload), "explainability.json")
+    if explained.picture is not None:
+        run.text(explained.picture, "explainability.svg")
+
+
+def _findings(
+    setting: Setting, gates: GateReport, explained: Explainability
+) -> Iterator[tuple[str, Verdict, Mapping[str, Any]]]:
+    """(kind, verdict, payload) of all that the run knows about its bundle."""
+    yield "gates", gates.verdict, gates.to_json()
+    if gates.fairness is not None:
+        yield "fairness", gates.fairness.verdict, gates.fairness.to_json()
+    yield "explainability", explained.verdict, explained.payload
+    if setting.written is not None:
+        yield "card", setting.written.verdict, setting.written.payload()
+
+
 def _registered(
     setting: Setting,
     bundle: Bundle,
     fitted: Fitted,
     gates: GateReport,
+    explained: Explainability,
     origin: Origin,
     context: Mapping[str, Any],
     baseline: Baseline | None,
     version_number: str | None = None,
 ) -> int | None:
-    """Record the gates as evidence, register the version if they passed, and close the run: all or nothing."""
+    """Record the findings as evidence, register the version if the gates passed, and close the run: all or nothing."""
     project, model, now = setting.project, setting.project.spec.model, setting.clock()
     version = None
     with setting.ledger.write() as conn:
-        record_evidence(
-            conn,
-            kind="gates",
-            model=model,
-            version=None,
-            bundle=bundle.digest,
-            verdict=gates.verdict,
-            payload=gates.to_json(),
-            at=now,
-            actor=setting.actor,
-        )
-        if setting.written is not None:
+        for kind, verdict, payload in _findings(setting, gates, explained):
             record_evidence(
                 conn,
-                kind="card",
+                kind=kind,
                 model=model,
                 version=None,
                 bundle=bundle.digest,
-                verdict=setting.written.verdict,
-                payload=setting.written.payload(),
+                verdict=verdict,
+                payload=payload,
                 at=now,
                 actor=setting.actor,
             )
         if gates.passed:
             # Only now: a project that never came this far must not govern a model that is in service.
-            _refuse_looser_policy(store.find_project(conn, model), project, setting.actor)
+            check_team(conn, setting.actor, model=model, team=project.spec.team)
+            waived = _admitted(conn, project, setting.actor)
             store.save_project(conn, model, str(project.dir), project.spec.to_json(), project.digest, now)
+            waive(conn, model, waived, actor=setting.actor, now=now)
             until = {"trained_until": iso(origin.trained_until)} if origin.trained_until else {}
             parent = baseline.version if baseline else None
             proposal = number_for(
