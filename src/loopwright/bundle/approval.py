@@ -10,7 +10,10 @@ from loopwright.kernel.errors import Tampered
 
 
 class ApprovalRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """approvals: (reviewer, ISO time) each; first: no version of this model was approved before."""
+    """approvals: (reviewer, ISO time) each; first: no version of this model was approved before.
+
+    emergency: the glass was broken, approvals were passed over. tier: that of the policy it was decided under.
+    """
 
     model: str
     version: int
@@ -21,6 +24,8 @@ class ApprovalRecord(msgspec.Struct, frozen=True, kw_only=True):
     requested_by: str
     approvals: tuple[tuple[str, str], ...]
     first: bool = False
+    emergency: bool = False
+    tier: str = ""
     issued_at: str = ""
 
 

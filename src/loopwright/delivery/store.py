@@ -236,7 +236,7 @@ def due_promotions(conn: Connection) -> list[DuePromotion]:
             promotions.c.state == "effective",
             ~exists().where(rollouts.c.promotion_id == promotions.c.id),
         )
-        .order_by(promotions.c.decided_at, promotions.c.id)
+        .order_by(promotions.c.decided_seq, promotions.c.id)
     )
     return [
         DuePromotion(row.id, row.model, row.version, row.requested_by, row.reason)

@@ -188,7 +188,7 @@ class Policy(Section):
 
     def to_json(self) -> dict[str, Any]:
         """Only what is said."""
-        return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True) | {"tier": self.tier}
+        return self.model_dump(mode="json", exclude_none=True, exclude_unset=True) | {"tier": self.tier}
 
     @classmethod
     def from_json(cls, document: dict[str, Any], where: str = "policy") -> Self:

@@ -34,12 +34,13 @@ def approval_record(conn: Connection, *, model: str, version: int) -> ApprovalRe
             for p in store.find_promotions(conn, model=model, stage=Stage.PRODUCTION)
             if p.state in ("effective", "reverted")
         ),
-        key=lambda p: (p.decided_at or p.requested_at, p.id),
+        key=lambda p: p.decided_seq or p.seq,
         default=promotion,
     )
     return ApprovalRecord(
         model=model, version=version, bundle=promotion.bundle, stage=Stage.PRODUCTION.value,
         promotion_id=promotion.id, policy_digest=promotion.policy_digest, requested_by=promotion.requested_by,
-        approvals=given, first=earliest.id == promotion.id,
+        approvals=given, first=earliest.id == promotion.id, emergency=promotion.emergency is not None,
+        tier=promotion.policy.tier,
         issued_at=iso(promotion.decided_at or promotion.requested_at),
     )  # fmt: skip

@@ -32,11 +32,12 @@ def record_evidence(
     Raises BadInput when `payload` is not JSON (NaN included).
     """
     digest = digest_json([kind, model, version, bundle, str(verdict), dict(payload), iso(at)])
-    store.insert_evidence(conn, Evidence(digest, kind, model, version, bundle, Verdict(verdict), payload, at))
-    ledger.append(
+    row = ledger.append(
         conn, at=at, actor=actor.name, action="evidence.recorded", subject=subject(model, version),
         payload={"kind": kind, "verdict": str(verdict), "digest": digest, "bundle": bundle},
     )  # fmt: skip
+    item = Evidence(digest, kind, model, version, bundle, Verdict(verdict), payload, at, row.seq)
+    store.insert_evidence(conn, item)
     return digest
 
 

@@ -10,14 +10,20 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from loopwright.kernel.actor import SYSTEM, Actor, Role, require
+from loopwright.kernel.actor import SYSTEM, Actor, Role
+from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, Tampered
 from loopwright.kernel.ids import new_id
 from loopwright.kernel.stage import Stage
 from loopwright.ledger import store as ledger
+from loopwright.ledger.audit import AuditRow
 from loopwright.registry import store
-from loopwright.registry.policy import Assessment, Policy, Promotion, assess, check_reviewer
+from loopwright.registry.assess import Assessment, Overdue, assess, check_reviewer
+from loopwright.registry.authority import require_on, role_on
+from loopwright.registry.policies import governing, policy_of
+from loopwright.registry.policy import Policy, Promotion
 from loopwright.registry.records import Approval, Decision, Version
+from loopwright.registry.tiers.store import find_reviews
 from loopwright.registry.versions import current
 
 PRODUCTION_ALIASES = ("champion", "production")
@@ -37,14 +43,13 @@ def request_promotion(
     actor: Actor,
     reason: str,
     now: datetime,
-    policy: Policy | None = None,
 ) -> Promotion:
     """Ask to move a version to Staging or Production; may come back effective when policy wants no approval.
 
-    `policy` defaults to what the model's project says. Raises Refused (no role, no sealed bundle), BadInput (stage),
-    Conflict (asked already, or there already).
+    Raises Refused (no role, no sealed bundle, a review of the model overdue), BadInput (stage), Conflict (asked
+    already, or there already).
     """
-    require(actor, Role.DEVELOPER, f"request a promotion of {model}/{version}")
+    require_on(conn, actor, Role.DEVELOPER, f"request a promotion of {model}/{version}", model=model)
     found = store.get_version(conn, model, version)
     if stage not in (Stage.STAGING, Stage.PRODUCTION):
         raise BadInput(
@@ -52,12 +57,11 @@ def request_promotion(
         )
     if found.stage is stage:
         raise Conflict(f"the version is in {stage.value} already", where=found.subject)
-    rules = policy or store.project_policy(conn, model)
+    rules = policy_of(conn, model)
     if found.bundle is None:
-        raise Refused(
-            f"cannot be promoted to {stage.value}: missing {assess(found, None, (), rules, stage)}",
-            where=found.subject,
-        )
+        missing = assess(found, None, (), rules, stage, now=now)
+        raise Refused(f"cannot be promoted to {stage.value}: missing {missing}", where=found.subject)
+    check_reviews(conn, model, now)
     if store.find_promotions(conn, model=model, version=version, stage=stage, state="pending"):
         raise Conflict(
             f"a promotion to {stage.value} is waiting already",
@@ -68,8 +72,10 @@ def request_promotion(
         new_id("pr"), model, version, stage, found.bundle, actor.name, now, reason, "pending", None, rules,
         rules.digest,
     )  # fmt: skip
+    noted = {"reason": reason, "policy": rules.digest}
+    row = note(conn, promotion, now, actor, "promotion.requested", noted)
+    promotion = replace(promotion, seq=row.seq)
     store.insert_promotion(conn, promotion)
-    _audit(conn, promotion, now, actor, "promotion.requested", {"reason": reason, "policy": rules.digest})
     return settle(conn, promotion, now=now, actor=actor)
 
 
@@ -112,11 +118,19 @@ def withdraw(
 ) -> Promotion:
     """Take a waiting request back: by who made it, or an admin."""
     promotion = _pending(conn, model, version, None)
-    if actor.name != promotion.requested_by:
-        require(actor, Role.ADMIN, f"withdraw {promotion.requested_by}'s request")
-    store.decide_promotion(conn, promotion.id, "withdrawn", now)
-    _audit(conn, promotion, now, actor, "promotion.withdrawn", {"reason": reason})
-    return replace(promotion, state="withdrawn", decided_at=now)
+    needed = Role.DEVELOPER if actor.name == promotion.requested_by else Role.ADMIN
+    require_on(conn, actor, needed, f"withdraw {promotion.requested_by}'s request", model=model)
+    return _withdrawn(conn, promotion, actor, now, reason)
+
+
+def withdraw_for(
+    conn: Connection, *, model: str, version: int, actor: Actor, now: datetime, why: str
+) -> None:
+    """Withdraw every waiting request to Production of a version that goes there another way."""
+    for promotion in store.find_promotions(
+        conn, model=model, version=version, stage=Stage.PRODUCTION, state="pending"
+    ):
+        _withdrawn(conn, promotion, actor, now, why)
 
 
 def settle(conn: Connection, promotion: Promotion, *, now: datetime, actor: Actor) -> Promotion:
@@ -135,42 +149,96 @@ def settle(conn: Connection, promotion: Promotion, *, now: datetime, actor: Acto
             "a version leaves Production only by a rollback or when its successor has taken over",
             where=version.subject, got="a promotion to Staging", next=f"loopwright rollback {promotion.model}",
         )  # fmt: skip
-    verdict = _assess(conn, version, promotion, promotion.policy, promotion.stage)
-    if promotion.state != "pending" or not verdict.satisfied:
+    if promotion.state != "pending":
         return promotion
+    policy = governing(conn, promotion)
+    verdict = _assess(conn, version, promotion, policy, promotion.stage, now)
+    if not verdict.satisfied:
+        return promotion
+    return make_effective(conn, version, promotion, policy, now=now, actor=actor, evidence=verdict.evidence)
+
+
+def make_effective(
+    conn: Connection,
+    version: Version,
+    promotion: Promotion,
+    policy: Policy,
+    *,
+    now: datetime,
+    actor: Actor,
+    evidence: Sequence[str] = (),
+) -> Promotion:
+    """Move the version to the stage, here and in MLflow. Whoever calls has made sure that it may.
+
+    Raises Tampered when MLflow's row names other bytes than the version's.
+    """
     source = store.ml_source(conn, version.model, version.version)
     if source != version.source:
         raise Tampered(
             "MLflow's row names other bytes than the registered bundle; nothing was promoted",
             where=version.subject, got=source, wanted=version.source or "",
         )  # fmt: skip
-    store.decide_promotion(conn, promotion.id, "effective", now)
-    store.set_stage(conn, version.model, version.version, promotion.stage, now)
-    _point_aliases(conn, version.model)
-    _audit(
+    broken = {"emergency": promotion.emergency} if promotion.emergency is not None else {}
+    row = note(
         conn, promotion, now, actor, "promotion.effective",
         {
             "from": version.stage.value, "approved_by": list(promotion.approved_by),
-            "requested_by": promotion.requested_by, "policy": promotion.policy_digest,
-            "evidence": list(verdict.evidence),
+            "requested_by": promotion.requested_by, "policy": policy.digest, "evidence": list(evidence), **broken,
         },
     )  # fmt: skip
-    return replace(promotion, state="effective", decided_at=now)
+    store.decide_promotion(conn, promotion.id, "effective", now, seq=row.seq, policy=policy)
+    store.set_stage(conn, version.model, version.version, promotion.stage, now)
+    _point_aliases(conn, version.model)
+    return replace(
+        promotion, state="effective", decided_at=now, decided_seq=row.seq, policy=policy, policy_digest=policy.digest
+    )  # fmt: skip
 
 
-def assessment(conn: Connection, *, model: str, version: int, stage: Stage) -> Assessment:
-    """Say what the version lacks for `stage` now, in plain words."""
+def ready(conn: Connection, now: datetime) -> list[Promotion]:
+    """Pending promotions that lack nothing any more: a freeze is over, or evidence came after the last approval."""
+    found = []
+    for promotion in store.find_promotions(conn, state="pending"):
+        version = store.get_version(conn, promotion.model, promotion.version)
+        if promotion.stage is Stage.STAGING and version.stage is Stage.PRODUCTION:
+            continue  # it may be serving; whoever asked can withdraw the request
+        policy = governing(conn, promotion)
+        if _assess(conn, version, promotion, policy, promotion.stage, now).satisfied:
+            found.append(promotion)
+    return found
+
+
+def check_reviews(conn: Connection, model: str, now: datetime) -> None:
+    """Refuse while a review of `model` is overdue: who breaks the glass answers for it before the next promotion."""
+    if (late := _overdue(conn, model, now)) is not None:
+        raise Refused(
+            f"the glass was broken for version {late.version} and its review is overdue; nothing is promoted before it",
+            where=model, wanted=f"the review that was due {iso(late.since)}",
+            next=f"loopwright review {model} {late.version} --uphold --comment TEXT (or --revoke)",
+        )  # fmt: skip
+
+
+def assessment(
+    conn: Connection,
+    *,
+    model: str,
+    version: int,
+    stage: Stage,
+    now: datetime,
+    policy: Policy | None = None,
+) -> Assessment:
+    """Say what the version lacks for `stage` at `now`, by the policy that governs it or by another `policy`."""
     found = store.get_version(conn, model, version)
     waiting = store.find_promotions(conn, model=model, version=version, stage=stage, state="pending")
     promotion = waiting[-1] if waiting else None
-    policy = promotion.policy if promotion else store.project_policy(conn, model)
-    return _assess(conn, found, promotion, policy, stage)
+    if policy is None:
+        policy = governing(conn, promotion) if promotion else policy_of(conn, model)
+    return _assess(conn, found, promotion, policy, stage, now)
 
 
 def list_promotions(
     conn: Connection, *, model: str | None = None, version: int | None = None, state: str | None = None
 ) -> list[Promotion]:
-    """Promotions that match, oldest first, with what reviewers said."""
+    """Promotions that match, in the order of their requests, with what reviewers said."""
     return store.find_promotions(conn, model=model, version=version, state=state)
 
 
@@ -181,7 +249,7 @@ def archive(
 
     Raises Conflict for the version that governance wants in Production: only a rollback takes that away.
     """
-    require(actor, Role.DEVELOPER, f"archive {model}/{version}")
+    require_on(conn, actor, Role.DEVELOPER, f"archive {model}/{version}", model=model)
     found = store.get_version(conn, model, version)
     wanted = current(conn, model=model)
     if wanted is not None and wanted.version == version:
@@ -194,7 +262,7 @@ def archive(
 
 def demote(conn: Connection, *, model: str, version: int, why: str, now: datetime, actor: Actor) -> Version:
     """Move a Staging or Archived version back to None. Raises Conflict for one in Production."""
-    require(actor, Role.DEVELOPER, f"demote {model}/{version}")
+    require_on(conn, actor, Role.DEVELOPER, f"demote {model}/{version}", model=model)
     found = store.get_version(conn, model, version)
     if found.stage is Stage.PRODUCTION:
         raise Conflict(
@@ -231,6 +299,10 @@ def revert(
         )
     effective = store.effective_productions(conn, model)
     target = _approved_before(conn, effective, model, to_version) if to_version is not None else None
+    ledger.append(
+        conn, at=now, actor=actor.name, action="version.reverted", subject=found.subject,
+        payload={"to": to_version, "why": why, "evidence": list(evidence), "bundle": found.bundle},
+    )  # fmt: skip
     for promotion in effective:
         if promotion.version == version:
             store.decide_promotion(conn, promotion.id, "reverted", now)
@@ -241,10 +313,6 @@ def revert(
         store.set_stage(conn, model, target.version, Stage.PRODUCTION, now)
         target = replace(target, stage=Stage.PRODUCTION)
     _point_aliases(conn, model)
-    ledger.append(
-        conn, at=now, actor=actor.name, action="version.reverted", subject=found.subject,
-        payload={"to": to_version, "why": why, "evidence": list(evidence), "bundle": found.bundle},
-    )  # fmt: skip
     return target
 
 
@@ -264,7 +332,7 @@ def rollback(
 
     Needs the role approver and no new approval: going back to approved bytes must take seconds.
     """
-    require(actor, Role.APPROVER, f"roll back {model}")
+    require_on(conn, actor, Role.APPROVER, f"roll back {model}", model=model)
     wanted = current(conn, model=model)
     if wanted is None:
         store.get_version(conn, model, to_version or 1)
@@ -294,19 +362,29 @@ def _speak(
     reviewed: str | None,
     promotion_id: str | None,
 ) -> Promotion:
-    require(reviewer, Role.APPROVER, f"{decision} {model}/{version}")
     found = store.get_version(conn, model, version)
     promotion = _pending(conn, model, version, promotion_id)
-    check_reviewer(reviewer, found, promotion, promotion.policy, reviewed=reviewed)
-    approval = Approval(reviewer.name, decision, comment, now, promotion.bundle)
-    store.insert_approval(conn, promotion.id, approval)
+    policy, role = governing(conn, promotion), role_on(conn, reviewer, model=model)
+    check_reviewer(reviewer, found, promotion, policy, reviewed=reviewed, now=now, role=role)
+    approval = Approval(reviewer.name, decision, comment, now, promotion.bundle, role, policy.digest)
     said = replace(promotion, approvals=(*promotion.approvals, approval))
     action = "approval.given" if decision == "approve" else "promotion.rejected"
-    _audit(conn, said, now, reviewer, action, {"comment": comment, "policy": promotion.policy_digest})
+    noted = {"comment": comment, "policy": policy.digest, "role": role.name.lower()}
+    row = note(conn, said, now, reviewer, action, noted)
+    store.insert_approval(conn, promotion.id, approval, row.seq)
     if decision == "reject":
-        store.decide_promotion(conn, said.id, "rejected", now)
-        return replace(said, state="rejected", decided_at=now)
+        store.decide_promotion(conn, said.id, "rejected", now, seq=row.seq, policy=policy)
+        return replace(
+            said, state="rejected", decided_at=now, decided_seq=row.seq, policy=policy, policy_digest=policy.digest
+        )  # fmt: skip
     return settle(conn, said, now=now, actor=reviewer)
+
+
+def _withdrawn(conn: Connection, promotion: Promotion, actor: Actor, now: datetime, reason: str) -> Promotion:
+    noted = {"reason": reason, "policy": promotion.policy_digest}
+    row = note(conn, promotion, now, actor, "promotion.withdrawn", noted)
+    store.decide_promotion(conn, promotion.id, "withdrawn", now, seq=row.seq)
+    return replace(promotion, state="withdrawn", decided_at=now, decided_seq=row.seq)
 
 
 def _pending(conn: Connection, model: str, version: int, promotion_id: str | None) -> Promotion:
@@ -329,14 +407,25 @@ def _pending(conn: Connection, model: str, version: int, promotion_id: str | Non
 
 
 def _assess(
-    conn: Connection, version: Version, promotion: Promotion | None, policy: Policy, stage: Stage
+    conn: Connection,
+    version: Version,
+    promotion: Promotion | None,
+    policy: Policy,
+    stage: Stage,
+    now: datetime,
 ) -> Assessment:
     recorded = (
         store.find_evidence(conn, model=version.model, bundle=version.bundle)
         if version.bundle is not None
         else []
     )
-    return assess(version, promotion, recorded, policy, stage)
+    late = _overdue(conn, version.model, now)
+    return assess(version, promotion, recorded, policy, stage, now=now, overdue=late)
+
+
+def _overdue(conn: Connection, model: str, now: datetime) -> Overdue | None:
+    late = [review for review in find_reviews(conn, model=model, state="open") if review.overdue(now)]
+    return Overdue(late[0].version, late[0].due_at) if late else None
 
 
 def _approved_before(conn: Connection, effective: list[Promotion], model: str, version: int) -> Version:
@@ -376,10 +465,11 @@ def _point_aliases(conn: Connection, model: str) -> None:
             store.point_alias(conn, model, alias, wanted.version if wanted else None)
 
 
-def _audit(
+def note(
     conn: Connection, promotion: Promotion, now: datetime, actor: Actor, action: str, payload: dict[str, Any]
-) -> None:
-    ledger.append(
+) -> AuditRow:
+    """Write the audit row of an act on `promotion`."""
+    return ledger.append(
         conn, at=now, actor=actor.name, action=action, subject=f"{promotion.model}/{promotion.version}",
         payload={"promotion": promotion.id, "stage": promotion.stage.value, "bundle": promotion.bundle, **payload},
     )  # fmt: skip

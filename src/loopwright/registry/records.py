@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from loopwright.kernel.actor import Role
 from loopwright.kernel.clock import iso
 from loopwright.kernel.stage import Stage
 from loopwright.kernel.verdict import Verdict
@@ -59,24 +60,33 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """One reviewer's word on a promotion, bound to the bytes that were reviewed."""
+    """One reviewer's word on a promotion, bound to the bytes that were reviewed.
+
+    role: what the reviewer was on the model. policy_digest: the policy that governed when it was said.
+    """
 
     reviewer: str
     decision: Decision
     comment: str
     at: datetime
     bundle: str
+    role: Role = Role.APPROVER
+    policy_digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "reviewer": self.reviewer, "decision": self.decision, "comment": self.comment,
-            "at": iso(self.at), "bundle": self.bundle,
+            "at": iso(self.at), "bundle": self.bundle, "role": self.role.name.lower(),
+            "policy_digest": self.policy_digest,
         }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A recorded result of a gate, check, comparison or window, identified by the digest of its content."""
+    """A recorded result of a gate, check, comparison or window, identified by the digest of its content.
+
+    `seq` is the audit row it was recorded by: the order of results does not hang on clocks.
+    """
 
     digest: str
     kind: str
@@ -86,9 +96,47 @@ class Evidence:
     verdict: Verdict
     payload: Mapping[str, Any]
     at: datetime
+    seq: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
             "digest": self.digest, "kind": self.kind, "model": self.model, "version": self.version,
             "bundle": self.bundle, "verdict": self.verdict.value, "payload": dict(self.payload), "at": iso(self.at),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """The later look at a promotion for which the glass was broken. `reason` is why it was.
+
+    upheld: a reviewer agrees after the fact. revoked: the reviewer does not, and the version leaves.
+    """
+
+    promotion_id: str
+    model: str
+    version: int
+    broken_by: str
+    reason: str
+    due_at: datetime
+    state: Literal["open", "upheld", "revoked"] = "open"
+    policy_digest: str = ""
+    reviewer: str | None = None
+    comment: str = ""
+    decided_at: datetime | None = None
+
+    @property
+    def subject(self) -> str:
+        return subject(self.model, self.version)
+
+    def overdue(self, now: datetime) -> bool:
+        """Whether it should have been made by now."""
+        return self.state == "open" and now > self.due_at
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields, JSON-able."""
+        return {
+            "promotion_id": self.promotion_id, "model": self.model, "version": self.version,
+            "broken_by": self.broken_by, "reason": self.reason, "due_at": iso(self.due_at), "state": self.state,
+            "policy_digest": self.policy_digest, "reviewer": self.reviewer, "comment": self.comment,
+            "decided_at": iso(self.decided_at) if self.decided_at else None,
         }  # fmt: skip

@@ -116,7 +116,8 @@ def current(conn: Connection, *, model: str, stage: Stage = Stage.PRODUCTION) ->
     """
     inside = {v.version: v for v in store.list_versions(conn, model) if v.stage is stage}
     decided = store.find_promotions(conn, model=model, stage=stage, state="effective")
-    order = {p.version: (p.decided_at or p.requested_at, p.id) for p in decided if p.version in inside}
+    # By the audit log's numbers: a clock set back must not bring an older version forward.
+    order = {p.version: p.decided_seq or p.seq for p in decided if p.version in inside}
     return inside[max(order, key=lambda number: order[number])] if order else None
 
 

@@ -26,17 +26,16 @@ from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as audit
 from loopwright.ledger.engine import Ledger
 from loopwright.registry.evidence import evidence_of
-from loopwright.registry.policy import Policy
 from loopwright.registry.promotion import list_promotions, request_promotion
 from loopwright.registry.versions import get_version, register_version
 from loopwright.stats.histogram import LatencyHistogram
+from tests.governing import ask_for_nothing
 
 KEY = SigningKey.generate()
 WALL = datetime(2026, 1, 1, tzinfo=UTC)
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 ANA = Actor("ana", Role.APPROVER)
-OPEN = Policy(staging=0, production=0, required_evidence=())
 PLAN = Plan(shadow_first=HOUR, steps=(Step(0.05, HOUR), Step(0.25, HOUR, Require.PASS), Step(1.0)))
 
 
@@ -56,13 +55,14 @@ HARM = seen(300, errors=90)
 def promoted(conn: Connection, model: str, *, plan: Plan = PLAN) -> Rollout:
     """Register the next version, have it promoted, and begin its rollout."""
     author = Actor("dev", Role.DEVELOPER)
+    ask_for_nothing(conn, model, at=WALL)
     version = register_version(
         conn, model=model, bundle=digest_json([model, len(store.list_rollouts(conn, model))]), run_id="r",
         snapshot="s", author=author, metrics={}, now=WALL,
     )  # fmt: skip
     request_promotion(
         conn, model=model, version=version.version, stage=Stage.PRODUCTION, actor=author, reason="better",
-        now=WALL, policy=OPEN,
+        now=WALL,
     )  # fmt: skip
     (due,) = [one for one in store.due_promotions(conn) if one.model == model]
     return conduct.start_due(conn, due, plan, key=KEY, now=WALL, event_time=NOON)

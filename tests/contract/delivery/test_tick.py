@@ -23,11 +23,11 @@ from loopwright.kernel.verdict import Verdict
 from loopwright.ledger.engine import Ledger
 from loopwright.monitoring.store import apply_fold, raise_watermark
 from loopwright.registry.evidence import evidence_of
-from loopwright.registry.policy import Policy
 from loopwright.registry.promotion import request_promotion
 from loopwright.registry.versions import get_version, register_version
 from loopwright.serving.wire import Fold
 from loopwright.stats.histogram import LatencyHistogram
+from tests.governing import ask_for_nothing
 
 KEY = SigningKey.generate()
 WALL = datetime(2026, 1, 1, tzinfo=UTC)
@@ -38,13 +38,14 @@ PLAN = Plan(shadow_first=HOUR, steps=(Step(0.05, HOUR), Step(0.25, HOUR, Require
 
 def promote_next(conn: Connection, model: str) -> None:
     author = Actor("dev", Role.DEVELOPER)
+    ask_for_nothing(conn, model, at=WALL)
     bundle = digest_json([model, len(store.list_rollouts(conn, model))])
     version = register_version(
         conn, model=model, bundle=bundle, run_id="r", snapshot="s", author=author, metrics={}, now=WALL
     )
     request_promotion(
         conn, model=model, version=version.version, stage=Stage.PRODUCTION, actor=author, reason="better",
-        now=WALL, policy=Policy(staging=0, production=0, required_evidence=()),
+        now=WALL,
     )  # fmt: skip
 
 

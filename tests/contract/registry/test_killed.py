@@ -10,13 +10,12 @@ from sqlalchemy import Engine, event, text
 
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.stage import Stage
-from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as audit
 from loopwright.ledger.engine import Ledger
 from loopwright.registry import promotion, versions
-from loopwright.registry.evidence import record_evidence
 from loopwright.registry.identity import current_actor
 from loopwright.registry.mlflow_store import GovernedRegistry
+from tests.governing import vouch
 
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
 ANA, BO, CY = Actor("ana", Role.DEVELOPER), Actor("bo", Role.APPROVER), Actor("cy", Role.APPROVER)
@@ -25,16 +24,7 @@ BYTES = "a" * 64
 
 def gates(ledger: Ledger) -> None:
     with ledger.write() as conn:
-        record_evidence(
-            conn,
-            kind="gates",
-            model="m",
-            version=None,
-            bundle=BYTES,
-            verdict=Verdict.PASS,
-            payload={},
-            at=NOON,
-        )
+        vouch(conn, "m", BYTES, at=NOON)
 
 
 def waiting_for(ledger: Ledger, *reviewers: Actor) -> None:

@@ -17,8 +17,9 @@ from loopwright.ledger.engine import Ledger
 from loopwright.registry import promotion, versions
 from loopwright.registry.approval import approval_record
 from loopwright.registry.card import model_card
-from loopwright.registry.evidence import evidence_of, record_evidence
+from loopwright.registry.evidence import evidence_of
 from loopwright.registry.lineage import lineage
+from tests.governing import vouch
 
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
 ANA, BO, CY, DI = (
@@ -36,17 +37,7 @@ def digest(number: int) -> str:
 
 def register(conn: Connection, number: int = 1, verdict: Verdict | None = Verdict.PASS) -> versions.Version:
     bundle = digest(number)
-    if verdict is not None:
-        record_evidence(
-            conn,
-            kind="gates",
-            model=M,
-            version=None,
-            bundle=bundle,
-            verdict=verdict,
-            payload={"n": number},
-            at=NOON,
-        )
+    vouch(conn, M, bundle, at=NOON, gates=verdict)
     return versions.register_version(
         conn, model=M, bundle=bundle, run_id=f"run{number}", snapshot=None, author=ANA, metrics={"roc_auc": 0.7},
         now=NOON, parent=number - 1 or None,
@@ -121,9 +112,9 @@ def test_the_effective_row_names_the_evidence_and_the_policy(ledger: Ledger) -> 
         register(conn)
         promote(conn, 1)
         (row,) = audit.rows(conn, action="promotion.effective")
-        (gates,) = evidence_of(conn, model=M, version=1, kind="gates")
+        seen = {item.digest for item in evidence_of(conn, model=M, version=1)}
         (done,) = promotion.list_promotions(conn, model=M, state="effective")
-    assert row.payload["evidence"] == [gates.digest] and row.payload["policy"] == done.policy_digest
+    assert set(row.payload["evidence"]) == seen and row.payload["policy"] == done.policy_digest
     assert row.payload["approved_by"] == ["bo", "cy"]
 
 
@@ -163,7 +154,7 @@ def test_approvals_without_passed_gates_do_not_promote(ledger: Ledger, verdict: 
         request(conn, 1)
         approve(conn, 1, BO)
         assert approve(conn, 1, CY).state == "pending"
-        lacking = promotion.assessment(conn, model=M, version=1, stage=Stage.PRODUCTION)
+        lacking = promotion.assessment(conn, model=M, version=1, stage=Stage.PRODUCTION, now=NOON)
         assert len(lacking.missing) == 1 and lacking.missing[0].startswith("gates: ")
         assert stages(conn) == {1: "None"}
 

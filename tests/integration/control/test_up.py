@@ -23,12 +23,11 @@ from loopwright.control.context import open_context
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.clock import to_us
 from loopwright.kernel.errors import Refused, Unauthenticated, Unavailable
-from loopwright.kernel.verdict import Verdict
-from loopwright.registry.evidence import record_evidence
 from loopwright.registry.versions import register_version
 from loopwright.serving.events import Event, frame
 from loopwright.serving.fold import fold_events
 from loopwright.serving.wire import CONTENT_TYPE, BatchHeader, pack_batch
+from tests.governing import vouch
 
 Start = Callable[..., Any]
 MORNING = datetime(2013, 4, 1, 5, tzinfo=UTC)
@@ -47,16 +46,7 @@ def register(home: Path, count: int) -> None:
     with ctx.ledger.write() as conn:
         for number in range(count):
             bundle = hashlib.sha256(str(number).encode()).hexdigest()
-            record_evidence(
-                conn,
-                kind="gates",
-                model="late",
-                version=None,
-                bundle=bundle,
-                verdict=Verdict.PASS,
-                payload={},
-                at=ctx.now,
-            )
+            vouch(conn, "late", bundle, at=ctx.now)
             register_version(
                 conn,
                 model="late",

@@ -21,11 +21,11 @@ from loopwright.bundle.manifest import Golden
 from loopwright.bundle.seal import build_bundle
 from loopwright.bundle.signature import Field, Schema
 from loopwright.kernel.actor import Actor, Role
+from loopwright.kernel.clock import utc_now
 from loopwright.kernel.home import Home
-from loopwright.kernel.verdict import Verdict
 from loopwright.ledger.engine import Ledger
 from loopwright.registry import versions
-from loopwright.registry.evidence import record_evidence
+from tests.governing import vouch
 
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
 SCHEMA = Schema(
@@ -72,16 +72,7 @@ class Running:
     def register(self, model: str, bundle: str, *, run_id: str | None = None, gates: bool = True) -> int:
         with self.ledger.write() as conn:
             if gates:
-                record_evidence(
-                    conn,
-                    kind="gates",
-                    model=model,
-                    version=None,
-                    bundle=bundle,
-                    verdict=Verdict.PASS,
-                    payload={},
-                    at=NOON,
-                )
+                vouch(conn, model, bundle, at=utc_now())
             return versions.register_version(
                 conn, model=model, bundle=bundle, run_id=run_id, snapshot=None, author=Actor("ana", Role.DEVELOPER),
                 metrics={}, now=NOON, card="Predicts.",

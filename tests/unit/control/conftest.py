@@ -13,9 +13,9 @@ from loopwright.control.access import LOCAL
 from loopwright.control.context import Context, open_context
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.verdict import Verdict
-from loopwright.registry.evidence import record_evidence
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 from loopwright.registry.versions import register_version
+from tests.governing import vouch
 
 AUTHOR = Actor("dora", Role.DEVELOPER)
 
@@ -65,16 +65,7 @@ def register(ctx: Context) -> Callable[..., int]:
         with ctx.ledger.write() as conn:
             count = len(list(conn.exec_driver_sql("SELECT 1 FROM lw_versions")))
             digest = hashlib.sha256(f"{model} {count}".encode()).hexdigest()
-            record_evidence(
-                conn,
-                kind="gates",
-                model=model,
-                version=None,
-                bundle=digest,
-                verdict=gates,
-                payload={},
-                at=ctx.now,
-            )
+            vouch(conn, model, digest, at=ctx.now, gates=gates)
             return register_version(
                 conn, model=model, bundle=digest, run_id=None, snapshot=None, author=author,
                 metrics={"roc_auc": 0.7}, now=ctx.now,

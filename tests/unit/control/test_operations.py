@@ -13,8 +13,8 @@ from loopwright.kernel.stage import Stage
 from loopwright.kernel.verdict import Verdict
 from loopwright.pipeline.store import save_project
 from loopwright.project.spec import Spec
-from loopwright.registry.policy import Policy
 from loopwright.registry.promotion import request_promotion
+from tests.governing import ask_for_nothing
 
 Register = Callable[..., int]
 People = dict[str, Context]
@@ -246,11 +246,11 @@ def test_what_is_wrong_with_one_model_does_not_undo_an_approval_of_another(
 ) -> None:
     register()
     with ctx.ledger.write() as conn:
+        ask_for_nothing(conn, "late", at=ctx.now)
         # Made effective by a plain MLflow client, say: its rollout is due, and its stored loop.yaml is no longer read.
         request_promotion(
-            conn, model="late", version=1, stage=Stage.PRODUCTION, actor=people["dora"].actor, reason="", now=ctx.now,
-            policy=Policy(production=0),
-        )  # fmt: skip
+            conn, model="late", version=1, stage=Stage.PRODUCTION, actor=people["dora"].actor, reason="", now=ctx.now
+        )
         save_project(conn, "late", "/srv/late", {"model": "late", "unknown": 1}, "0", ctx.now)
     to_production(people, register("early"), model="early")
     with ctx.ledger.read() as conn:
