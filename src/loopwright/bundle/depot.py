@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from loopwright.bundle.folder import check_listing, list_files, safe_name, verify_folder
-from loopwright.bundle.keys import PublicKey
-from loopwright.bundle.manifest import MANIFEST, Manifest, parse_manifest
+from loopwright.bundle.folder import check_contents, check_listing, list_files, safe_name, verify_folder
+from loopwright.bundle.keys import PublicKey, SigningKey
+from loopwright.bundle.manifest import MANIFEST, SEAL, Manifest, parse_manifest, parse_seal, seal_manifest
 from loopwright.kernel.digest import sha256_bytes, sha256_file
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Tampered, Unavailable
+from loopwright.kernel.files import write_atomic
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WITHDRAWN = ".withdrawn."
@@ -81,6 +82,25 @@ class BundleDepot:
                 "the folder holds another bundle", where=str(self.path(digest)), got=actual, wanted=digest
             )
         return manifest
+
+    def sealed_by(self, digest: str) -> str:
+        """The id of the key that a stored bundle's seal names; raises NotFound, Tampered for what is no seal."""
+        try:
+            return parse_seal((self.path(digest) / SEAL).read_bytes(), where=digest).key_id
+        except FileNotFoundError:
+            raise NotFound(f"no bundle here: {SEAL} is missing", where=str(self.path(digest))) from None
+
+    def reseal(self, digest: str, key: SigningKey) -> None:
+        """Put `key`'s seal on a stored bundle whose every byte is as its digest says; the digest stays.
+
+        Raises NotFound, or Tampered and changes nothing. Readers see the old seal or the new one.
+        """
+        root = self.path(digest)
+        raw = check_contents(root, digest)
+        # Beside the bundle, not in it: a file more would be a changed bundle to whoever reads it just now.
+        staging = self.root / f".seal.{digest[:12]}.{secrets.token_hex(6)}"
+        write_atomic(staging, seal_manifest(raw, key))
+        staging.replace(root / SEAL)
 
     def digests(self) -> list[str]:
         """Every stored digest, sorted."""

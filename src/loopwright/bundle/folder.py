@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from loopwright.bundle.keys import PublicKey
-from loopwright.bundle.manifest import MANIFEST, SEAL, Manifest, open_manifest
+from loopwright.bundle.manifest import MANIFEST, SEAL, Manifest, open_manifest, parse_manifest
 from loopwright.kernel.digest import sha256_bytes, sha256_file
 from loopwright.kernel.errors import BadInput, NotFound, Tampered
 
@@ -76,6 +76,28 @@ def verify_folder(
         if actual != digest:
             raise Tampered(f"{name} was changed", where=where, got=actual, wanted=digest)
     return manifest, sha256_bytes(raw), kept
+
+
+def check_contents(root: Path, digest: str) -> bytes:
+    """Return the manifest's bytes when the folder holds exactly the bundle `digest`, whoever sealed it.
+
+    Raises NotFound when there is no bundle, Tampered when a byte differs.
+    """
+    where = str(root)
+    if not (root / MANIFEST).is_file() or not (root / SEAL).is_file():
+        raise NotFound(f"no bundle here: {MANIFEST} or {SEAL} is missing", where=where)
+    found = list_files(root)
+    if found[MANIFEST] > MAX_MANIFEST:
+        raise Tampered("the manifest is too large", where=where, got=found[MANIFEST])
+    raw = (root / MANIFEST).read_bytes()
+    if (actual := sha256_bytes(raw)) != digest:
+        raise Tampered("the folder holds another bundle", where=where, got=actual, wanted=digest)
+    manifest = parse_manifest(raw, where=where)
+    check_listing(manifest, found, where)
+    for name, wanted in manifest.files.items():
+        if (actual := sha256_file(root / name)) != wanted:
+            raise Tampered(f"{name} was changed", where=where, got=actual, wanted=wanted)
+    return raw
 
 
 def check_listing(manifest: Manifest, found: dict[str, int], where: str) -> None:

@@ -12,6 +12,8 @@ from loopwright.kernel.errors import Tampered
 FORMAT = "loopwright-bundle/1"
 MANIFEST = "manifest.json"
 SEAL = "seal.json"
+NATIVE = "native/model.txt"
+"""A LightGBM model's own text, in bundles that have one: answers are explained from it, serving never loads it."""
 
 
 class Golden(msgspec.Struct, frozen=True):
@@ -56,15 +58,20 @@ def seal_manifest(manifest: bytes, key: SigningKey) -> bytes:
 
 def open_manifest(manifest: bytes, seal: bytes, keys: tuple[PublicKey, ...], *, where: str) -> Manifest:
     """Parse a manifest that one of `keys` sealed; raises Tampered otherwise."""
-    try:
-        sealed = msgspec.json.decode(seal, type=Seal)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Tampered(f"{SEAL} is not a seal ({error})", where=where) from None
+    sealed = parse_seal(seal, where=where)
     digest = sha256_bytes(manifest)
     if sealed.manifest != digest:
         raise Tampered("the seal is for another manifest", where=where, got=digest, wanted=sealed.manifest)
     verify_any(manifest, sealed.signature, sealed.key_id, keys, where=where)
     return parse_manifest(manifest, where=where)
+
+
+def parse_seal(seal: bytes, *, where: str) -> Seal:
+    """Parse a seal without a key; raises Tampered for what is none."""
+    try:
+        return msgspec.json.decode(seal, type=Seal)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Tampered(f"{SEAL} is not a seal ({error})", where=where) from None
 
 
 def parse_manifest(manifest: bytes, *, where: str) -> Manifest:

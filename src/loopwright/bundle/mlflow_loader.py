@@ -32,6 +32,11 @@ class LoadedBundle:
                 raise RuntimeError(
                     f"{root}: {name} was changed after the bundle was sealed; it is not loaded"
                 )
+        if "model.onnx" not in manifest["files"]:
+            raise RuntimeError(
+                f"{root}: the bundle holds pickled objects, which run what they please when they are loaded; "
+                "only Loopwright, which knows who trusts them with what, loads it"
+            )
         self.schema: dict[str, Any] = manifest["schema"]
         self.state: dict[str, Any] = json.loads(read("state.json"))
         self.transform: Callable[..., dict[str, Any]] | None = None

@@ -1,29 +1,32 @@
 """Opens a sealed bundle for prediction: everything is verified before anything is loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from loopwright.bundle.folder import verify_folder
 from loopwright.bundle.keys import PublicKey
 from loopwright.bundle.manifest import Golden, Manifest
+from loopwright.bundle.runners import ONNX, PICKLED, TRUST, OnnxRunner, PickledRunner, Runner, model_file
 from loopwright.bundle.signature import Schema, as_columns
 from loopwright.bundle.transform import Transform, identity, load_transform, stack
+from loopwright.bundle.trust import SignedTrust, load_trusted
 from loopwright.kernel.errors import BadInput, Refused, Tampered
 
-_LOADED = ("model.onnx", "transform.py", "state.json", "golden.json", "reference.json", "card.md")
+_NEEDED = ("state.json", "golden.json", "reference.json", "card.md")
+_LOADED = (ONNX, *PICKLED, TRUST, "transform.py", *_NEEDED)
+_ASK = "Export the model to ONNX, or ask for trust: loopwright trust request FILE --reason …"
 
 
 class Bundle:
     """A loaded model. Safe to use from several threads; the same inputs give the same outputs on one machine."""
 
     def __init__(
-        self, manifest: Manifest, digest: str, contents: Mapping[str, bytes], *, threads: int
+        self, manifest: Manifest, digest: str, contents: Mapping[str, bytes], runner: Runner
     ) -> None:
         self.manifest = manifest
         self.digest = digest
@@ -34,9 +37,7 @@ class Bundle:
         self.card = contents["card.md"].decode()
         source = contents.get("transform.py")
         self._transform = load_transform(source.decode()) if source else Transform(identity, None)
-        self._session = _session(contents["model.onnx"], threads)
-        self._input = self._session.get_inputs()[0].name
-        self._outputs = [_pick_output(self._session)]
+        self._runner = runner
 
     def features(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Return what the model sees: float32 (n, len(schema.features))."""
@@ -59,8 +60,7 @@ class Bundle:
         width = len(self.schema.outputs)
         if rows == 0:
             return np.empty((0, width))
-        raw = self._session.run(self._outputs, {self._input: features})[0]
-        result = np.asarray(raw, dtype=np.float64).reshape(rows, -1)
+        result = np.asarray(self._runner(features), dtype=np.float64).reshape(rows, -1)
         if self.schema.task == "binary" and result.shape[1] == 2:
             result = result[:, 1:]
         if result.shape[1] != width:
@@ -89,6 +89,11 @@ class Bundle:
             )
 
     @property
+    def pickled(self) -> str | None:
+        """The digest of its pickled model, which somebody has to trust; None for ONNX."""
+        return next((digest for name, digest in self.manifest.files.items() if name in PICKLED), None)
+
+    @property
     def name(self) -> str:
         """Model and short digest, for messages."""
         return f"{self.manifest.model}@{self.digest[:12]}"
@@ -98,37 +103,43 @@ class Bundle:
         return stack(self._transform.transform(columns, self.state), self.schema.features, rows)
 
 
-def open_bundle(path: Path, keys: Sequence[PublicKey], *, threads: int = 1) -> Bundle:
+def open_bundle(
+    path: Path, keys: Sequence[PublicKey], *, threads: int = 1, trusted: Container[str] | None = None
+) -> Bundle:
     """Verify digests, file list and seal of the bundle at `path`, then load it.
 
-    keys: the public keys trusted to seal. threads: ONNX Runtime threads per prediction. Raises NotFound when nothing is
-    there, Tampered when one byte differs; nothing of it has been loaded or executed then.
+    keys: the public keys trusted to seal. threads: ONNX Runtime threads per prediction. trusted: digests of pickled
+    models that may be loaded now; None: whatever a signed record in the bundle allows. Raises NotFound when nothing is
+    there, Tampered when one byte differs, Refused for a pickled model without trust; nothing of it was executed then.
     """
     manifest, digest, contents = verify_folder(path, keys, keep=_LOADED)
-    missing = [name for name in _LOADED if name not in contents and name != "transform.py"]
-    if missing:
-        raise Tampered("the manifest names no such file", where=str(path), got=", ".join(missing))
-    return Bundle(manifest, digest, contents, threads=threads)
-
-
-def _session(model: bytes, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # An idle session must not burn a core between requests.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        raise BadInput(f"ONNX Runtime cannot load the model ({error})", where="model.onnx") from error
-
-
-def _pick_output(session: ort.InferenceSession) -> str:
-    outputs = [o.name for o in session.get_outputs() if o.type in ("tensor(float)", "tensor(double)")]
-    if not outputs:
-        kinds = ", ".join(f"{o.name}: {o.type}" for o in session.get_outputs())
-        raise BadInput(
-            "the model has no float output", where="model.onnx", got=kinds, wanted="a tensor, not a map"
+    missing = [name for name in _NEEDED if name not in contents]
+    model = model_file(contents)
+    if missing or model is None:
+        raise Tampered(
+            "the manifest names no such file", where=str(path), got=", ".join(missing) or "one model"
         )
-    return str(next((name for name in outputs if "prob" in name.lower()), outputs[-1]))
+    if model == ONNX:
+        return Bundle(manifest, digest, contents, OnnxRunner(contents[ONNX], threads))
+    return Bundle(manifest, digest, contents, _pickled(manifest, model, contents, keys, trusted))
+
+
+def _pickled(
+    manifest: Manifest,
+    model: str,
+    contents: Mapping[str, bytes],
+    keys: Sequence[PublicKey],
+    trusted: Container[str] | None,
+) -> PickledRunner:
+    where = f"{manifest.model}: {model}"
+    if TRUST not in contents:
+        raise Refused("pickled objects without a trust record are not loaded", where=where, next=_ASK)
+    if trusted is not None and manifest.files[model] not in trusted:
+        raise Refused(
+            "nobody trusts these pickled objects (any more)",
+            where=where,
+            got=manifest.files[model],
+            next=_ASK,
+        )
+    signed = SignedTrust.from_bytes(contents[TRUST], where=where)
+    return PickledRunner(load_trusted(contents[model], signed, keys), manifest.schema)

@@ -4,24 +4,30 @@ import json
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from loopwright.bundle.keys import SigningKey
+from loopwright.bundle.folder import safe_name
+from loopwright.bundle.keys import PublicKey, SigningKey
 from loopwright.bundle.manifest import FORMAT, MANIFEST, SEAL, Golden, Manifest, seal_manifest
+from loopwright.bundle.runners import ONNX, PICKLED, TRUST
 from loopwright.bundle.signature import Schema
 from loopwright.bundle.transform import load_transform
+from loopwright.bundle.trust import SignedTrust, check_trusted
 from loopwright.kernel.clock import iso
 from loopwright.kernel.digest import canonical_json, sha256_bytes
 from loopwright.kernel.errors import BadInput, Conflict, Unavailable
 
 _LOADER = "loopwright_bundle_v1"
+_LIBRARIES = ("numpy", "onnxruntime", "pandas")
+_PICKLED_LIBRARIES = ("joblib", "numpy", "pandas", "scikit-learn")
 _PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
@@ -37,7 +43,7 @@ def build_bundle(
     dest: Path,
     *,
     model: str,
-    onnx: bytes,
+    onnx: bytes | None = None,
     schema: Schema,
     transform: str | None,
     state: Mapping[str, Any],
@@ -47,11 +53,18 @@ def build_bundle(
     provenance: Mapping[str, Any],
     created_at: datetime,
     key: SigningKey,
+    extra_files: Mapping[str, bytes] = MappingProxyType({}),
+    pickled: bytes | None = None,
+    trust: SignedTrust | None = None,
+    trusted: Sequence[PublicKey] = (),
 ) -> SealedBundle:
     """Write a sealed bundle to `dest` (must not exist) and return it; `dest` appears whole or not at all.
 
-    transform: numpy-only source, or None when features are inputs by the same name. The same arguments give the same
-    digest. Raises BadInput for a transform or golden rows that cannot work, Conflict when `dest` exists.
+    transform: numpy-only source, or None when features are inputs by the same name. extra_files: by path in the bundle,
+    sealed like the rest and never loaded by serving. pickled: an estimator in the place of `onnx`, with the signed
+    record that it may be loaded, checked with `key` and `trusted`. The same arguments give the same digest. Raises
+    BadInput for a transform or golden rows that cannot work, Refused for a pickle nobody may trust, Conflict when
+    `dest` exists.
     """
     if dest.exists():
         raise Conflict(
@@ -61,18 +74,22 @@ def build_bundle(
         load_transform(transform)
     _check_golden(golden, schema)
     contents: dict[str, bytes] = {
-        "model.onnx": onnx,
+        **_model(onnx, pickled, trust, (key.public, *trusted)),
         "state.json": canonical_json(dict(state)),
         "golden.json": canonical_json(msgspec.to_builtins(golden)),
         "reference.json": canonical_json(dict(reference)),
         "card.md": card.encode(),
         "MLmodel": _mlmodel(model, schema, created_at),
         f"code/{_LOADER}.py": Path(__file__).with_name("mlflow_loader.py").read_bytes(),
-        "requirements.txt": _requirements(),
+        "requirements.txt": _requirements(_LIBRARIES if onnx is not None else _PICKLED_LIBRARIES),
         "python_env.yaml": _python_env(),
     }
     if transform is not None:
         contents["transform.py"] = transform.encode()
+    for name, data in extra_files.items():
+        if safe_name(name) in {*contents, MANIFEST, SEAL}:
+            raise BadInput("a bundle has a file of this name already", where="extra_files", got=name)
+        contents[name] = data
     manifest = Manifest(
         format=FORMAT,
         model=model,
@@ -85,6 +102,22 @@ def build_bundle(
     contents[SEAL] = seal_manifest(manifest, key)
     _write(dest, contents)
     return SealedBundle(path=dest, digest=sha256_bytes(manifest))
+
+
+def _model(
+    onnx: bytes | None, pickled: bytes | None, trust: SignedTrust | None, keys: Sequence[PublicKey]
+) -> dict[str, bytes]:
+    """The model's files: the graph, or the pickled objects and why they may be loaded."""
+    if onnx is not None and pickled is None:
+        return {ONNX: onnx}
+    if pickled is None or onnx is not None or trust is None:
+        raise BadInput(
+            "a bundle holds one model",
+            where="bundle",
+            wanted="`onnx`, or `pickled` and the signed `trust` in it",
+        )
+    found = check_trusted(pickled, trust, keys)
+    return {PICKLED[0] if found.format.startswith("joblib") else PICKLED[1]: pickled, TRUST: trust.to_bytes()}
 
 
 def _write(dest: Path, contents: Mapping[str, bytes]) -> None:
@@ -147,9 +180,9 @@ def _mlmodel(model: str, schema: Schema, created_at: datetime) -> bytes:
     return json.dumps(description, indent=1, sort_keys=True).encode()
 
 
-def _requirements() -> bytes:
+def _requirements(libraries: Sequence[str]) -> bytes:
     lines = []
-    for package in ("numpy", "onnxruntime", "pandas"):
+    for package in libraries:
         try:
             lines.append(f"{package}=={version(package)}")
         except PackageNotFoundError:

@@ -1,8 +1,9 @@
 """A tiny sealed model for tests and benchmarks: three inputs, one logistic layer, known answers. Needs `onnx`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def tiny_bundle(
     transform: str = TOLERANT,
     bias: float = 0.0,
     created_at: datetime = CREATED,
+    extra_files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> SealedBundle:
     """Build a bundle at `dest` whose answer to a row is `tiny_answer(row, bias)`."""
     golden: dict[str, list[Any]] = {"distance": [500.0, None], "hour": [6, 23], "carrier": ["UA", "AA"]}
@@ -72,6 +74,7 @@ def tiny_bundle(
         provenance={"run_id": "run-1"},
         created_at=created_at,
         key=key,
+        extra_files=extra_files,
     )
 
 
@@ -135,6 +138,7 @@ def route_for(
     return ModelRoute(model, "salt", tuple(arms), versions)
 
 
-def table_of(serial: int, *routes: ModelRoute) -> RouteTable:
-    """Return a route table."""
-    return RouteTable(serial, "2013-04-01T00:00:00Z", {route.model: route for route in routes})
+def table_of(serial: int, *routes: ModelRoute, trusted: Sequence[str] = ()) -> RouteTable:
+    """Return a route table; trusted: digests of pickled models."""
+    models = {route.model: route for route in routes}
+    return RouteTable(serial, "2013-04-01T00:00:00Z", models, tuple(trusted))

@@ -1,6 +1,6 @@
 """Turns a route table into loaded models; a version without a valid approval or with one wrong byte is refused."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from loopwright.bundle.approval import verify_record
 from loopwright.bundle.depot import BundleDepot
@@ -42,11 +42,16 @@ def check_approval(route: ModelRoute, version: int, keys: Sequence[PublicKey]) -
         )
 
 
-def load_version(route: ModelRoute, version: int, keys: Sequence[PublicKey], depot: BundleDepot) -> Served:
-    """Check the approval, verify and load the bundle, predict its golden rows, warm it up; raises LoopwrightError."""
+def load_version(
+    route: ModelRoute, version: int, keys: Sequence[PublicKey], depot: BundleDepot, trusted: Collection[str]
+) -> Served:
+    """Check the approval, verify and load the bundle, predict its golden rows, warm it up; raises LoopwrightError.
+
+    trusted: digests of pickled models that may be loaded.
+    """
     check_approval(route, version, keys)
     digest = route.versions[str(version)].bundle
-    bundle = open_bundle(depot.path(digest), keys)
+    bundle = open_bundle(depot.path(digest), keys, trusted=trusted)
     if bundle.digest != digest or bundle.manifest.model != route.model:
         raise Refused(
             "the bundle is another model's",
@@ -70,11 +75,12 @@ def load_models(
     """Return the table's models, reusing what `before` holds with the same bytes.
 
     unfetched: reasons by digest for bundles the supervisor refused to keep. A refused canary or shadow is left out and
-    its share goes to stable; when stable itself is refused, what answered before goes on answering.
+    its share goes to stable; when stable itself is refused, what answered before goes on answering. Only a pickled
+    model that nobody trusts any more answers no further request, even when nothing else can.
     """
     models: dict[str, Model] = {}
     for name, route in table.models.items():
-        old = before.get(name)
+        old = _still_trusted(before.get(name), table.trusted)
         versions: dict[int, Served] = {}
         refused: dict[int, str] = {}
         for version in sorted({arm.version for arm in route.arms}):
@@ -87,7 +93,7 @@ def load_models(
                 elif digest in unfetched:
                     refused[version] = unfetched[digest]
                 else:
-                    versions[version] = load_version(route, version, keys, depot)
+                    versions[version] = load_version(route, version, keys, depot, table.trusted)
             except LoopwrightError as error:
                 refused[version] = str(error)
             except Exception as error:  # noqa: BLE001 - it must not keep the other versions' routes from changing
@@ -98,6 +104,22 @@ def load_models(
             model = Model(name, old.salt, old.arms, old.versions, refused, old.standby)
         models[name] = model
     return models
+
+
+def _still_trusted(old: Model | None, trusted: Collection[str]) -> Model | None:
+    """`old` without the pickled models whose trust was withdrawn."""
+    if old is None:
+        return None
+
+    def stays(served: Served) -> bool:
+        return served.bundle.pickled is None or served.bundle.pickled in trusted
+
+    versions = {version: served for version, served in old.versions.items() if stays(served)}
+    standby = {version: served for version, served in old.standby.items() if stays(served)}
+    if len(versions) == len(old.versions) and len(standby) == len(old.standby):
+        return old
+    arms = tuple(arm for arm in old.arms if arm.version in versions)
+    return Model(old.name, old.salt, arms, versions, old.refused, standby)
 
 
 def _standby(old: Model | None, loaded: Mapping[int, Served]) -> dict[int, Served]:

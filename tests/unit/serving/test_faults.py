@@ -157,10 +157,10 @@ def test_a_version_that_breaks_while_loading_does_not_keep_the_others_away(
     bad = depot.add(tiny_bundle(tmp_path / "two", KEY, bias=1.0).path)
     real = loading.open_bundle
 
-    def open_(path: Path, keys: Any) -> Any:
+    def open_(path: Path, keys: Any, **options: Any) -> Any:
         if path.name == bad:
             raise OSError(errno.EIO, "Input/output error")
-        return real(path, keys)
+        return real(path, keys, **options)
 
     monkeypatch.setattr(loading, "open_bundle", open_)
     table = table_of(1, route_for(KEY, {1: good, 2: bad}, [Arm("stable", 1, 0.9), Arm("canary", 2, 0.1)]))
