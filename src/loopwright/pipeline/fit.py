@@ -20,7 +20,7 @@ from loopwright.pipeline.progress import Progress
 from loopwright.project.spec import Project
 from loopwright.stats.metrics import METRICS
 from loopwright.training.config import load_config
-from loopwright.training.export import ExportCheck, check_export, predict_onnx, to_onnx
+from loopwright.training.export import ExportCheck, check_export, native_files, predict_onnx, to_onnx
 from loopwright.training.search import search
 from loopwright.training.seeds import seed_everything
 from loopwright.training.split import Split
@@ -79,6 +79,8 @@ class Fitted:
     holdout_output: np.ndarray[Any, Any]
     algorithm: str
     """The fitted model's class, like "lightgbm.Booster"; of a scikit-learn pipeline, its last step's."""
+    native: Mapping[str, bytes]
+    """Files a bundle keeps beside the graph, by path."""
 
 
 def cut(frame: Frame, holdout: float | timedelta, where: str) -> Parts:
@@ -207,6 +209,7 @@ def fit_model(
         export=export,
         holdout_output=output,
         algorithm=algorithm_of(model),
+        native=native_files(model),
     )
 
 

@@ -164,7 +164,8 @@ def run_project(
     setting = Setting(
         project, home, ledger, actor, clock, key, reason, progress or Silent(), written, tuple(trusted)
     )
-    ingests, snapshot = bring_in(project, Lake(home.lake, ledger), actor, clock, setting.watch)
+    here = actor.on(model=spec.model, team=spec.team)
+    ingests, snapshot = bring_in(project, Lake(home.lake, ledger), here, clock, setting.watch)
     module = load_features(project)
     parts = _parts(setting, module, snapshot.digest)
     run = _tracked(setting, tracking_uri, snapshot.digest, retrain_id)

@@ -148,6 +148,7 @@ def seal(
         provenance=provenance(project, fitted, parts, origin),
         created_at=created_at,
         key=key,
+        extra_files=fitted.native,
     )
 
 

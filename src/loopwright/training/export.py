@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from loopwright.bundle.manifest import NATIVE
 from loopwright.kernel.errors import BadInput
 from loopwright.training.lightgbm_onnx import float32_not_above, lightgbm_to_onnx
 
@@ -57,6 +58,14 @@ def to_onnx(model: Any, names: Sequence[str], task: str) -> bytes:
         )
     _check_graph(graph, len(names), task)
     return bytes(graph.SerializeToString(deterministic=True))
+
+
+def native_files(model: Any) -> dict[str, bytes]:
+    """What a bundle keeps beside the graph, by path: a LightGBM model's own text, from which its answers are explained
+    exactly; nothing for other models.
+    """
+    booster = _booster(model)
+    return {NATIVE: booster.model_to_string().encode()} if booster else {}
 
 
 def predict_onnx(graph: bytes, x: Array) -> Array:
