@@ -42,12 +42,13 @@ from loopwright.delivery.store import (
     rollout_of_promotion,
     set_state,
 )
-from loopwright.kernel.actor import SYSTEM, Actor, Role, require
+from loopwright.kernel.actor import SYSTEM, Actor, Role
 from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import BadInput, Conflict, NotFound
 from loopwright.kernel.ids import new_id
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger.store import append
+from loopwright.registry.authority import require_on
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.promotion import archive, revert
 from loopwright.registry.versions import get_version
@@ -170,7 +171,7 @@ def pause_rollout(
     conn: Connection, model: str, *, actor: Actor, why: str, event_time: datetime, now: datetime
 ) -> Rollout:
     """Keep traffic as it is until `resume_rollout`; a FAIL still rolls back."""
-    require(actor, Role.APPROVER, f"pause the rollout of {model}")
+    require_on(conn, actor, Role.APPROVER, f"pause the rollout of {model}", model=model)
     rollout = _running(conn, model)
     state = pause(rollout.state, event_time)
     return _settle(conn, rollout, state, why, "paused", _Act(actor, now, event_time))
@@ -180,7 +181,7 @@ def resume_rollout(
     conn: Connection, model: str, *, actor: Actor, why: str, event_time: datetime, now: datetime
 ) -> Rollout:
     """Go on where it was paused; the pause does not count towards the hold."""
-    require(actor, Role.APPROVER, f"resume the rollout of {model}")
+    require_on(conn, actor, Role.APPROVER, f"resume the rollout of {model}", model=model)
     rollout = _running(conn, model)
     state = resume(rollout.state, event_time)
     return _settle(conn, rollout, state, why, "resumed", _Act(actor, now, event_time))
@@ -197,7 +198,7 @@ def abort_rollout(
     key: SigningKey,
 ) -> Rollout:
     """All traffic back to the baseline now; the version's stage is reverted."""
-    require(actor, Role.APPROVER, f"abort the rollout of {model}")
+    require_on(conn, actor, Role.APPROVER, f"abort the rollout of {model}", model=model)
     rollout = _running(conn, model)
     state = abort(rollout.state, why)
     settled = _settle(conn, rollout, state, why, "aborted", _Act(actor, now, event_time))
@@ -217,7 +218,7 @@ def promote_rollout(
     key: SigningKey,
 ) -> Rollout:
     """All traffic to the candidate now, on a person's word. Raises Conflict when `evidence` says FAIL."""
-    require(actor, Role.APPROVER, f"finish the rollout of {model}")
+    require_on(conn, actor, Role.APPROVER, f"finish the rollout of {model}", model=model)
     rollout = _running(conn, model)
     state, judgement = promote(rollout.plan, rollout.state, evidence)
     move = Move(state, f"promoted by {actor.name}: {why}", judgement, changed=True)
@@ -244,7 +245,7 @@ def rollback_now(
     While a rollout runs, "the one before" is its baseline: the rollout is aborted. Raises NotFound when there
     is nothing to go back to, or `to_version` never answered all traffic.
     """
-    require(actor, Role.APPROVER, f"roll back {model}")
+    require_on(conn, actor, Role.APPROVER, f"roll back {model}", model=model)
     running = active_rollout(conn, model)
     if running is not None:
         aborted = abort_rollout(conn, model, actor=actor, why=why, event_time=event_time, now=now, key=key)

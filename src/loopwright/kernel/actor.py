@@ -1,6 +1,6 @@
 """Who acts, and what role, teams and scopes allow. `require` is the one place that decides."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum
 from typing import Literal, get_args
@@ -56,6 +56,10 @@ class Scope:
                 "unknown scope", got=text, wanted=f"{', '.join(known)}, or one of them for one model: write:MODEL",
                 next=did_you_mean(reach, known),
             )  # fmt: skip
+        if found == "serve" and model:
+            raise BadInput(
+                "a data plane serves every model", got=text, wanted="the scope serve, for no one model"
+            )
         return cls(found, model or None)
 
     def covers(self, other: "Scope") -> bool:
@@ -95,6 +99,10 @@ class Actor:
         fitting = (_CAPS[scope.reach] for scope in self.scopes if scope.model in (None, model))
         return min(own, max(fitting, default=Role.NOBODY))
 
+    def on(self, *, model: str | None = None, team: str | None = None) -> "Actor":
+        """The same actor with what they may do here as their role everywhere: for rooms that know no teams."""
+        return replace(self, role=self.role_on(model=model, team=team), scopes=None)
+
     def may_change(self, *, model: str | None = None) -> bool:
         """Whether the token they came with is for changing anything about the model; without one, everywhere."""
         changing = ("write", "approve", "admin")
@@ -104,7 +112,9 @@ class Actor:
 
     def may_serve(self) -> bool:
         """Whether a data plane may come with this token."""
-        return self.scopes is None or any(scope.reach in ("serve", "admin") for scope in self.scopes)
+        return self.scopes is None or any(
+            scope.reach in ("serve", "admin") and scope.model is None for scope in self.scopes
+        )
 
 
 SYSTEM = Actor("loopwright", Role.ADMIN)

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.manifest import MANIFEST
-from loopwright.kernel.actor import SYSTEM, Actor, Role, require
+from loopwright.kernel.actor import SYSTEM, Actor, Role
 from loopwright.kernel.clock import from_us, iso, parse_time
 from loopwright.kernel.errors import Conflict
 from loopwright.kernel.home import Home
@@ -24,6 +24,7 @@ from loopwright.ledger.engine import Ledger
 from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.labels import LabelLog
 from loopwright.project.spec import Spec
+from loopwright.registry.authority import require_on
 from loopwright.registry.versions import list_versions
 from loopwright.retraining import store
 from loopwright.retraining.policy import Cause, Policy, Run, Trigger, decide
@@ -114,7 +115,7 @@ def retrain_now(
     """Propose a run because a person says so; no cooldown, no budget. Raises Refused without the role, and
     Conflict while another run of the model is under way.
     """
-    require(actor, Role.DEVELOPER, "ask for a training run")
+    require_on(conn, actor, Role.DEVELOPER, "ask for a training run", model=model)
     running = [
         each for each in store.list_retrains(conn, model=model) if each.state in ("proposed", "running")
     ]

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwright.kernel.actor import SYSTEM, Actor, Role, require
+from loopwright.kernel.actor import SYSTEM, Actor, Role, Scope, require
 from loopwright.kernel.digest import canonical_json, digest_json, sha256_bytes, sha256_file
 from loopwright.kernel.errors import BadInput, Refused
 from loopwright.kernel.ids import new_id
@@ -71,9 +72,52 @@ def test_the_system_may_do_everything() -> None:
     require(SYSTEM, Role.ADMIN, "anything")
 
 
-@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("role", [role for role in Role if role is not Role.NOBODY])
 def test_roles_are_read_in_any_case(role: Role) -> None:
     assert Role.parse(role.name.title()) is role
+
+
+def test_nobody_is_no_role_to_give() -> None:
+    with pytest.raises(BadInput):
+        Role.parse("nobody")
+
+
+scopes = st.builds(
+    Scope,
+    st.sampled_from(["serve", "read", "write", "approve", "admin"]),
+    st.sampled_from([None, "late", "early"]),
+)
+teams = st.lists(st.tuples(st.just("flights"), st.sampled_from(Role))).map(tuple)
+actors = st.builds(Actor, st.just("ada"), st.sampled_from(Role), teams)
+
+
+@given(actor=actors, held=st.lists(scopes).map(tuple), model=st.sampled_from([None, "late"]))
+def test_scopes_take_away_and_never_give(actor: Actor, held: tuple[Scope, ...], model: str | None) -> None:
+    limited = replace(actor, scopes=held)
+    for team in (None, "flights"):
+        assert limited.role_on(model=model, team=team) <= actor.role_on(model=model, team=team)
+
+
+@given(own=scopes, other=scopes, model=st.sampled_from([None, "late", "early", "new"]))
+def test_a_scope_that_another_covers_gives_no_more_than_it(
+    own: Scope, other: Scope, model: str | None
+) -> None:
+    if own.covers(other):
+        whole, part = (Actor("ada", Role.ADMIN, scopes=(scope,)) for scope in (own, other))
+        assert part.role_on(model=model) <= whole.role_on(model=model)
+        assert whole.may_serve() or not part.may_serve()
+        assert whole.may_change(model=model) or not part.may_change(model=model)
+
+
+@given(scopes)
+def test_a_scope_is_read_as_it_is_written(scope: Scope) -> None:
+    assert Scope.parse(str(scope)) == scope
+
+
+@pytest.mark.parametrize("text", ["", "wirte", "write:", ":late", "all", "serve:late"])
+def test_an_unknown_scope_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="scope"):
+        Scope.parse(text)
 
 
 def test_an_unknown_role_names_the_nearest() -> None:
