@@ -21,10 +21,13 @@ ROOMS = (
     "audit",
     "data",
     "delivery",
+    "documents",
     "models",
     "monitoring",
+    "policy",
     "projects",
     "retrains",
+    "reviews",
     "runs",
     "system",
 )

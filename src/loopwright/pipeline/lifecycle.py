@@ -391,7 +391,7 @@ def _findings(
         yield "fairness", gates.fairness.verdict, gates.fairness.to_json()
     yield "explainability", explained.verdict, explained.payload
     if setting.written is not None:
-        yield "card", setting.written.verdict, setting.written.payload()
+        yield "card", setting.written.verdict, setting.written.payload(by=setting.actor.name)
 
 
 def _registered(

@@ -241,6 +241,7 @@ def _explained(found: Evidence | None) -> dict[str, Any] | None:
         "verdict": found.verdict.value,
         "at": iso(found.at),
         "evidence": found.digest,
+        "why": payload.get("why"),
         "method": payload.get("method"),
         "rows": payload.get("rows"),
         "features": [dict(each) for each in payload.get("features") or ()],

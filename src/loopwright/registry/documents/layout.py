@@ -314,6 +314,9 @@ def _explained(card: Json) -> Iterator[Block]:
     if found is None:
         yield Said("What the answers rest on has not been explained.", "warn")
         return
+    if found["why"]:
+        yield Said(f"The answers could not be explained: {found['why']}.", "warn")
+        return
     top = sorted(found["features"], key=lambda f: -abs(f.get("mean_abs_shap") or 0.0))[:15]
     yield Said(
         f"Mean absolute contribution to the answer ({found['method'] or 'SHAP'}) over {whole(found['rows'])} rows."

@@ -119,7 +119,7 @@ _QUALITY = _of({
 _JUDGED = {"verdict": VERDICT, "at": TIME, "evidence": DIGEST}
 _FAIRNESS = _of({**_JUDGED, "not_applicable": _or_null(TEXT), "report": _or_null(ANYTHING)})
 _EXPLAINED = _of({
-    **_JUDGED, "method": _or_null(TEXT), "rows": _or_null(WHOLE),
+    **_JUDGED, **_each(_or_null(TEXT), "why", "method"), "rows": _or_null(WHOLE),
     "features": _list({"type": "object", "required": ["name"], "properties": {"name": TEXT, "mean_abs_shap": NUMBER}}),
 })  # fmt: skip
 

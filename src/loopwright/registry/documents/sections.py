@@ -68,12 +68,13 @@ class Written:
         """PASS when at least one section is filled. Which ones have to be is a policy's question."""
         return Verdict.PASS if self.filled else Verdict.FAIL
 
-    def payload(self) -> dict[str, Any]:
+    def payload(self, *, by: str) -> dict[str, Any]:
         """What is recorded as evidence: a section that holds nothing but questions and TODOs is only named."""
         said = {name: text for name, text in self.sections.items() if _substance(text)}
         return {
             "file": self.file,
             "digest": self.digest,
+            "by": by,
             "sections": said,
             "unfilled": [name for name in self.sections if name not in self.filled],
         }
