@@ -116,9 +116,11 @@ audit = Table(
     Column("payload", Json, nullable=False),
     Column("prev_hash", Text, nullable=False),
     Column("hash", Text, nullable=False),
-    Index(None, "subject"),
-    Index(None, "at"),
-    Index(None, "actor"),
+    # With the number, so that the newest of many rows are found without sorting them.
+    Index(None, "subject", "seq"),
+    Index(None, "at", "seq"),
+    Index(None, "actor", "seq"),
+    Index(None, "action", "seq"),
 )
 
 anchors = Table(

@@ -1,19 +1,47 @@
-"""SQL for the audit log, leases and meta. Every function works inside the caller's transaction."""
+"""SQL for the audit log, its anchors, leases and meta. Every function works inside the caller's transaction."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, or_, select, update
+from sqlalchemy.exc import OperationalError
 
-from loopwright.kernel.clock import from_us, to_us
+from loopwright.kernel.clock import to_us
 from loopwright.kernel.digest import canonical_json
-from loopwright.ledger.audit import AuditRow, ChainReport, check_chain, next_row
+from loopwright.ledger.audit import START, AuditRow, ChainReport, Stored, Walk, conclude, follow, next_row
 from loopwright.ledger.engine import become_writer
-from loopwright.ledger.schema import audit, leases, meta
+from loopwright.ledger.schema import anchors, audit, leases, meta
+
+PAGE = 5_000
+"""Rows fetched at once by whatever walks the log: memory stays flat, and a query's cost is spread."""
 
 _HEAD = "audit.head"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which audit rows are asked for; what is None does not matter. `until` is exclusive.
+
+    `model`: whatever was done to it or to one of its versions, and what names it in its payload.
+    """
+
+    subject: str | None = None
+    actor: str | None = None
+    action: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    model: str | None = None
+
+    def admits(self, row: Stored) -> bool:
+        """Whether a row that the database found is really about the model: there it is looked for as text."""
+        subject, payload = row[4], row[5]
+        if self.model is None or subject == self.model or subject.startswith(f"{self.model}/"):
+            return True
+        document = json.loads(payload)
+        return isinstance(document, dict) and document.get("model") == self.model
 
 
 def append(
@@ -21,13 +49,15 @@ def append(
 ) -> AuditRow:
     """Add one row to the audit log; it exists exactly when the transaction of `conn` commits.
 
-    Raises BadInput for a payload that is not JSON (NaN included).
+    The row keeps what the clock said; rows are in the order of their numbers. Raises BadInput for a payload that is
+    not JSON (NaN included).
     """
     become_writer(conn)
     # Hash what will be read back: tuples become lists, keys become text.
     document = canonical_json(dict(payload)).decode()
-    head = _head(conn)
-    row = next_row(head, at=at, actor=actor, action=action, subject=subject, payload=json.loads(document))
+    row = next_row(
+        head(conn), at=at, actor=actor, action=action, subject=subject, payload=json.loads(document)
+    )
     conn.execute(
         insert(audit).values(
             seq=row.seq, at=to_us(at), actor=actor, action=action, subject=subject,
@@ -38,9 +68,39 @@ def append(
     return row
 
 
-def verify(conn: Connection) -> ChainReport:
-    """Walk the whole audit log, streaming; the report says where it breaks first."""
-    return check_chain(_stream(conn), _head(conn))
+def verify(
+    conn: Connection,
+    *,
+    since: Walk = START,
+    limit: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ChainReport:
+    """Walk the audit log in flat memory; the report says where it breaks first.
+
+    It goes on from `since`, and ends after `limit` rows or at the log's end: `done` says which. `progress` is called
+    with the number of the row reached, page by page.
+    """
+    upto = None if limit is None else since.seq + limit
+    reached, broken = follow(_walked(conn, since.seq, upto, progress), since)
+    last = head(conn)
+    if broken is None and reached.seq == upto and last is not None and last[0] > upto:
+        why = f"{reached.seq} rows, each following the one before, and more to walk"
+        return ChainReport(reached.seq, True, None, why, reached.hash, reached, done=False)
+    return conclude(reached, broken, last)
+
+
+def head(conn: Connection) -> tuple[int, str] | None:
+    """What is recorded apart as the last row's (seq, hash); None for an empty log."""
+    recorded = get_meta(conn, _HEAD)
+    if recorded is None:
+        return None
+    seq, _, digest = recorded.partition(" ")
+    return int(seq), digest
+
+
+def hash_at(conn: Connection, seq: int) -> str | None:
+    """The hash of the row with this number; None when there is none."""
+    return conn.execute(select(audit.c.hash).where(audit.c.seq == seq)).scalar_one_or_none()
 
 
 def rows(
@@ -52,22 +112,96 @@ def rows(
     since: datetime | None = None,
     until: datetime | None = None,
     limit: int | None = None,
+    model: str | None = None,
 ) -> list[AuditRow]:
-    """Return audit rows, oldest first; with `limit`, the newest `limit` of them. `until` is exclusive."""
-    query = select(audit).order_by(audit.c.seq.desc())
-    if subject is not None:
-        query = query.where(audit.c.subject == subject)
-    if actor is not None:
-        query = query.where(audit.c.actor == actor)
-    if action is not None:
-        query = query.where(audit.c.action == action)
-    if since is not None:
-        query = query.where(audit.c.at >= to_us(since))
-    if until is not None:
-        query = query.where(audit.c.at < to_us(until))
-    if limit is not None:
-        query = query.limit(limit)
-    return [_row(found) for found in conn.execute(query)][::-1]
+    """Return audit rows, oldest first; with `limit`, the newest `limit` of them. See `Wanted`."""
+    wanted = Wanted(subject, actor, action, since, until, model)
+    low, high = span(conn, wanted)
+    found: list[Stored] = []
+    while low < high:
+        query = _matching(wanted, low, high).order_by(audit.c.seq.desc())
+        page = _stored(conn, query if limit is None else query.limit(limit))
+        found += filter(wanted.admits, page)
+        if limit is None or len(page) < limit or len(found) >= limit:
+            break
+        high = page[-1][0] - 1
+    return [AuditRow.of(row) for row in found[:limit]][::-1]
+
+
+def iterate(
+    conn: Connection,
+    *,
+    subject: str | None = None,
+    actor: str | None = None,
+    action: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    model: str | None = None,
+) -> Iterator[AuditRow]:
+    """Yield audit rows, oldest first, in flat memory. See `Wanted`."""
+    wanted = Wanted(subject, actor, action, since, until, model)
+    after, upto = span(conn, wanted)
+    while page := stored_page(conn, wanted, after, upto):
+        yield from map(AuditRow.of, page)
+        after = page[-1][0]
+
+
+def span(conn: Connection, wanted: Wanted) -> tuple[int, int]:
+    """Numbers (after, upto) between which all wanted rows lie; equal when there are none.
+
+    Times are asked for here, once, by the index over them: a page then needs only the order of the numbers, and the
+    clock may have gone backwards.
+    """
+    when = [audit.c.at >= to_us(wanted.since)] if wanted.since is not None else []
+    when += [audit.c.at < to_us(wanted.until)] if wanted.until is not None else []
+    if not when:
+        return 0, conn.execute(select(func.max(audit.c.seq))).scalar() or 0
+    first, final = conn.execute(select(func.min(audit.c.seq), func.max(audit.c.seq)).where(*when)).one()
+    return (first - 1, final) if first is not None else (0, 0)
+
+
+def stored_page(conn: Connection, wanted: Wanted, after: int, upto: int, limit: int = PAGE) -> list[Stored]:
+    """Return the next wanted rows as they are kept, oldest first, none when there are no more.
+
+    They have numbers over `after`, up to `upto`; there may be fewer than `limit` and more to come.
+    """
+    while after < upto:
+        page = _stored(conn, _matching(wanted, after, upto).order_by(audit.c.seq).limit(limit))
+        found = [row for row in page if wanted.admits(row)]
+        if found or len(page) < limit:
+            return found
+        after = page[-1][0]
+    return []
+
+
+def unanchored_since(conn: Connection, seq: int, *, but: str) -> int | None:
+    """When (in microseconds) the first row after `seq` was written that is not of the action `but`."""
+    query = select(audit.c.at).where(audit.c.seq > seq, audit.c.action != but).order_by(audit.c.seq).limit(1)
+    return conn.execute(query).scalar_one_or_none()
+
+
+def add_anchor(
+    conn: Connection, *, seq: int, head: str, at: datetime, document: str, places: Mapping[str, str]
+) -> None:
+    """Keep the signed statement, and for each place it was written to "" or why it could not be."""
+    conn.execute(delete(anchors).where(anchors.c.seq == seq))
+    conn.execute(
+        insert(anchors).values(
+            seq=seq, head=head, at=to_us(at), document=document, places=canonical_json(dict(places)).decode()
+        )
+    )
+
+
+def anchor_documents(conn: Connection) -> list[str]:
+    """Every signed statement that is kept here, oldest first."""
+    return list(conn.execute(select(anchors.c.document).order_by(anchors.c.seq)).scalars())
+
+
+def last_anchor(conn: Connection) -> tuple[str, dict[str, str]] | None:
+    """The newest signed statement and where it was written to; None before the first."""
+    query = select(anchors.c.document, anchors.c.places).order_by(anchors.c.seq.desc()).limit(1)
+    found = conn.execute(query).one_or_none()
+    return None if found is None else (found.document, json.loads(found.places))
 
 
 def acquire(conn: Connection, name: str, holder: str, ttl: timedelta, now: datetime) -> bool:
@@ -110,24 +244,56 @@ def put_meta(conn: Connection, key: str, value: str) -> None:
         conn.execute(insert(meta).values(key=key, value=value))
 
 
-def _head(conn: Connection) -> tuple[int, str] | None:
-    recorded = get_meta(conn, _HEAD)
-    if recorded is None:
-        return None
-    seq, _, digest = recorded.partition(" ")
-    return int(seq), digest
+def _walked(
+    conn: Connection, after: int, upto: int | None, progress: Callable[[int], None] | None
+) -> Iterator[Stored]:
+    """Yield the rows after `after` as they are kept. One that cannot be read is yielded with nothing in it."""
+    size = PAGE
+    while upto is None or after < upto:
+        query = select(audit).where(audit.c.seq > after).order_by(audit.c.seq)
+        try:
+            page = _stored(conn, query.limit(size if upto is None else min(size, upto - after)))
+        except OperationalError as error:
+            # SQLite would keep bytes that are no text where text should be, and then stumble over them.
+            if "decode" not in str(error.orig).lower():
+                raise
+            if size == 1:
+                seq = conn.execute(select(func.min(audit.c.seq)).where(audit.c.seq > after)).scalar_one()
+                yield (seq, None, None, None, None, None, None, None)  # type: ignore[misc]
+                return
+            size = 1
+            continue
+        if not page:
+            return
+        yield from page
+        after = page[-1][0]
+        if progress is not None:
+            progress(after)
 
 
-def _stream(conn: Connection) -> Iterator[AuditRow]:
-    found = conn.execution_options(stream_results=True, yield_per=1000).execute(
-        select(audit).order_by(audit.c.seq)
+def _matching(wanted: Wanted, after: int, upto: int) -> Select[Any]:
+    """Rows with a number over `after`, up to `upto`, that match; a payload's model is looked for as text."""
+    query = select(audit).where(audit.c.seq > after, audit.c.seq <= upto)
+    for name in ("subject", "actor", "action"):
+        value = getattr(wanted, name)
+        if value is not None:
+            query = query.where(audit.c[name] == value)
+    # "+ 0": the index over times would find the rows in another order than they are wanted in, and sort them all.
+    if wanted.since is not None:
+        query = query.where(audit.c.at + 0 >= to_us(wanted.since))
+    if wanted.until is not None:
+        query = query.where(audit.c.at + 0 < to_us(wanted.until))
+    return query if wanted.model is None else query.where(_about(wanted.model))
+
+
+def _about(model: str) -> ColumnElement[bool]:
+    below, named = f"{model}/", f'"model":{canonical_json(model).decode()}'
+    return or_(
+        audit.c.subject == model,
+        func.substr(audit.c.subject, 1, len(below)) == below,
+        audit.c.payload.contains(named, autoescape=True),
     )
-    for row in found:
-        yield _row(row)
 
 
-def _row(found: Row[Any]) -> AuditRow:
-    return AuditRow(
-        seq=found.seq, at=from_us(found.at), actor=found.actor, action=found.action, subject=found.subject,
-        payload=json.loads(found.payload), prev_hash=found.prev_hash, hash=found.hash,
-    )  # fmt: skip
+def _stored(conn: Connection, query: Select[Any]) -> list[Stored]:
+    return conn.execute(query).all()  # type: ignore[return-value]  # its rows are tuples

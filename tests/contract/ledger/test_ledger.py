@@ -1,22 +1,21 @@
 """What every engine of the ledger promises."""
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import CheckConstraint, Connection, inspect, select, text
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from loopwright.kernel.errors import BadInput, Unavailable
 from loopwright.ledger import store
-from loopwright.ledger.audit import AuditRow
 from loopwright.ledger.engine import VERSION_TABLE, Ledger
 from loopwright.ledger.schema import (
     REVISION,
-    approvals,
     audit,
     metadata,
     promotions,
@@ -174,20 +173,6 @@ class TestTransactions:
         with pytest.raises(IntegrityError), any_ledger.write() as conn:
             conn.execute(versions.insert().values(**version(stage="production")))
 
-    def test_one_reviewer_has_one_word_on_a_promotion(self, any_ledger: Ledger) -> None:
-        approval = dict(promotion_id="pr_1", reviewer="bob", decision="approve", comment="", at=0, bundle="b")
-        with any_ledger.write() as conn:
-            conn.execute(versions.insert().values(**version()))
-            conn.execute(
-                promotions.insert().values(
-                    id="pr_1", model="m", version=1, stage="Production", bundle="b", requested_by="ada",
-                    requested_at=0, reason="", state="pending", policy="{}", policy_digest="d",
-                )
-            )  # fmt: skip
-            conn.execute(approvals.insert().values(id="ap_1", **approval))
-        with pytest.raises(IntegrityError), any_ledger.write() as conn:
-            conn.execute(approvals.insert().values(id="ap_2", **approval))
-
     def test_events_of_a_rollout_need_the_rollout(self, any_ledger: Ledger) -> None:
         with pytest.raises(IntegrityError), any_ledger.write() as conn:
             conn.execute(rollout_events.insert().values(rollout_id="ro_x", at=0, kind="step", payload="{}"))
@@ -198,6 +183,45 @@ def version(stage: str = "None") -> dict[str, object]:
         "model": "m", "version": 1, "bundle": "b", "run_id": "r", "snapshot": "s", "semver": "1.0.0",
         "stage": stage, "author": "ada", "created_at": 0, "metrics": "{}", "annotations": "{}",
     }  # fmt: skip
+
+
+def open_up(conn: Connection) -> None:
+    """Take the guards of the log away, as somebody could who owns the database."""
+    if conn.dialect.name == "sqlite":
+        conn.execute(text("DROP TRIGGER lw_audit_no_update"))
+        conn.execute(text("DROP TRIGGER lw_audit_no_delete"))
+    else:
+        conn.execute(text("ALTER TABLE lw_audit DISABLE TRIGGER ALL"))
+
+
+_ROW = "INSERT INTO lw_audit (seq, at, actor, action, subject, payload, prev_hash, hash)"
+MUTATIONS = {
+    "time": ["UPDATE lw_audit SET at = at + 1 WHERE seq = :seq"],
+    "actor": ["UPDATE lw_audit SET actor = 'eve' WHERE seq = :seq"],
+    "action": ["UPDATE lw_audit SET action = 'Note' WHERE seq = :seq"],
+    "subject": ["UPDATE lw_audit SET subject = 'x ' WHERE seq = :seq"],
+    "payload": ["""UPDATE lw_audit SET payload = '{"n"\\:9}' WHERE seq = :seq"""],
+    "payload spelled otherwise": ["""UPDATE lw_audit SET payload = replace(payload, '\\:', '\\: ') WHERE seq = :seq"""],
+    "hash": ["UPDATE lw_audit SET hash = prev_hash WHERE seq = :seq"],
+    "hash before": ["UPDATE lw_audit SET prev_hash = hash WHERE seq = :seq"],
+    "removed": ["DELETE FROM lw_audit WHERE seq = :seq"],
+    "removed and renumbered": [
+        "DELETE FROM lw_audit WHERE seq = :seq",
+        "UPDATE lw_audit SET seq = -(seq - 1) WHERE seq > :seq", "UPDATE lw_audit SET seq = -seq WHERE seq < 0",
+    ],
+    "cut": ["DELETE FROM lw_audit WHERE seq >= :seq"],
+    "insert a copy": [
+        _ROW + " SELECT 7, at, actor, action, subject, payload, prev_hash, hash FROM lw_audit WHERE seq = :seq"
+    ],
+    "swap times": [
+        "UPDATE lw_audit SET at = CASE seq WHEN :seq THEN (SELECT o.at FROM lw_audit o WHERE o.seq = :next) "
+        "ELSE (SELECT o.at FROM lw_audit o WHERE o.seq = :seq) END WHERE seq IN (:seq, :next)",
+    ],
+    "swap rows": [
+        "UPDATE lw_audit SET seq = -:seq WHERE seq = :seq", "UPDATE lw_audit SET seq = :seq WHERE seq = :next",
+        "UPDATE lw_audit SET seq = :next WHERE seq = -:seq",
+    ],
+}  # fmt: skip
 
 
 class TestAudit:
@@ -248,37 +272,98 @@ class TestAudit:
     def test_rows_written_while_it_is_walked_do_not_look_like_tampering(
         self, any_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write_rows(any_ledger, 2)
-        walk = store._stream
-
-        def walk_later(conn: Connection) -> Iterator[AuditRow]:
-            write_rows(any_ledger, 1)
-            yield from walk(conn)
-
-        monkeypatch.setattr(store, "_stream", walk_later)
+        write_rows(any_ledger, 6)
+        monkeypatch.setattr(store, "PAGE", 2)
         with any_ledger.read() as conn:
-            report = store.verify(conn)
+            report = store.verify(conn, progress=lambda _: write_rows(any_ledger, 1))
         assert report.ok, report.why
+        assert report.rows == 6
+
+    def test_a_walk_in_parts_sees_each_row_once(
+        self, any_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store, "PAGE", 2)
+        write_rows(any_ledger, 7)
+        told: list[int] = []
+        with any_ledger.read() as conn:
+            part = store.verify(conn, limit=3, progress=told.append)
+            assert (part.ok, part.done, part.rows) == (True, False, 3)
+        write_rows(any_ledger, 2)
+        with any_ledger.read() as conn:
+            whole = store.verify(conn, since=part.reached, progress=told.append)
+            assert (whole.ok, whole.done, whole.rows) == (True, True, 9)
+            assert store.verify(conn).head == whole.head
+        assert told == [2, 3, 5, 7, 9]
 
     def test_tampering_around_the_triggers_is_found(self, any_ledger: Ledger) -> None:
         write_rows(any_ledger, 5)
         with any_ledger.write() as conn:
-            if any_ledger.engine.dialect.name == "sqlite":
-                conn.execute(text("DROP TRIGGER lw_audit_no_update"))
-            else:
-                conn.execute(text("ALTER TABLE lw_audit DISABLE TRIGGER ALL"))
+            open_up(conn)
             conn.execute(audit.update().where(audit.c.seq == 3).values(payload='{"n":99}'))
         with any_ledger.read() as conn:
             report = store.verify(conn)
         assert (report.ok, report.broken_at) == (False, 3)
 
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_any_single_change_is_found_where_it_is(self, any_ledger: Ledger, data: st.DataObject) -> None:
+        with any_ledger.write() as conn:
+            if store.head(conn) is None:
+                for number in range(6):
+                    store.append(
+                        conn, at=NOON + timedelta(seconds=number), actor="ada", action="note", subject="x",
+                        payload={"n": number},
+                    )  # fmt: skip
+                open_up(conn)
+        seq = data.draw(st.integers(1, 6))
+        mutation = data.draw(st.sampled_from(sorted(MUTATIONS)))
+        with any_ledger.read() as conn:  # undone at its end
+            for statement in MUTATIONS[mutation]:
+                conn.execute(text(statement), {"seq": seq, "next": seq % 6 + 1, "low": min(seq, seq % 6 + 1)})
+            report = store.verify(conn)
+        assert not report.ok
+        first = {"swap": min(seq, seq % 6 + 1), "cut": seq, "insert": 7}.get(mutation.split()[0], seq)
+        assert report.broken_at == first
+
+    def test_bytes_that_are_no_text_do_not_stop_the_walk(self, ledger_url: str) -> None:
+        if not ledger_url.startswith("sqlite"):
+            return  # PostgreSQL keeps nothing but text in a column of text
+        ledger = Ledger.open(ledger_url)
+        ledger.migrate()
+        write_rows(ledger, 5)
+        with ledger.write() as conn:
+            open_up(conn)
+            conn.execute(text("UPDATE lw_audit SET actor = CAST(x'ff41' AS TEXT) WHERE seq = 3"))
+        with ledger.read() as conn:
+            report = store.verify(conn)
+        ledger.dispose()
+        assert (report.ok, report.broken_at) == (False, 3)
+        assert "no text" in report.why
+
+    def test_a_clock_that_went_backwards_is_a_remark(self, any_ledger: Ledger) -> None:
+        with any_ledger.write() as conn:
+            for minutes in (0, 30, 10, 40):
+                store.append(
+                    conn,
+                    at=NOON + timedelta(minutes=minutes),
+                    actor="ada",
+                    action="note",
+                    subject="x",
+                    payload={},
+                )
+        with any_ledger.read() as conn:
+            report = store.verify(conn)
+            early = store.rows(conn, until=NOON + timedelta(minutes=20))
+            late = list(store.iterate(conn, since=NOON + timedelta(minutes=20)))
+        assert report.ok
+        assert "once" in report.remarks[0] and "0:20:00" in report.remarks[0]
+        assert [row.seq for row in early] == [1, 3]
+        assert [row.seq for row in late] == [2, 4]
+
     def test_the_last_row_cannot_vanish_unseen(self, any_ledger: Ledger) -> None:
         write_rows(any_ledger, 5)
         with any_ledger.write() as conn:
-            if any_ledger.engine.dialect.name == "sqlite":
-                conn.execute(text("DROP TRIGGER lw_audit_no_delete"))
-            else:
-                conn.execute(text("ALTER TABLE lw_audit DISABLE TRIGGER ALL"))
+            open_up(conn)
             conn.execute(audit.delete().where(audit.c.seq == 5))
         with any_ledger.read() as conn:
             report = store.verify(conn)

@@ -71,9 +71,10 @@ def upgrade() -> None:
         sa.Column("hash", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_lw_audit")),
     )
-    op.create_index(op.f("ix_lw_audit_actor"), "lw_audit", ["actor"], unique=False)
-    op.create_index(op.f("ix_lw_audit_at"), "lw_audit", ["at"], unique=False)
-    op.create_index(op.f("ix_lw_audit_subject"), "lw_audit", ["subject"], unique=False)
+    op.create_index(op.f("ix_lw_audit_action_seq"), "lw_audit", ["action", "seq"], unique=False)
+    op.create_index(op.f("ix_lw_audit_actor_seq"), "lw_audit", ["actor", "seq"], unique=False)
+    op.create_index(op.f("ix_lw_audit_at_seq"), "lw_audit", ["at", "seq"], unique=False)
+    op.create_index(op.f("ix_lw_audit_subject_seq"), "lw_audit", ["subject", "seq"], unique=False)
     op.create_table(
         "lw_batches",
         sa.Column("table_name", sa.Text(), nullable=False),
@@ -288,7 +289,7 @@ def upgrade() -> None:
         sa.Column("role", sa.Text(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("disabled_at", sa.BigInteger(), nullable=True),
-        sa.Column("service", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("service", sa.Boolean(), server_default=sa.text("(false)"), nullable=False),
         sa.Column("identity", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_lw_users")),
         sa.UniqueConstraint("identity", name=op.f("uq_lw_users_identity")),
