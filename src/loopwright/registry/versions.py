@@ -6,11 +6,12 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from loopwright.kernel.actor import Actor, Role, require
+from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, did_you_mean
 from loopwright.kernel.stage import Stage
 from loopwright.ledger import store as ledger
 from loopwright.registry import store
+from loopwright.registry.authority import require_on
 from loopwright.registry.records import Version
 from loopwright.registry.semver import Proposal, check_free, propose
 
@@ -50,7 +51,7 @@ def register_version(
     Raises BadInput for a name MLflow cannot hold, Refused without the role developer, Conflict for a semantic version
     that is not higher than all before it.
     """
-    require(author, Role.DEVELOPER, f"register a version of {model}")
+    require_on(conn, author, Role.DEVELOPER, f"register a version of {model}", model=model)
     check_name(model)
     if len(bundle) != 64 or set(bundle) - set("0123456789abcdef"):
         raise BadInput("not a bundle digest", where="registry", got=bundle, wanted="64 hex digits")
@@ -125,7 +126,7 @@ def annotate(
     conn: Connection, *, model: str, version: int, key: str, value: str, actor: Actor, now: datetime
 ) -> Version:
     """Note something on a version ("passed A/B"); it shows as a tag in MLflow. An empty value removes it."""
-    require(actor, Role.DEVELOPER, f"annotate {model}/{version}")
+    require_on(conn, actor, Role.DEVELOPER, f"annotate {model}/{version}", model=model)
     if not key or len(key) > 100 or len(value) > 4000:
         raise BadInput("an annotation that is empty or too long", where=f"{model}/{version}", got=key)
     found = store.get_version(conn, model, version)
