@@ -1,17 +1,23 @@
-"""models list|show|lineage|retention|delete, promote, approve, reject, rollback."""
+"""models list|show|card|…, promote, approve, reject, withdraw, rollback, annotate: versions and the acts on them."""
 
 from typing import Any
 
 import click
 
+from loopwright.cli.documents import card, document, documents, sbom
 from loopwright.cli.lazy import subcommands
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import pairs, table, text
+from loopwright.kernel.errors import BadInput
 
 
 @subcommands()
 def models() -> None:
     """List models, show versions and their lineage."""
+
+
+for each in (card, sbom, document, documents):
+    models.add_command(each)
 
 
 @command("list", models)
@@ -77,11 +83,19 @@ def delete(session: Session, model: str, version: int, reason: str, dry_run: boo
 @click.argument("version", type=int)
 @click.option("--to", default="Production", show_default=True, help="The stage: staging or production.")
 @click.option("--reason", default="", help="Why; it stays in the audit log.")
-def promote(session: Session, model: str, version: int, to: str, reason: str) -> None:
+@click.option(
+    "--break-glass", "emergency", is_flag=True,
+    help="An emergency: to Production without approvals. Raises an alert; somebody else must review it later.",
+)
+def promote(session: Session, model: str, version: int, to: str, reason: str, emergency: bool) -> None:
     """Ask for a version to be moved to a stage."""
-    session.show(
-        session.call("models.promote", model=model, version=version, to=to, reason=reason), _promotion
-    )
+    if emergency and to.lower() != "production":
+        raise BadInput("the glass is broken for Production only", got=f"--to {to}")
+    if emergency:
+        answer = session.call("models.break_glass", model=model, version=version, reason=reason)
+    else:
+        answer = session.call("models.promote", model=model, version=version, to=to, reason=reason)
+    session.show(answer, _promotion)
 
 
 @command("approve")
@@ -102,6 +116,26 @@ def reject(session: Session, model: str, version: int, comment: str) -> None:
     session.show(session.call("models.reject", model=model, version=version, comment=comment), _promotion)
 
 
+@command("withdraw")
+@click.argument("model")
+@click.argument("version", type=int)
+@click.option("--reason", default="", help="Why; it stays in the audit log.")
+def withdraw(session: Session, model: str, version: int, reason: str) -> None:
+    """Take back a request for a promotion."""
+    session.show(session.call("models.withdraw", model=model, version=version, reason=reason), _promotion)
+
+
+@command("annotate")
+@click.argument("model")
+@click.argument("version", type=int)
+@click.argument("key")
+@click.argument("value")
+def annotate(session: Session, model: str, version: int, key: str, value: str) -> None:
+    """Pin a note to a version; an empty VALUE takes it away."""
+    answer = session.call("models.annotate", model=model, version=version, key=key, value=value)
+    session.show(answer, lambda a: f"{a['model']} version {a['version']}: {text(a['annotations'])}")
+
+
 @command("rollback")
 @click.argument("model")
 @click.option("--to-version", type=int, help="The version to go back to; default: the one before.")
@@ -120,8 +154,18 @@ def rollback(session: Session, model: str, to_version: int | None, reason: str) 
 
 def _promotion(answer: dict[str, Any]) -> str:
     what = f"{answer['model']} version {answer['version']} to {answer['stage']}: {answer['state']}"
+    if answer.get("emergency"):
+        what += f"; the glass was broken: {answer['emergency']}"
     if answer["missing"]:
-        what += "\nstill missing: " + "; ".join(answer["missing"])
+        what += "\nstill missing:" + "".join(f"\n  {each}" for each in answer["missing"])
+    if answer.get("reviewers"):
+        what += f"\nmay approve: {', '.join(answer['reviewers'])}"
+    if answer.get("next"):
+        what += f"\nnext: {answer['next']['next']} ({answer['next']['cost']})"
+    if answer.get("review"):
+        review = answer["review"]
+        what += f"\na review must follow until {text(review['due_at'])}, by somebody other than {review['broken_by']}: "
+        what += f"loopwright review {answer['model']} {answer['version']} --uphold --comment TEXT (or --revoke)"
     if answer.get("rollout"):
         what += f"\nrollout: {answer['rollout']['at']} ({answer['rollout']['strategy']})"
     return what
@@ -161,6 +205,7 @@ def _version(answer: dict[str, Any]) -> str:
         parts.append(
             f"promotion to {promotion['stage']} by {promotion['requested_by']}: {promotion['state']}"
             + (f" ({', '.join(yes)})" if yes else "")
+            + (f"; THE GLASS WAS BROKEN: {promotion['emergency']}" if promotion["emergency"] else "")
         )
     missing = answer["missing"].get("Production")
     if missing and answer["stage"] != "Production":

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from loopwright.cli.session import Session, command
-from loopwright.cli.show import share, table
+from loopwright.cli.show import share, table, text
 
 
 @command("status")
@@ -64,4 +64,9 @@ def _quality(row: dict[str, Any]) -> str | None:
 
 
 def _waiting(row: dict[str, Any]) -> str:
-    return ", ".join(f"approval of {one['version']} for {one['stage']}" for one in row["waiting"])
+    asked = [f"approval of {one['version']} for {one['stage']}" for one in row["waiting"]]
+    reviews = [
+        f"{'OVERDUE ' if one['overdue'] else ''}review of broken glass: {one['version']}, due {text(one['due_at'])}"
+        for one in row["reviews"]
+    ]
+    return ", ".join(asked + reviews)

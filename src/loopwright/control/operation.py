@@ -30,6 +30,7 @@ ROOMS = (
     "reviews",
     "runs",
     "system",
+    "trust",
 )
 """The modules of `control.operations`; the part of an operation's name before the dot is its module."""
 

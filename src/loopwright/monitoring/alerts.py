@@ -1,6 +1,7 @@
 """What deserves a person's attention, and when it no longer does. Pure.
 
-Tiers: P0 the model does not answer, P1 quality has dropped, P2 features or predictions have drifted. One
+Tiers: P0 the model does not answer, P1 quality has dropped or approvals were passed over, P2 features or predictions
+have drifted. One
 condition has at most one standing alert: while it lasts, the alert's detail is renewed; when it ends, the
 alert is resolved; if it comes back, that is a new alert.
 """
@@ -25,9 +26,16 @@ class Kind(StrEnum):
     QUALITY = "quality"
     DRIFT = "drift"
     PREDICTION = "prediction"
+    BROKEN_GLASS = "broken_glass"
+    REVIEW = "review"
 
 
-TIERS = {Kind.UNAVAILABLE: Tier.P0, Kind.QUALITY: Tier.P1, Kind.DRIFT: Tier.P2, Kind.PREDICTION: Tier.P2}
+TIERS = {
+    Kind.UNAVAILABLE: Tier.P0, Kind.QUALITY: Tier.P1, Kind.DRIFT: Tier.P2, Kind.PREDICTION: Tier.P2,
+    Kind.BROKEN_GLASS: Tier.P1, Kind.REVIEW: Tier.P1,
+}  # fmt: skip
+GOVERNANCE = (Kind.BROKEN_GLASS, Kind.REVIEW)
+"""Kinds that say nothing about how well the model answers: a version got past its approvals, its review is late."""
 
 
 class AlertState(StrEnum):

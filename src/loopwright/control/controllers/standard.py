@@ -1,6 +1,7 @@
-"""The controllers every control plane runs, in their order: traffic first, then judgement, then training."""
+"""The controllers every control plane runs, in their order: promotions, traffic, judgement, training."""
 
 from loopwright.control.context import Context
+from loopwright.control.controllers.governance import GovernanceController
 from loopwright.control.controllers.loop import Controllers
 from loopwright.control.controllers.monitoring import MonitoringController
 from loopwright.control.controllers.retraining import RetrainingController
@@ -10,6 +11,13 @@ from loopwright.control.controllers.rollout import RolloutController
 def standard_controllers(ctx: Context, *, token: str | None = None) -> Controllers:
     """Return the controllers of the home. `token`: what retraining runs show to the tracking server."""
     rollout, monitoring, retraining = RolloutController(), MonitoringController(), RetrainingController(token)
+    governance = GovernanceController()
     return Controllers(
-        ctx, [("rollout", rollout.tick), ("monitoring", monitoring.tick), ("retraining", retraining.tick)]
+        ctx,
+        [
+            ("governance", governance.tick),
+            ("rollout", rollout.tick),
+            ("monitoring", monitoring.tick),
+            ("retraining", retraining.tick),
+        ],
     )

@@ -2,11 +2,16 @@
 
 from typing import Any
 
+from sqlalchemy import Connection
+
 from loopwright.bundle.depot import BundleDepot
+from loopwright.control import glass
 from loopwright.control.context import Context
 from loopwright.control.desired import deliver_due
 from loopwright.control.operation import operation
+from loopwright.control.reviewers import may_review
 from loopwright.control.signals import event_time_of
+from loopwright.control.verification import verify_version
 from loopwright.delivery import conduct
 from loopwright.delivery.routes import stable_version
 from loopwright.delivery.store import active_rollout, list_rollouts
@@ -16,6 +21,7 @@ from loopwright.kernel.stage import Stage
 from loopwright.registry import evidence as registry_evidence
 from loopwright.registry import lineage as registry_lineage
 from loopwright.registry import promotion, retention, versions
+from loopwright.registry import review as registry_review
 from loopwright.registry.policy import Promotion
 
 
@@ -58,7 +64,7 @@ def show(ctx: Context, model: str, version: int | None = None) -> dict[str, Any]
             "promotions": [promoted.to_json() for promoted in asked],
             "missing": {
                 stage.value: list(
-                    promotion.assessment(conn, model=model, version=version, stage=stage).missing
+                    promotion.assessment(conn, model=model, version=version, stage=stage, now=ctx.now).missing
                 )
                 for stage in (Stage.STAGING, Stage.PRODUCTION)
             },
@@ -76,6 +82,12 @@ def lineage(ctx: Context, model: str, version: int) -> dict[str, Any]:
     """Show what a version came from: run, code, data, parent; and who let it through."""
     with ctx.ledger.read() as conn:
         return registry_lineage.lineage(conn, model=model, version=version)
+
+
+@operation("models.verify", "GET", "/models/{model}/{version}/verify")
+def verify(ctx: Context, model: str, version: int) -> dict[str, Any]:
+    """Check a version's bytes, seal, approval, route and MLflow's source."""
+    return verify_version(ctx, model, version)
 
 
 @operation("models.promote", "POST", "/models/{model}/{version}/promote", role=Role.DEVELOPER)
@@ -126,6 +138,20 @@ def withdraw(ctx: Context, model: str, version: int, reason: str = "") -> dict[s
             conn, model=model, version=version, actor=ctx.actor, now=ctx.now, reason=reason
         )
         return _answer(ctx, conn, asked)
+
+
+@operation("models.break_glass", "POST", "/models/{model}/{version}/break-glass", role=Role.DEVELOPER)
+def break_glass(ctx: Context, model: str, version: int, reason: str) -> dict[str, Any]:
+    """Move a version to Production without approvals, in an emergency. It raises an alert; a review must follow."""
+    with ctx.ledger.write() as conn:
+        versions.get_version(conn, model=model, version=version)
+        conduct.refuse_while_rolling(conn, model)
+        moved, review = registry_review.break_glass(
+            conn, model=model, version=version, actor=ctx.actor, reason=reason, now=ctx.now
+        )
+        glass.tell_broken(conn, review, event_time_of(conn, model, ctx.now), ctx.now)
+        deliver_due(ctx, conn, model)
+        return _answer(ctx, conn, moved) | {"review": review.to_json()}
 
 
 @operation("models.annotate", "POST", "/models/{model}/{version}/annotate", role=Role.DEVELOPER)
@@ -183,19 +209,21 @@ def delete(ctx: Context, model: str, version: int, reason: str, dry_run: bool = 
     return {"model": model, "version": version, "deleted": True, "at": gone or ctx.now, "dropped": dropped}
 
 
-def _answer(ctx: Context, conn: Any, asked: Promotion) -> dict[str, Any]:
+def _answer(ctx: Context, conn: Connection, asked: Promotion) -> dict[str, Any]:
     after = [
         p
         for p in promotion.list_promotions(conn, model=asked.model, version=asked.version)
         if p.id == asked.id
     ]
     current = after[0] if after else asked
-    answer = current.to_json()
-    answer["missing"] = (
-        list(promotion.assessment(conn, model=asked.model, version=asked.version, stage=asked.stage).missing)
-        if current.state == "pending"
-        else []
-    )
+    answer = current.to_json() | {"missing": [], "requirements": [], "reviewers": []}
+    if current.state == "pending":
+        lacking = promotion.assessment(
+            conn, model=asked.model, version=asked.version, stage=asked.stage, now=ctx.now
+        )
+        answer |= lacking.to_json()
+        if any(each.kind == "approvals" and not each.met for each in lacking.requirements):
+            answer["reviewers"] = may_review(conn, current, ctx.now)
     running = active_rollout(conn, asked.model)
     answer["rollout"] = running.to_json() if running and running.version == asked.version else None
     return answer

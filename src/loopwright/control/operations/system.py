@@ -1,5 +1,6 @@
 """The whole home at a glance: status, doctor, and one round of the controllers."""
 
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
@@ -14,16 +15,17 @@ from loopwright.delivery.routes import stable_version
 from loopwright.kernel.actor import Role
 from loopwright.kernel.stage import Stage
 from loopwright.monitoring import store as monitoring_store
-from loopwright.registry import promotion, versions
+from loopwright.monitoring.alerts import GOVERNANCE
+from loopwright.registry import promotion, review, versions
 
 
 @operation("system.status", "GET", "/status")
 def status(ctx: Context, model: str | None = None) -> list[dict[str, Any]]:
-    """One row per model: stage, traffic, health, drift, open alerts, what waits for a person."""
+    """One row per model: stage, traffic, health, drift, open alerts, what waits for a person, open reviews."""
     with ctx.ledger.read() as conn:
         if model is not None:
             versions.check_model(conn, model)
-        return [_of_model(conn, name) for name in versions.list_models(conn) if model in (None, name)]
+        return [_of_model(conn, name, ctx.now) for name in versions.list_models(conn) if model in (None, name)]
 
 
 @operation("system.doctor", "GET", "/doctor")
@@ -50,7 +52,7 @@ def where(ctx: Context) -> dict[str, Any]:
     }
 
 
-def _of_model(conn: Connection, model: str) -> dict[str, Any]:
+def _of_model(conn: Connection, model: str, now: datetime) -> dict[str, Any]:
     found = versions.list_versions(conn, model=model)
     stable = stable_version(conn, model)
     running = delivery_store.active_rollout(conn, model)
@@ -58,7 +60,9 @@ def _of_model(conn: Connection, model: str) -> dict[str, Any]:
     drift = monitoring_store.list_windows(conn, model, kind="drift", limit=1)
     quality = monitoring_store.list_windows(conn, model, kind="quality", limit=1)
     pending = promotion.list_promotions(conn, model=model, state="pending")
+    open_reviews = review.list_reviews(conn, model=model, state="open")
     tiers = sorted({alert.tier.value for alert in standing})
+    ailing = sorted({alert.tier.value for alert in standing if alert.kind not in GOVERNANCE})
     return {
         "model": model,
         "versions": len(found),
@@ -68,11 +72,15 @@ def _of_model(conn: Connection, model: str) -> dict[str, Any]:
             "version": running.version, "weight": canary_weight(running.state), "at": running.to_json()["at"],
             "status": running.status, "why": running.reason,
         },
-        "health": _health(stable, tiers),
+        "health": _health(stable, ailing),
         "drift": drift[-1].verdict if drift else None,
         "quality": quality[-1].to_json() if quality else None,
         "alerts": {tier: sum(alert.tier.value == tier for alert in standing) for tier in tiers},
         "waiting": [{"version": one.version, "stage": one.stage.value, "by": one.requested_by} for one in pending],
+        "reviews": [
+            {"version": one.version, "by": one.broken_by, "due_at": one.due_at, "overdue": one.overdue(now)}
+            for one in open_reviews
+        ],
         "event_time": monitoring_store.watermark(conn, model),
     }  # fmt: skip
 
