@@ -125,7 +125,7 @@ class Caller:
 
 def check_query(query: bytes) -> None:
     """Refuse a token in an address: proxies, logs and browsers' histories keep addresses."""
-    if b"lw_" in query and access.holds_token(unquote(query.decode("latin-1"))):
+    if (b"lw_" in query or b"%" in query) and access.holds_token(unquote(query.decode("latin-1"))):
         raise Unauthenticated(
             "a token in an address is refused: addresses are logged",
             wanted="Authorization: Bearer lw_…",

@@ -22,6 +22,7 @@ ROOMS = (
     "data",
     "delivery",
     "documents",
+    "keys",
     "models",
     "monitoring",
     "policy",

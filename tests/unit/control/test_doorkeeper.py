@@ -9,9 +9,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from loopwright.control.app import create_app
+from loopwright.control.caller import is_loopback
 from loopwright.control.context import Context
 from loopwright.control.controllers.loop import Controllers
-from loopwright.control.caller import is_loopback
 from loopwright.control.denials import Denials
 from loopwright.control.doorkeeper import Doorkeeper, Receive, Scope, Send, check_binding
 from loopwright.control.limits import Limits, Settings
@@ -207,3 +207,78 @@ def test_an_open_address_is_refused_until_somebody_has_a_token() -> None:
     check_binding("0.0.0.0", anyone=True, local=False)
     with pytest.raises(BadInput):
         check_binding("0.0.0.0", anyone=True, local=True)
+
+
+def test_two_authorization_headers_are_refused(strict: TestClient, ctx: Context) -> None:
+    token = token_of(ctx, "ada", "admin")
+    twice = [("Authorization", f"Bearer {token}"), ("Authorization", "Bearer lw_x_y")]
+    assert strict.get("/api/v1/whoami", headers=twice).status_code == 401
+    assert strict.get("/api/v1/whoami", headers=[twice[0], twice[0]]).status_code == 401
+
+
+@pytest.mark.parametrize("name", ["Origin", "X-CSRF-Token", "X-Loopwright-As", "Sec-Fetch-Site"])
+def test_a_header_that_two_programs_would_read_differently_is_refused(here: TestClient, name: str) -> None:
+    assert here.get("/api/v1/whoami", headers=[(name, "a"), (name, "b")]).status_code == 422
+
+
+@pytest.mark.parametrize("where", ["token={}", "access_token={}", "x=Bearer%20{}", "q=%6c%77_{rest}"])
+def test_a_token_in_an_address_is_refused_and_not_used(strict: TestClient, ctx: Context, where: str) -> None:
+    token = token_of(ctx, "ada", "admin")
+    query = where.format(token, rest=token.removeprefix("lw_"))
+    assert strict.get(f"/api/v1/whoami?{query}").status_code == 401
+    answer = strict.get(f"/api/v1/whoami?{query}", headers={"Authorization": f"Bearer {token}"})
+    assert answer.status_code == 401
+
+
+def scoped(ctx: Context, *scopes: str, role: str = "developer") -> dict[str, str]:
+    find("access.add_user")(ctx, name="bot", role=role, service=True)
+    made: Any = find("access.create_token")(ctx, user="bot", scopes=list(scopes))
+    return {"Authorization": f"Bearer {made['token']}"}
+
+
+def test_a_token_for_serving_is_for_nothing_else(strict: TestClient, ctx: Context) -> None:
+    serve = scoped(ctx, "serve")
+    assert strict.get("/api/v1/keys", headers=serve).status_code == 200
+    assert strict.get("/api/v1/routes", headers=serve).status_code == 200
+    assert strict.get(f"/api/v1/bundles/{'0' * 64}/files/x", headers=serve).status_code == 404
+    assert (
+        strict.post("/api/v1/events", content=b"x", headers=serve).status_code == 422
+    )  # let in, and not a batch
+    assert strict.get("/api/v1/whoami", headers=serve).json()["scopes"] == ["serve"]
+    for path in ("/models", "/users", "/status", "/audit", "/tokens", "/where"):
+        assert strict.get(f"/api/v1{path}", headers=serve).status_code == 403, path
+    for path in ("/metrics", "/docs", "/openapi.json"):
+        assert strict.get(path, headers=serve).status_code == 403, path
+    assert strict.post("/api/v1/tokens", json={"user": "bot"}, headers=serve).status_code == 403
+
+
+def test_a_token_for_something_else_does_not_serve(strict: TestClient, ctx: Context) -> None:
+    write = scoped(ctx, "write")
+    assert strict.post("/api/v1/events", content=b"x", headers=write).status_code == 403
+    assert strict.get("/api/v1/routes", headers=write).status_code == 200  # who may read may look
+
+
+def test_a_token_for_one_models_work_fetches_no_bundles(strict: TestClient, ctx: Context) -> None:
+    one = scoped(ctx, "admin:late", role="admin")
+    for path in ("/keys", "/routes", f"/bundles/{'0' * 64}/files/x"):
+        assert strict.get(f"/api/v1{path}", headers=one).status_code == 403
+    assert strict.post("/api/v1/events", content=b"x", headers=one).status_code == 403
+
+
+def test_a_viewers_token_for_serving_ships_no_events(strict: TestClient, ctx: Context) -> None:
+    serve = scoped(ctx, "serve", role="viewer")
+    assert strict.get("/api/v1/routes", headers=serve).status_code == 200
+    assert strict.post("/api/v1/events", content=b"x", headers=serve).status_code == 403
+
+
+def test_a_change_in_mlflow_under_another_name_is_written_down(here: TestClient, ctx: Context) -> None:
+    find("access.add_user")(ctx, name="ada")
+    headers = {"X-Loopwright-As": "ada"}
+    here.get("/mlflow/x", headers=headers)
+    assert find("audit.show")(ctx, action="user.assumed") == []
+    for _ in range(3):
+        assert here.post("/mlflow/x", headers=headers).text == "ada"
+    rows: Any = find("audit.show")(ctx, action="user.assumed")
+    assert [(row["actor"], row["subject"], row["payload"]) for row in rows] == [
+        ("local", "ada", {"through": "mlflow"})
+    ]
