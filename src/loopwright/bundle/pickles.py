@@ -50,7 +50,7 @@ class Scan:
     @property
     def denied(self) -> tuple[str, ...]:
         """Globals that no trust record can allow, each with why."""
-        whys = ((name, denied(*_split(name))) for name in self.globals)
+        whys = ((name, denied(*split(name))) for name in self.globals)
         return tuple(f"{name}: {why}" for name, why in whys if why)
 
     @property
@@ -132,8 +132,8 @@ def unpack(data: bytes) -> tuple[bytes, str]:
     return stream, packed
 
 
-def _split(name: str) -> tuple[str, str]:
-    """ "a.b c.d" is module a.b and name c.d: a dotted name keeps a space, so that it can be told apart."""
+def split(name: str) -> tuple[str, str]:
+    """Module and name of a global as a scan spells it: "a.b.c", or "a.b c.d" for the dotted name c.d."""
     if " " in name:
         module, _, rest = name.partition(" ")
         return module, rest

@@ -43,6 +43,9 @@ SECTIONS = (
         "user": ("access:user", "Add, list, change and disable users."),
         "team": ("access:team", "Say who may do what with a team's models."),
         "token": ("access:token", "Create, list and revoke access tokens."),
+        "keys": ("keys:keys", "List, rotate and revoke the keys that sign."),
+        "trust": ("trust:trust", "Say which pickled models may be loaded."),
+        "verify": ("verify:verify", "Check a bundle's folder, offline."),
         "whoami": ("access:whoami", "Say who you are here, and what you may do."),
     }),
 )  # fmt: skip

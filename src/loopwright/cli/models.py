@@ -43,6 +43,18 @@ def show(session: Session, model: str, version: int | None) -> None:
     session.show(answer, _versions if version is None else _version)
 
 
+@command("verify", models)
+@click.argument("model")
+@click.argument("version", type=int)
+def verify(session: Session, model: str, version: int) -> int:
+    """Check a version's bytes, seal, approval, route and MLflow's source."""
+    answer = session.call("models.verify", model=model, version=version)
+    marks = {True: "ok", False: "bad", None: "–"}
+    columns = [("check", "check"), ("", lambda row: marks[row["ok"]]), ("found", "found")]
+    session.show(answer, lambda a: table(a["checks"], columns))
+    return 0 if answer["ok"] else 1
+
+
 @command("lineage", models)
 @click.argument("model")
 @click.argument("version", type=int)

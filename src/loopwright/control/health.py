@@ -12,6 +12,7 @@ from loopwright.bundle.depot import BundleDepot
 from loopwright.control import store
 from loopwright.control.context import Context
 from loopwright.control.controllers.loop import LEASE
+from loopwright.control.seals import sealed
 from loopwright.kernel.errors import LoopwrightError
 from loopwright.kernel.stage import Stage
 from loopwright.ledger import store as ledger_store
@@ -71,11 +72,26 @@ def _space(ctx: Context) -> Finding:
 
 def _key(ctx: Context) -> Finding:
     path = ctx.home.signing_key
-    mode = stat.S_IMODE(path.stat().st_mode)
+    mode, folder = (stat.S_IMODE(place.stat().st_mode) for place in (path, path.parent))
+    states = [entry.state for entry in ctx.keyring.ring.keys]
+    others = ", ".join(f"{states.count(state)} {state}" for state in ("retired", "revoked") if state in states)
     return (
-        mode & 0o077 == 0,
-        f"{ctx.key.public.key_id}, mode {mode:o}",
-        f"Close it to others: chmod 600 {path}",
+        (mode | folder) & 0o077 == 0,
+        f"{ctx.key.public.key_id}, mode {mode:o} in {folder:o}" + (f"; {others}" if others else ""),
+        f"Close them to others: chmod 600 {path}; chmod 700 {path.parent}",
+    )
+
+
+def _seals(ctx: Context) -> Finding:
+    counting = {key.key_id for key in ctx.keyring.public}
+    with ctx.ledger.read() as conn:
+        found = sealed(ctx, conn)
+    lost = [f"{subject} ({by or 'no seal'})" for subject, _, by in found if by not in counting]
+    named = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+    return (
+        not lost,
+        f"sealed by a key that counts no more: {named}" if lost else f"{len(found)} versions, all by trusted keys",
+        "Seal anew what is as it was registered: loopwright keys reseal",
     )
 
 
@@ -106,7 +122,7 @@ def _bundles(ctx: Context) -> Finding:
     changed = []
     for one in allowed:
         try:
-            depot.verify(str(one.bundle), [ctx.key.public])
+            depot.verify(str(one.bundle), ctx.keyring.public)
         except LoopwrightError as error:
             changed.append(f"{one.subject}: {error}")
     found = "; ".join(changed) or f"{len(allowed)} in Staging or Production, every byte as sealed"
@@ -134,5 +150,6 @@ def _people(ctx: Context) -> Finding:
 
 _CHECKS: dict[str, Callable[[Context], Finding]] = {
     "python": _python, "packages": _packages, "home is writable": _writable, "disk": _space, "signing key": _key,
-    "ledger": _ledger, "audit log": _audit, "bundles": _bundles, "reviewers": _people, "controllers": _leader,
+    "ledger": _ledger, "audit log": _audit, "bundles": _bundles, "seals": _seals,
+    "reviewers": _people, "controllers": _leader,
 }  # fmt: skip

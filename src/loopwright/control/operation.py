@@ -22,6 +22,7 @@ ROOMS = (
     "data",
     "delivery",
     "documents",
+    "explain",
     "keys",
     "models",
     "monitoring",

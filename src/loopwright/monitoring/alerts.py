@@ -1,7 +1,7 @@
 """What deserves a person's attention, and when it no longer does. Pure.
 
-Tiers: P0 the model does not answer, P1 quality has dropped or approvals were passed over, P2 features or predictions
-have drifted. One
+Tiers: P0 the model does not answer, P1 quality has dropped, approvals were passed over or a bundle's bytes have
+changed, P2 features or predictions have drifted. One
 condition has at most one standing alert: while it lasts, the alert's detail is renewed; when it ends, the
 alert is resolved; if it comes back, that is a new alert.
 """
@@ -28,14 +28,15 @@ class Kind(StrEnum):
     PREDICTION = "prediction"
     BROKEN_GLASS = "broken_glass"
     REVIEW = "review"
+    INTEGRITY = "integrity"
 
 
 TIERS = {
     Kind.UNAVAILABLE: Tier.P0, Kind.QUALITY: Tier.P1, Kind.DRIFT: Tier.P2, Kind.PREDICTION: Tier.P2,
-    Kind.BROKEN_GLASS: Tier.P1, Kind.REVIEW: Tier.P1,
+    Kind.BROKEN_GLASS: Tier.P1, Kind.REVIEW: Tier.P1, Kind.INTEGRITY: Tier.P1,
 }  # fmt: skip
-GOVERNANCE = (Kind.BROKEN_GLASS, Kind.REVIEW)
-"""Kinds that say nothing about how well the model answers: a version got past its approvals, its review is late."""
+GOVERNANCE = (Kind.BROKEN_GLASS, Kind.REVIEW, Kind.INTEGRITY)
+"""Kinds that say nothing about how well the model answers: approvals passed over, a late review, changed bytes."""
 
 
 class AlertState(StrEnum):

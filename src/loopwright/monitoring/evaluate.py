@@ -161,7 +161,7 @@ def evaluate(
         conditions = _conditions(conn, spec, fresh)
         if hours and (outage := availability_condition(hours, spec.monitoring.slo.availability)) is not None:
             conditions.append(outage)
-        opened, resolved = _apply(conn, spec.model, conditions, now)
+        opened, resolved = apply_conditions(conn, spec.model, conditions, now)
         store.save_progress(conn, spec.model, look.progress)
     return Evaluation(spec.model, reached, tuple(fresh), tuple(opened), tuple(resolved))
 
@@ -348,9 +348,10 @@ def _conditions(conn: Connection, spec: Spec, fresh: list[JudgedWindow]) -> list
     return [condition for condition in found if condition is not None]
 
 
-def _apply(
+def apply_conditions(
     conn: Connection, model: str, conditions: list[Condition], now: datetime
 ) -> tuple[list[Alert], list[Alert]]:
+    """Open, renew and resolve the model's alerts as `conditions` ask, with audit rows; return (opened, resolved)."""
     opened, resolved = [], []
     for change in changes(store.list_alerts(conn, model, standing=True), conditions):
         match change:

@@ -28,9 +28,9 @@ def apply(depot: BundleDepot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     digests = {n: depot.add(tiny_bundle(tmp_path / str(n), KEY, bias=n / 10).path) for n in (1, 2, 3)}
     real, state = loading.open_bundle, {"serial": 0, "models": {}, "opened": []}
 
-    def open_(path: Path, keys: object) -> object:
+    def open_(path: Path, keys: object, **options: object) -> object:
         state["opened"].append(path.name)
-        return real(path, keys)
+        return real(path, keys, **options)
 
     monkeypatch.setattr(loading, "open_bundle", open_)
 

@@ -1,7 +1,10 @@
-"""The controllers every control plane runs, in their order: promotions, traffic, judgement, training."""
+"""The controllers every control plane runs, in their order: promotions, traffic, judgement, training,
+and a look at the bytes."""
 
 from loopwright.control.context import Context
+from loopwright.control.controllers.explanations import ExplanationsController
 from loopwright.control.controllers.governance import GovernanceController
+from loopwright.control.controllers.integrity import IntegrityController
 from loopwright.control.controllers.loop import Controllers
 from loopwright.control.controllers.monitoring import MonitoringController
 from loopwright.control.controllers.retraining import RetrainingController
@@ -11,7 +14,7 @@ from loopwright.control.controllers.rollout import RolloutController
 def standard_controllers(ctx: Context, *, token: str | None = None) -> Controllers:
     """Return the controllers of the home. `token`: what retraining runs show to the tracking server."""
     rollout, monitoring, retraining = RolloutController(), MonitoringController(), RetrainingController(token)
-    governance = GovernanceController()
+    governance, explanations = GovernanceController(), ExplanationsController()
     return Controllers(
         ctx,
         [
@@ -19,5 +22,7 @@ def standard_controllers(ctx: Context, *, token: str | None = None) -> Controlle
             ("rollout", rollout.tick),
             ("monitoring", monitoring.tick),
             ("retraining", retraining.tick),
+            ("explanations", explanations.tick),
+            ("integrity", IntegrityController().tick),
         ],
     )
