@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from loopwright.registry.documents.sections import template
+
 if TYPE_CHECKING:
     from loopwright.pipeline.scaffold import Plan
 
@@ -24,6 +26,7 @@ def render(plan: "Plan") -> dict[str, str]:
         "train.py": _train(plan),
         "conf/train.yaml": _conf(plan),
         "tests/behaviour.py": _behaviour(plan),
+        "card.md": template(plan.model),
         "README.md": _readme(plan),
         ".gitignore": "__pycache__/\n*.pyc\n.loopwright/\n",
     }
@@ -51,6 +54,7 @@ data:
   holdout: 20%                  # {"the newest rows" if plan.time else "rows drawn by hash"}, never trained on
 
 features: features.py
+card: card.md                   # what only people can say: intended use, limitations, risks
 train: {{entry: "train.py:train", conf: conf/train.yaml, seed: 7}}
 search: {{metric: {metric}, direction: {direction}, trials: {trials}}}
 
@@ -292,6 +296,7 @@ curl -s http://127.0.0.1:8081/v2/models/{plan.model}/infer -d '{request}'
 | `features.py`, `transform.py` | what a request brings, and how it becomes numbers |
 | `train.py`, `conf/train.yaml` | how the model is fitted |
 | `tests/behaviour.py` | what the model must do whatever its metrics say |
+| `card.md` | what people must say about it; answer its questions before others depend on the model |
 """
 
 

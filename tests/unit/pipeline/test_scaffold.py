@@ -79,7 +79,7 @@ def test_the_project_is_whole_and_understood(tmp_path: Path) -> None:
     project.check_files()
     assert set(report.files) == {
         "loop.yaml", "contracts/my_rows.odcs.yaml", "features.py", "transform.py", "train.py", "conf/train.yaml",
-        "tests/behaviour.py", "README.md", ".gitignore",
+        "tests/behaviour.py", "README.md", ".gitignore", "card.md",
     }  # fmt: skip
     assert all((report.path / name).is_file() for name in report.files)
     assert len(load_checks(report.path / "tests/behaviour.py")) == 3

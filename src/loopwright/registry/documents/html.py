@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _GOOD = {"PASS", "filled", "effective", "approve", "Production", "completed", "resolved", "upheld"}
 _BAD = {"FAIL", "ERROR", "rejected", "reject", "rolled_back", "emergency", "revoked", "aborted", "bad"}
-_OPEN = {"INCONCLUSIVE", "open", "pending", "running", "paused", "Staging", "acknowledged", NOTHING}
+_OPEN = {"INCONCLUSIVE", "open", "pending", "running", "paused", "Staging", "acknowledged", "WARN", NOTHING}
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -56,7 +56,7 @@ a{color:var(--accent)}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;margin:.75rem 0;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid var(--line);
-overflow-wrap:anywhere}
+overflow-wrap:break-word}
 thead th{color:var(--soft);font-weight:600;font-size:.8rem;white-space:nowrap}
 tbody th{font-weight:500;width:14rem;color:var(--soft)}
 code{font:.85em ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}
@@ -81,7 +81,7 @@ h2,h3{break-after:avoid}tr,.tile,.picture{break-inside:avoid}thead{display:table
 
 def to_html(page: Page) -> str:
     """The whole card as one file."""
-    links = "".join(
+    links = " ".join(
         f'<a href="#{_anchor(part.title)}">{escape(part.title)}</a>' for part in page.parts if part.level == 2
     )
     return (

@@ -64,7 +64,9 @@ def _parts(card: Json) -> Iterator[Part]:
     yield Part("Data", tuple(_data(card)))
     yield Part("Training", tuple(_training(card)))
     yield Part("Quality", tuple(_quality(card)))
-    yield Part("Behaviour", tuple(_results(card["quality"]["behaviour"], "No behaviour was checked.")))
+    yield Part(
+        "Behaviour", tuple(_results(card["quality"]["behaviour"], "No behaviour was checked.", "check"))
+    )
     yield Part("Fairness", tuple(_fairness(card)))
     yield Part("What the answers rest on", tuple(_explained(card)))
     yield Part("Governance", tuple(_governance(card)))
@@ -268,9 +270,9 @@ def _quality(card: Json) -> Iterator[Block]:
     yield from _results([*gates["results"], *([compared] if compared else [])], "No gate ran.")
 
 
-def _results(results: Sequence[Json], empty: str) -> Iterator[Block]:
+def _results(results: Sequence[Json], empty: str, what: str = "gate") -> Iterator[Block]:
     rows = tuple((r["name"], Mark(r["verdict"]), r["limit"] or "–", r["detail"]) for r in results)
-    yield Table(("gate", "verdict", "asked", "found"), rows, empty)
+    yield Table((what, "verdict", "asked", "found"), rows, empty)
 
 
 def _fairness(card: Json) -> Iterator[Block]:
