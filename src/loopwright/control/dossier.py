@@ -39,7 +39,8 @@ from loopwright.registry.tiers.store import find_reviews
 
 FORMATS = {"md": "text/markdown", "html": "text/html", "json": "application/json"}
 WINDOWS = 200
-STAGES = (Stage.STAGING, Stage.PRODUCTION)
+AHEAD = {Stage.NONE: (Stage.STAGING, Stage.PRODUCTION), Stage.STAGING: (Stage.PRODUCTION,)}
+"""The stages a version has still before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def facts_of(ctx: Context, conn: Connection, version: Version) -> Facts:
             stage.value: promotion.assessment(
                 conn, model=model, version=number, stage=stage, now=ctx.now
             ).missing
-            for stage in STAGES
+            for stage in AHEAD.get(version.stage, ())
         },
         sections=required_sections(policy),
         reviews={

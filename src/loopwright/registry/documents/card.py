@@ -9,7 +9,7 @@ from typing import Any
 
 from loopwright.kernel.clock import iso
 from loopwright.registry.documents.facts import Facts, Json
-from loopwright.registry.documents.sections import is_filled, title_of
+from loopwright.registry.documents.sections import says, title_of
 from loopwright.registry.records import Evidence
 from loopwright.registry.sbom import serial_number
 
@@ -91,7 +91,7 @@ def _written(facts: Facts) -> dict[str, Any]:
                 "name": name,
                 "title": title_of(name),
                 "text": texts.get(name),
-                "filled": is_filled(texts.get(name) or ""),
+                "filled": says(name, texts.get(name) or ""),
                 "required": name in wanted,
             }
             for name in order

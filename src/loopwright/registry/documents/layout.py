@@ -55,7 +55,7 @@ def _parts(card: Json) -> Iterator[Part]:
     yield Part("What people say", (Said(head),))
     for section in written["sections"]:
         if section["text"]:
-            short = () if section["filled"] or section["name"] == "licence" else (
+            short = () if section["filled"] else (
                 Said("This does not count as filled: too short, or placeholders.", "warn"),
             )  # fmt: skip
             yield Part(section["title"], (Prose(section["text"]), *short), 3, human=True)

@@ -86,18 +86,17 @@ def over_time(windows: Sequence[Json]) -> str:
     known = [w for w in windows if _finite(w.get("value"))]
     if not known:
         return _svg("Quality over time: no window had enough labels", [], 20)
-    edges = [
-        float(w[key])
-        for w in known
-        for key in ("value", "low", "high", "limit", "expected")
-        if _finite(w.get(key))
-    ]
+    # A window with few labels has an interval as wide as the scale; it is cut at the frame.
+    sure = [w for w in known if w["verdict"] != "INCONCLUSIVE"] or known
+    marks = [(w, key) for w in sure for key in ("value", "low", "high", "limit", "expected")]
+    edges = [float(w[key]) for w, key in marks if _finite(w.get(key))] + [float(w["value"]) for w in known]
     low, high = min(edges), max(edges)
     pad = (high - low) * 0.08 or 0.5
     low, high, height, left = low - pad, high + pad, 180, 60
     step = (WIDTH - left - 70) / max(len(known) - 1, 1)
 
     def y(value: float) -> float:
+        value = min(max(value, low), high)
         return round(10 + (high - value) / (high - low) * (height - 20), 1)
 
     def x(place: int) -> float:
@@ -107,13 +106,14 @@ def over_time(windows: Sequence[Json]) -> str:
         f'<text class="note" x="{left - 8}" y="{y(mark) + 4}" text-anchor="end">{mark:.3g}</text>'
         for mark in (low + pad, high - pad)
     ]
-    for key, kind in (("limit", "limit"), ("expected", "zero")):
-        if _finite(known[-1].get(key)):
-            at = y(known[-1][key])
-            drawn += [
-                f'<line class="{kind}" x1="{left}" x2="{WIDTH - 70}" y1="{at}" y2="{at}"/>',
-                f'<text class="note" x="{WIDTH - 64}" y="{at + 4}">{key}</text>',
-            ]
+    levels = [(key, known[-1][key]) for key in ("expected", "limit") if _finite(known[-1].get(key))]
+    below = -math.inf
+    for key, level in sorted(levels, key=lambda each: -each[1]):
+        at, below = y(level), max(y(level), below + 12)  # names do not lie on each other
+        drawn += [
+            f'<line class="{"limit" if key == "limit" else "zero"}" x1="{left}" x2="{WIDTH - 70}" y1="{at}" y2="{at}"/>',
+            f'<text class="note" x="{WIDTH - 64}" y="{below + 4}">{key}</text>',
+        ]
     drawn.append(
         '<polyline class="line" points="'
         + " ".join(f"{x(place)},{y(w['value'])}" for place, w in enumerate(known))

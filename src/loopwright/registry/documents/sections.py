@@ -41,6 +41,9 @@ _BLANKS = re.compile(
     r"decided)|fill (?:this )?in|coming soon|placeholder|lorem ipsum)\b|…+|\.{3,}",
     re.IGNORECASE | re.DOTALL,
 )
+_BRIEF = ("licence", "contact")
+"""Sections that a word fills: "Apache-2.0"."""
+
 _SPELLINGS = {
     "license": "licence",
     "intended_uses": "intended_use",
@@ -61,7 +64,7 @@ class Written:
     @property
     def filled(self) -> tuple[str, ...]:
         """The sections that say something."""
-        return tuple(name for name, text in self.sections.items() if is_filled(text))
+        return tuple(name for name, text in self.sections.items() if says(name, text))
 
     @property
     def verdict(self) -> Verdict:
@@ -149,6 +152,11 @@ def title_of(name: str) -> str:
     """ "intended_use" → "Intended use"."""
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:]
+
+
+def says(name: str, text: str) -> bool:
+    """Whether the section says something; a licence or a contact may be brief."""
+    return bool(_substance(text)) if name in _BRIEF else is_filled(text)
 
 
 def is_filled(text: str) -> bool:
