@@ -231,6 +231,7 @@ class _Bounded:
     def __init__(self, receive: Receive, send: Send, limit: int, declared: int) -> None:
         self._receive, self._send, self._limit, self._declared = receive, send, limit, declared
         self._seen = 0
+        self._over = False
         self._state: Literal["open", "answering", "refused"] = "open"
 
     async def run(self, app: App, scope: Scope) -> None:
@@ -250,11 +251,13 @@ class _Bounded:
         message = await self._receive()
         self._seen += len(message.get("body", b""))
         if self._seen > self._limit:
+            self._over = True
             raise _TooLarge
         return message
 
     async def _give(self, message: Message) -> None:
-        if self._state == "refused":
+        # MLflow's app answers what it does not know with a 500 of its own, before the error gets here.
+        if self._state == "refused" or (self._over and self._state == "open"):
             return
         self._state = "answering"
         await self._send(message)

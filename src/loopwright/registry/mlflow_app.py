@@ -1,5 +1,6 @@
 """MLflow's own server inside our process: tracking, registry and artifacts on the home, behind the guard."""
 
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from loopwright.registry.retention import drop_bytes
 
 if TYPE_CHECKING:
     from loopwright.registry.mlflow_store import GovernedRegistry  # imports MLflow
+
+_EXPLAINED = "loopwright"
+_log = logging.getLogger("loopwright.registry")
 
 # What MLflow answers to by itself: loopback and private addresses, with and without a port.
 _NEAR = (
@@ -55,6 +59,7 @@ def create_mlflow_app(
         from mlflow.server import fastapi_app
 
     registry = _install(url)
+    _explain_bad_input()
     registry.freed = lambda: drop_bytes(ledger, BundleDepot(home.bundles))
 
     def refused(who: Actor, method: str, path: str, error: Refused) -> None:
@@ -95,6 +100,29 @@ def _install(url: str) -> "GovernedRegistry":
         if value is not None:
             os.environ[name] = value
     return registry
+
+
+def _explain_bad_input() -> None:
+    """Let MLflow's pages answer 400 where its code trips over what a client sent: a list for an object, a broken query.
+
+    MLflow answers those with a 500, which its clients take for a reason to try again for minutes.
+    """
+    from flask import Flask, Response, jsonify
+    from graphql import GraphQLError
+    from mlflow.server import app
+
+    flask: Flask = app
+    if _EXPLAINED in flask.extensions:
+        return
+    flask.extensions[_EXPLAINED] = True
+
+    def told(error: Exception) -> tuple[Response, int]:
+        _log.info("MLflow could not read a request", exc_info=error)
+        what = f"the request could not be understood ({type(error).__name__}: {str(error)[:500]})"
+        return jsonify({"error_code": "INVALID_PARAMETER_VALUE", "message": what}), 400
+
+    for kind in (GraphQLError, RecursionError, TypeError, ValueError, LookupError, AttributeError):
+        flask.register_error_handler(kind, told)
 
 
 def _registered(ledger: Ledger, uris: list[str], below: str) -> list[tuple[str, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 WINDOW = timedelta(minutes=5)
 """The same refusal again within this time is counted, not written."""
 
-ROWS_PER_WINDOW = 60
+ROWS_PER_WINDOW = 200
 """One actor's refusals beyond these are counted together, however different they are."""
 
 Write = Callable[[str, str, dict[str, Any]], None]
@@ -32,7 +32,7 @@ class Refusals:
     """
 
     write: Write
-    _seen: dict[tuple[str, str, str], _Seen] = field(default_factory=dict)
+    _seen: dict[tuple[str, str, str, str], _Seen] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, *, actor: str, act: str, subject: str, why: str, now: datetime) -> None:
@@ -41,10 +41,10 @@ class Refusals:
         with self._lock:
             due = self._expired(now)
             mine = [key for key in self._seen if key[0] == actor]
-            key = (actor, act, subject)
+            key = (actor, act, subject, why)
             if key not in self._seen and len(mine) >= ROWS_PER_WINDOW:
                 # What is left of this actor's window is told in one row.
-                key = (actor, "many acts", "registry")
+                key = (actor, "many acts", "registry", "")
             standing = self._seen.get(key)
             if standing is not None:
                 standing.more += 1

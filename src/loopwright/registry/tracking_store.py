@@ -3,6 +3,7 @@
 """MLflow's tracking store, as it is, except that what registered versions rest on cannot be deleted or redirected, that
 nobody works under another's name, and that no call carries more than fits."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from loopwright.kernel.actor import Role
 from loopwright.kernel.clock import utc_now
-from loopwright.kernel.errors import LoopwrightError, Refused
+from loopwright.kernel.errors import BadInput, LoopwrightError, Refused
 from loopwright.registry import limits, store
 from loopwright.registry.identity import current_actor
 from loopwright.registry.location import check_location
@@ -53,8 +54,10 @@ class GuardedTracking(SqlAlchemyStore):
             self._refusing("experiment.deleted", str(experiment_id)),
             self.ManagedSessionMaker(read_only=False) as session,
         ):
-            if str(experiment_id).isdigit():
-                self._keep(session, store.runs_of_experiment(session.connection(), str(experiment_id)))
+            # SQLite takes " 7" and "7.0" for 7 where it compares them with a number.
+            if not re.fullmatch(r"0|[1-9][0-9]*", str(experiment_id), re.ASCII):
+                raise BadInput("not an experiment's id", where="experiments", got=experiment_id)
+            self._keep(session, store.runs_of_experiment(session.connection(), str(experiment_id)))
             super().delete_experiment(experiment_id)
 
     # Runs

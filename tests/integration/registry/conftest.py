@@ -11,44 +11,21 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-import numpy as np
-import onnx
 import pytest
 
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.manifest import Golden
 from loopwright.bundle.seal import build_bundle
-from loopwright.bundle.signature import Field, Schema
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.clock import utc_now
 from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
 from loopwright.registry import versions
 from tests.governing import vouch
+from tests.integration.registry.plane import SCHEMA, Plane, linear, start
 
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
-SCHEMA = Schema(
-    inputs=(Field("distance", "float64"), Field("hour", "float64")),
-    features=("distance", "hour"),
-    outputs=("prediction",),
-    task="regression",
-)
-
-
-def linear(weights: tuple[float, float]) -> bytes:
-    """An ONNX model: features (n, 2) times `weights`."""
-    helper = onnx.helper
-    matrix = onnx.numpy_helper.from_array(np.array(weights, np.float32).reshape(2, 1), "w")
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["features", "w"], ["outputs"])],
-        "linear",
-        [helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, ["n", 2])],
-        [helper.make_tensor_value_info("outputs", onnx.TensorProto.FLOAT, ["n", 1])],
-        [matrix],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return bytes(model.SerializeToString())
 
 
 @dataclass(frozen=True)
@@ -75,7 +52,7 @@ class Running:
                 vouch(conn, model, bundle, at=utc_now())
             return versions.register_version(
                 conn, model=model, bundle=bundle, run_id=run_id, snapshot=None, author=Actor("ana", Role.DEVELOPER),
-                metrics={}, now=NOON, card="Predicts.",
+                metrics={}, now=utc_now(), card="Predicts.",
             ).version  # fmt: skip
 
 
@@ -110,6 +87,14 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         except URLError:
             time.sleep(0.2)
     pytest.fail(f"the server did not start:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """A control plane as users start it."""
+    running = start(tmp_path_factory.mktemp("plane") / "home")
+    yield running
+    running.stop()
 
 
 @pytest.fixture(autouse=True)
