@@ -321,7 +321,8 @@ def _looser_evidence(stage: str, mine: Document, theirs: Document) -> list[str]:
             continue
         own, other = mine[kind], theirs[kind]
         if _AGE.rank(own["max_age"]) < _AGE.rank(other["max_age"]):
-            points.append(f"{kind} for {stage} at most {own['max_age']} old instead of {other['max_age']}")
+            age = "of any age" if own["max_age"] == NEVER else f"at most {own['max_age']} old"
+            points.append(f"{kind} for {stage} {age} instead of at most {other['max_age']} old")
         if own["snapshot"] == "any" != other["snapshot"]:
             points.append(f"{kind} for {stage} on any snapshot")
         gone = sorted(set(other["sections"]) - set(own["sections"]))

@@ -1,175 +1,210 @@
-"""What a promotion needs, decided from records alone."""
+"""Policies: what tiers ask, how a project's section and a new document are merged, and what is looser."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwright.kernel.actor import Actor, Role
-from loopwright.kernel.errors import BadInput, Conflict, Refused
+from loopwright.kernel.actor import Role
+from loopwright.kernel.errors import BadInput
 from loopwright.kernel.stage import Stage
-from loopwright.kernel.verdict import Verdict
-from loopwright.registry.policy import Policy, Promotion, assess, check_reviewer
-from loopwright.registry.records import Approval, Evidence, Version
+from loopwright.project.policy import TIERS
+from loopwright.project.policy import Policy as Section
+from loopwright.registry.freeze import window_of
+from loopwright.registry.policies import builtin
+from loopwright.registry.policy import Emergency, Policy, Rules, Wanted
 
-NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
-BYTES, OTHER = "a" * 64, "b" * 64
 STRICT = Policy()
+DAY = timedelta(days=1)
+YEAR_END = {"from": "2013-12-20T00:00:00Z", "until": "2014-01-06T00:00:00Z", "why": "year end"}
+WEEKENDS = {"from": "17:00", "until": "08:00", "days": ["fri", "sat", "sun"], "zone": "Europe/Berlin"}
 
 
-def version(bundle: str | None = BYTES) -> Version:
-    return Version("flights", 3, bundle, "run", "snap", "1.2.0", Stage.NONE, "ana", NOON, 2)
+def section(**said: Any) -> dict[str, Any]:
+    """A `policy:` section as a stored loop.yaml has it: every key, most of them saying nothing."""
+    return Section.from_json({"tier": "high", **said}).model_dump(mode="json")
 
 
-def gates(verdict: Verdict = Verdict.PASS, bundle: str = BYTES, at: datetime = NOON) -> Evidence:
-    return Evidence("e" * 64, "gates", "flights", None, bundle, verdict, {}, at)
-
-
-def yes(reviewer: str, bundle: str = BYTES) -> Approval:
-    return Approval(reviewer, "approve", "", NOON, bundle)
-
-
-def promotion(*approvals: Approval, policy: Policy = STRICT) -> Promotion:
-    return Promotion(
-        "pr_1", "flights", 3, Stage.PRODUCTION, BYTES, "bo", NOON, "better", "pending", None, policy, policy.digest,
-        approvals,
-    )  # fmt: skip
-
-
-def test_two_approvals_and_passed_gates_satisfy_production() -> None:
-    verdict = assess(version(), promotion(yes("cy"), yes("di")), [gates()], STRICT, Stage.PRODUCTION)
-    assert verdict.satisfied and verdict.evidence == ("e" * 64,)
-
-
-def test_every_missing_thing_is_named_at_once() -> None:
-    verdict = assess(version(), promotion(), [], STRICT, Stage.PRODUCTION)
-    assert verdict.missing == (
-        "gates: no result is recorded for these bytes (aaaaaaaaaaaa)",
-        "2 approvals by different people (0 of 2 given; not by the author ana or the requester bo)",
-    )
-
-
-def test_one_approval_leaves_one_missing() -> None:
-    verdict = assess(version(), promotion(yes("cy")), [gates()], STRICT, Stage.PRODUCTION)
-    assert verdict.missing == ("one approval more (1 of 2 given; not by the author ana or the requester bo)",)
-
-
-def test_without_a_request_the_request_is_missing() -> None:
-    verdict = assess(version(), None, [gates()], STRICT, Stage.PRODUCTION)
-    assert verdict.missing == ("a request for Production and 2 approvals by different people on it",)
-
-
-@pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.ERROR])
-def test_only_a_pass_is_a_pass(verdict: Verdict) -> None:
-    judged = assess(version(), promotion(yes("cy"), yes("di")), [gates(verdict)], STRICT, Stage.PRODUCTION)
-    assert judged.missing == (f"gates: the latest result is {verdict.value} (2013-07-01T12:00:00Z)",)
-
-
-def test_evidence_for_other_bytes_does_not_count() -> None:
-    full = promotion(yes("cy"), yes("di"))
-    assert not assess(version(), full, [gates(bundle=OTHER)], STRICT, Stage.PRODUCTION).satisfied
-
-
-def test_the_latest_gate_result_counts_even_when_an_earlier_one_passed() -> None:
-    later = gates(Verdict.FAIL, at=NOON + timedelta(hours=1))
-    full = promotion(yes("cy"), yes("di"))
-    assert not assess(version(), full, [later, gates()], STRICT, Stage.PRODUCTION).satisfied
-
-
-def test_approvals_for_other_bytes_do_not_count_and_are_mentioned() -> None:
-    verdict = assess(version(), promotion(yes("cy"), yes("di", OTHER)), [gates()], STRICT, Stage.PRODUCTION)
-    assert "1 given for other bytes do not count" in verdict.missing[0]
-
-
-def test_what_a_plain_client_registered_cannot_be_promoted_by_any_policy() -> None:
-    nothing = Policy(staging=0, production=0, required_evidence=())
-    verdict = assess(version(bundle=None), None, [], nothing, Stage.PRODUCTION)
-    assert verdict.missing[0].startswith("a sealed bundle")
-
-
-def test_a_policy_without_approvals_still_wants_the_gates() -> None:
-    alone = Policy(staging=0, production=0)
-    assert not assess(version(), None, [], alone, Stage.STAGING).satisfied
-    assert assess(version(), None, [gates()], alone, Stage.STAGING).satisfied
-
-
-@given(
-    approvals=st.lists(st.tuples(st.sampled_from("cdefg"), st.sampled_from([BYTES, OTHER])), max_size=8),
-    verdicts=st.lists(st.tuples(st.sampled_from(Verdict), st.sampled_from([BYTES, OTHER])), max_size=4),
-    needed=st.integers(0, 4),
-)
-def test_nothing_is_satisfied_without_enough_distinct_people_and_a_pass_on_these_bytes(
-    approvals: list[tuple[str, str]], verdicts: list[tuple[Verdict, str]], needed: int
-) -> None:
-    policy = Policy(production=needed)
-    evidence = [
-        gates(verdict, bundle, NOON + timedelta(minutes=i)) for i, (verdict, bundle) in enumerate(verdicts)
-    ]
-    said = promotion(*(yes(name, bundle) for name, bundle in approvals), policy=policy)
-    judged = assess(version(), said, evidence, policy, Stage.PRODUCTION)
-    people = {name for name, bundle in approvals if bundle == BYTES}
-    on_these = [verdict for verdict, bundle in verdicts if bundle == BYTES]
-    assert judged.satisfied == (len(people) >= needed and bool(on_these) and on_these[-1] is Verdict.PASS)
-
-
-def reviewer(name: str, role: Role = Role.APPROVER) -> Actor:
-    return Actor(name, role)
-
-
-@pytest.mark.parametrize(
-    ("who", "error", "reason"),
-    [
-        (reviewer("ana"), Refused, "ana is the author"),
-        (reviewer("bo"), Refused, "bo requested this promotion"),
-        (reviewer("cy"), Refused, "cy has spoken on this promotion already"),
-        (reviewer("di", Role.DEVELOPER), Refused, "wanted role approver"),
-    ],
-)
-def test_who_may_not_review_is_told_why(who: Actor, error: type[Exception], reason: str) -> None:
-    with pytest.raises(error, match=reason):
-        check_reviewer(who, version(), promotion(yes("cy")), STRICT, reviewed=None)
-
-
-def test_a_review_of_other_bytes_is_refused() -> None:
-    with pytest.raises(Refused, match="other bytes"):
-        check_reviewer(reviewer("di"), version(), promotion(), STRICT, reviewed=OTHER)
-    with pytest.raises(Refused, match="other bytes"):
-        check_reviewer(reviewer("di"), version(OTHER), promotion(), STRICT, reviewed=None)
-
-
-def test_a_decided_promotion_takes_no_more_words() -> None:
-    with pytest.raises(Conflict, match="rejected already"):
-        check_reviewer(
-            reviewer("di"), version(), replace(promotion(), state="rejected"), STRICT, reviewed=None
+def wanted() -> st.SearchStrategy[tuple[Wanted, ...]]:
+    ages = st.one_of(st.none(), st.integers(1, 400).map(lambda days: days * DAY))
+    of = {
+        kind: st.builds(
+            Wanted,
+            st.just(kind),
+            ages,
+            st.sampled_from(["version", "any"]),
+            st.lists(st.sampled_from(["intended_use", "risks"]), unique=True).map(sorted).map(tuple)
+            if kind == "card"
+            else st.just(()),
         )
+        for kind in ("card", "fairness", "gates")
+    }
+    kinds = st.lists(st.sampled_from(sorted(of)), unique=True).map(sorted)
+    return kinds.flatmap(lambda chosen: st.tuples(*(of[kind] for kind in chosen)))
 
 
-def test_a_lone_developer_may_approve_their_own_work_when_policy_says_so() -> None:
-    alone = Policy(production=1, author_may_approve=True)
-    check_reviewer(reviewer("ana"), version(), promotion(policy=alone), alone, reviewed=BYTES)
-
-
-@given(
-    st.builds(
-        Policy,
-        tier=st.sampled_from(["low", "medium", "high"]),
-        staging=st.integers(0, 5),
-        production=st.integers(0, 5),
-        author_may_approve=st.booleans(),
-    )
+POLICIES = st.builds(
+    Policy,
+    tier=st.sampled_from(TIERS),
+    staging=st.builds(Rules, st.integers(0, 5), wanted(), st.sampled_from([Role.DEVELOPER, Role.ADMIN])),
+    production=st.builds(Rules, st.integers(0, 5), wanted(), st.sampled_from([Role.APPROVER, Role.ADMIN])),
+    author_may_approve=st.booleans(),
+    requester_may_approve=st.booleans(),
+    approvals_expire=st.one_of(st.none(), st.integers(1, 60).map(lambda days: days * DAY)),
+    freeze=st.lists(st.sampled_from([YEAR_END, WEEKENDS]), unique_by=str, max_size=2).map(
+        lambda items: tuple(sorted((window_of(item) for item in items), key=lambda w: str(w.to_json())))
+    ),
+    emergency=st.builds(
+        Emergency, st.booleans(), st.sampled_from([Role.APPROVER, Role.ADMIN]), st.just(DAY), st.booleans()
+    ),
+    retain=st.integers(1, 10).map(lambda years: years * 365 * DAY),
 )
+
+
+def test_the_strict_default_is_the_document_of_the_highest_tier() -> None:
+    assert builtin("high") == STRICT
+
+
+def test_every_tier_asks_for_less_than_the_one_above() -> None:
+    assert builtin("low").looser_than(builtin("medium")) and builtin("medium").looser_than(builtin("high"))
+    assert builtin("high").looser_than(builtin("medium")) == ()
+    assert builtin("medium").looser_than(builtin("low")) == ()
+
+
+def test_what_each_tier_asks_for_production() -> None:
+    asked = {tier: builtin(tier).rules(Stage.PRODUCTION) for tier in TIERS}
+    kinds = {tier: [one.kind for one in rules.evidence] for tier, rules in asked.items()}
+    assert [asked[tier].approvals for tier in TIERS] == [1, 1, 2]
+    assert kinds == {
+        "low": ["gates"], "medium": ["card", "gates"], "high": ["card", "explainability", "fairness", "gates"],
+    }  # fmt: skip
+    assert builtin("low").author_may_approve and not builtin("medium").author_may_approve
+
+
+def test_an_unknown_tier_names_the_nearest() -> None:
+    with pytest.raises(BadInput, match="did you mean `medium`"):
+        builtin("mediun")
+
+
+@given(POLICIES)
 def test_a_policy_reads_back_from_its_json_with_the_same_digest(policy: Policy) -> None:
-    assert Policy.from_json(policy.to_json()) == policy
+    assert Policy.from_json(policy.to_json()).to_json() == policy.to_json()
     assert Policy.from_json(policy.to_json()).digest == policy.digest
 
 
-def test_what_a_project_leaves_out_stays_strict() -> None:
-    assert Policy.from_json({}) == Policy(staging=1, production=2, author_may_approve=False)
-    assert Policy.from_json({"approvals": {"production": 1}}).staging == 1
+@given(POLICIES, POLICIES)
+def test_the_stricter_of_two_is_looser_than_neither(one: Policy, other: Policy) -> None:
+    both = one.stricter(other)
+    assert both.looser_than(one) == () and both.looser_than(other) == ()
+    assert one.stricter(one).to_json() == one.to_json()
+    assert both.digest == other.stricter(one).digest
+
+
+@given(POLICIES, POLICIES)
+def test_a_section_without_waivers_never_loosens_its_document(document: Policy, said: Policy) -> None:
+    merged = document.within({**said.to_json(), "tier": document.tier})
+    assert merged.looser_than(document) == ()
+
+
+@given(POLICIES, POLICIES)
+def test_what_is_waived_is_all_that_gets_looser(document: Policy, said: Policy) -> None:
+    asked = {**said.to_json(), "tier": document.tier}
+    points = document.loosened_by(asked)
+    assert len(document.within(asked, points).looser_than(document)) == len(points)
+    assert document.within(asked, points).loosened_by(asked) == ()
+
+
+@pytest.mark.parametrize(
+    ("looser", "told"),
+    [
+        (replace(STRICT, tier="medium"), "tier medium instead of high"),
+        (replace(STRICT, staging=replace(STRICT.staging, approvals=0)), "staging approvals 0 instead of 1"),
+        (
+            replace(STRICT, production=replace(STRICT.production, approvals=1)),
+            "production approvals 1 instead of 2",
+        ),
+        (
+            replace(STRICT, production=replace(STRICT.production, reviewer=Role.DEVELOPER)),
+            "reviewers for production: role developer instead of approver",
+        ),
+        (replace(STRICT, author_may_approve=True), "authors may approve their own work"),
+        (replace(STRICT, requester_may_approve=True), "requesters may approve their own requests"),
+        (replace(STRICT, approvals_expire=None), "approvals expire after never instead of 2w"),
+        (
+            replace(STRICT, emergency=Emergency(role=Role.APPROVER)),
+            "break the glass: role approver instead of admin",
+        ),
+        (
+            replace(STRICT, emergency=Emergency(review_within=7 * DAY)),
+            "review of an emergency within 1w instead of 3d",
+        ),
+        (replace(STRICT, emergency=Emergency(failed_gates=True)), "an emergency passes over failed gates"),
+        (replace(STRICT, retain=DAY), "kept for 1d instead of 7y"),
+        (replace(STRICT, staging=replace(STRICT.staging, evidence=())), "no evidence of gates for staging"),
+        (
+            replace(STRICT, staging=replace(STRICT.staging, evidence=(Wanted("gates", None, "version"),))),
+            "gates for staging of any age instead of at most 90d old",
+        ),
+        (
+            replace(STRICT, staging=replace(STRICT.staging, evidence=(Wanted("gates", 90 * DAY, "any"),))),
+            "gates for staging on any snapshot",
+        ),
+    ],
+)
+def test_every_point_that_is_looser_is_told(looser: Policy, told: str) -> None:
+    (point,) = looser.looser_than(STRICT)
+    assert told in point
+    assert STRICT.looser_than(looser) == ()
+
+
+def test_a_dropped_section_of_the_card_and_a_dropped_freeze_are_looser() -> None:
+    evidence = tuple(
+        Wanted("card", sections=("risks",)) if w.kind == "card" else w for w in STRICT.production.evidence
+    )
+    fewer = replace(STRICT, production=replace(STRICT.production, evidence=evidence))
+    assert "no section intended_use of the card for production" in fewer.looser_than(STRICT)
+    icy = replace(STRICT, freeze=(window_of(YEAR_END),))
+    assert STRICT.looser_than(icy) == ("no freeze from 2013-12-20T00:00:00Z until 2014-01-06T00:00:00Z",)
+
+
+def test_glass_that_may_not_be_broken_is_stricter_than_glass_that_may() -> None:
+    never = replace(STRICT, emergency=Emergency(allowed=False))
+    assert STRICT.looser_than(never) == ("the glass may be broken",)
+
+
+def test_a_section_tightens_and_adds() -> None:
+    said = section(
+        approvals={"production": 3}, freeze=[YEAR_END],
+        evidence={"production": {"gates": {"max_age": "30d"}, "security": {}}},
+    )  # fmt: skip
+    merged = STRICT.within(said)
+    assert merged.approvals(Stage.PRODUCTION) == 3 and len(merged.freeze) == 1
+    asked = {one.kind: one for one in merged.production.evidence}
+    assert asked["gates"] == Wanted("gates", 30 * DAY, "version") and "security" in asked and "card" in asked
+
+
+def test_a_section_that_loosens_counts_only_where_it_is_waived() -> None:
+    said = section(approvals={"production": 1}, author_may_approve=True)
+    assert STRICT.loosened_by(said) == ("approvals.production", "author_may_approve")
+    assert STRICT.within(said) == STRICT
+    merged = STRICT.within(said, ["approvals.production"])
+    assert merged.approvals(Stage.PRODUCTION) == 1 and not merged.author_may_approve
+
+
+def test_a_new_document_replaces_what_it_says_and_keeps_the_rest() -> None:
+    said = {"tier": "high", "approvals": {"production": 3}, "evidence": {"staging": {}}, "freeze": [WEEKENDS]}
+    made = builtin("high").replaced_by(Section.from_json(said).to_json())
+    assert made.approvals(Stage.PRODUCTION) == 3 and made.staging.evidence == () and len(made.freeze) == 1
+    assert made.production.evidence == STRICT.production.evidence and made.retain == STRICT.retain
+
+
+def test_what_a_section_leaves_out_stays_strict() -> None:
+    assert Policy.from_json({}) == STRICT and STRICT.within(section()) == STRICT
 
 
 def test_a_negative_number_of_approvals_is_refused() -> None:
     with pytest.raises(BadInput, match=r"policy\.approvals\.production"):
-        Policy(production=-1)
+        replace(STRICT, production=Rules(-1))
