@@ -20,6 +20,7 @@ SECTIONS = (
     }),
     Section("Registry", {
         "models": ("models:models", "List models, show versions and their lineage."),
+        "lineage": ("lineage:lineage", "Show where a version comes from, and what data touched."),
         "promote": ("models:promote", "Ask for a version to be moved to a stage."),
         "approve": ("models:approve", "Say yes to a promotion."),
         "reject": ("models:reject", "Say no to a promotion."),

@@ -24,6 +24,7 @@ ROOMS = (
     "documents",
     "explain",
     "keys",
+    "lineage",
     "models",
     "monitoring",
     "policy",
@@ -55,7 +56,11 @@ class Operation:
     function: Callable[..., object]
 
     def __call__(self, ctx: Context, **arguments: object) -> Json:
-        """Check the role and the arguments, act, and answer in JSON's own types.
+        """Check the role and the arguments, act, and answer in JSON's own types; raises as `answer` does."""
+        return plain(self.answer(ctx, **arguments))
+
+    def answer(self, ctx: Context, **arguments: object) -> object:
+        """Check the role and the arguments, act, and return what the function returns: a document or a Stream.
 
         Raises Refused when the actor's role on the model, or everywhere when it is about none, is too small, and
         BadInput when an argument does not fit.
@@ -65,7 +70,7 @@ class Operation:
             ctx.record(
                 "user.assumed", subject=ctx.actor.name, payload={"operation": self.name}, by=ctx.assumed_by
             )
-        return plain(self.function(ctx, **self.checked(arguments)))
+        return self.function(ctx, **self.checked(arguments))
 
     def authorise(self, ledger: Ledger, actor: Actor, model: object = None) -> None:
         """Raise Refused unless `actor` may do this, to `model` when the operation takes one and it is named."""

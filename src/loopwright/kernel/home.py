@@ -32,6 +32,14 @@ class Home:
         return self._settings().get(name)
 
     @property
+    def openlineage(self) -> dict[str, object]:
+        """What home.json names under "openlineage": url, endpoint, namespace, api_key_env. Empty when nothing."""
+        named = self._settings().get("openlineage") or {}
+        if not isinstance(named, dict):
+            raise BadInput("`openlineage` is not an object", where=str(self.config), wanted='{"url": "http://…"}')
+        return named
+
+    @property
     def keys(self) -> Path:
         return self.root / "keys"
 
@@ -63,6 +71,11 @@ class Home:
         return self.root / "predictions"
 
     @property
+    def explanations(self) -> Path:
+        """Why logged predictions came out as they did, of models that ask for it."""
+        return self.root / "explanations"
+
+    @property
     def labels(self) -> Path:
         return self.root / "labels"
 
@@ -73,6 +86,11 @@ class Home:
     @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    @property
+    def anchors(self) -> Path:
+        """Signed statements of where the audit log stood, for whoever copies them elsewhere."""
+        return self.root / "anchors"
 
     @property
     def cache(self) -> Path:

@@ -60,6 +60,14 @@ def list_projects(conn: Connection) -> list[dict[str, Any]]:
     return [{**row, "spec": json.loads(row["spec"])} for row in rows]
 
 
+def explained_models(conn: Connection) -> list[str]:
+    """Models whose project asks for explanations of its whole log (`explain: {log: all}`), by name."""
+    # The stored spec is canonical JSON: sorted keys, no spaces. No document has to be parsed twice a second.
+    asks = projects.c.spec.contains('"explain":{"log":"all"', autoescape=True)
+    query = select(projects.c.model).where(asks).order_by(projects.c.model)
+    return [str(name) for name in conn.execute(query).scalars()]
+
+
 def start_run(
     conn: Connection,
     *,

@@ -1,7 +1,8 @@
 """The controllers every control plane runs, in their order: promotions, traffic, judgement, training,
-and a look at the bytes."""
+a look at the bytes, and anchors."""
 
 from loopwright.control.context import Context
+from loopwright.control.controllers.anchoring import AnchoringController
 from loopwright.control.controllers.explanations import ExplanationsController
 from loopwright.control.controllers.governance import GovernanceController
 from loopwright.control.controllers.integrity import IntegrityController
@@ -24,5 +25,6 @@ def standard_controllers(ctx: Context, *, token: str | None = None) -> Controlle
             ("retraining", retraining.tick),
             ("explanations", explanations.tick),
             ("integrity", IntegrityController().tick),
+            ("anchoring", AnchoringController().tick),
         ],
     )
