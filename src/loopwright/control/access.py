@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from loopwright.kernel.actor import Actor, Role, Scope
-from loopwright.kernel.errors import BadInput, Refused, Unauthenticated
+from loopwright.kernel.errors import BadInput, Lapsed, Refused, Unauthenticated
 
 LOCAL = Actor("local", Role.ADMIN, via="this machine")
 """Who works on a folder of their own, or on a control plane of their own machine, without a token."""
@@ -59,11 +59,11 @@ class Token:
     note: str = ""
 
     def check_alive(self, now: datetime) -> None:
-        """Raise Unauthenticated when it was revoked or has expired."""
+        """Raise Lapsed when it was revoked or has expired."""
         if self.revoked_at is not None:
-            raise Unauthenticated("this token was revoked", next=_WRONG)
+            raise Lapsed("this token was revoked", next=_WRONG)
         if self.expires_at is not None and self.expires_at <= now:
-            raise Unauthenticated("this token has expired", next=_WRONG)
+            raise Lapsed("this token has expired", next=_WRONG)
 
 
 def mint() -> tuple[str, str, str]:
@@ -100,9 +100,9 @@ def admit(secret: str, token: Token | None, user: User | None, now: datetime) ->
 
 
 def check_enabled(user: User) -> None:
-    """Raise Unauthenticated for a disabled user."""
+    """Raise Lapsed for a disabled user."""
     if user.disabled_at is not None:
-        raise Unauthenticated(
+        raise Lapsed(
             f"the user {user.name} is disabled",
             next=f"An admin can change that: loopwright user enable {user.name}",
         )

@@ -1,19 +1,23 @@
 """The way to a home: a folder here, or a control plane's URL. Same operations, same answers, same errors."""
 
+import contextlib
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
-from loopwright.control import identify
+from loopwright.control import denials, identify
 from loopwright.control.context import Context, open_context
 from loopwright.control.operation import Operation, find
 from loopwright.control.plain import plain
+from loopwright.control.stream import Stream
 from loopwright.kernel import errors
 from loopwright.kernel.clock import Clock, utc_now
-from loopwright.kernel.errors import BadInput, LoopwrightError, Unavailable
+from loopwright.kernel.errors import BadInput, LoopwrightError, Refused, Unavailable
 
 
 class Client(Protocol):
@@ -24,6 +28,9 @@ class Client(Protocol):
     def call(self, operation: str, /, **arguments: Any) -> Any:
         """Do the operation and return its answer in JSON's own types; raises its LoopwrightError."""
 
+    def stream(self, operation: str, /, **arguments: Any) -> Iterator[bytes]:
+        """Do an operation that answers with a stream, and yield its bytes as they come."""
+
 
 class FolderClient:
     """Works on a folder in this process."""
@@ -33,7 +40,27 @@ class FolderClient:
         self.where = str(context.home.root)
 
     def call(self, operation: str, /, **arguments: Any) -> Any:
-        return find(operation)(self.context, **arguments)
+        return plain(self._answer(operation, arguments))
+
+    def stream(self, operation: str, /, **arguments: Any) -> Iterator[bytes]:
+        answer = self._answer(operation, arguments)
+        assert isinstance(answer, Stream), f"{operation} answers with a document"
+        yield from answer.chunks
+
+    def _answer(self, operation: str, arguments: dict[str, Any]) -> object:
+        try:
+            return find(operation).answer(self.context, **arguments)
+        except Refused as error:
+            if self.context.actor != identify.LOCAL:
+                self._note(operation, error)
+            raise
+
+    def _note(self, operation: str, error: Refused) -> None:
+        """As at the door of a control plane; the owner of the folder has no door to pass."""
+        actor = self.context.actor
+        payload = {"act": operation, "why": error.what, "status": error.http_status, "count": 1}
+        with contextlib.suppress(Unavailable):  # a refusal is told, whether or not it can be written
+            self.context.record(denials.ACTION, subject=f"user/{actor.name}", payload=payload)
 
 
 class HttpClient:
@@ -54,6 +81,14 @@ class HttpClient:
             self._headers[identify.AS_HEADER] = as_user
 
     def call(self, operation: str, /, **arguments: Any) -> Any:
+        return self.request(*self._sent(operation, arguments))
+
+    def stream(self, operation: str, /, **arguments: Any) -> Iterator[bytes]:
+        with self._opened(*self._sent(operation, arguments)) as answer:
+            while chunk := answer.read(1 << 16):
+                yield chunk
+
+    def _sent(self, operation: str, arguments: dict[str, Any]) -> tuple[str, str, bytes | None]:
         described = find(operation)
         described.checked(arguments)  # the same refusal as on a folder, before anything is sent
         path, rest = _address(described, arguments)
@@ -61,11 +96,17 @@ class HttpClient:
             query = urlencode(
                 {name: _word(value) for name, value in rest.items() if value is not None}, doseq=True
             )
-            return self.request("GET", f"{path}?{query}" if query else path)
-        return self.request(described.method, path, json.dumps(plain(rest)).encode())
+            return "GET", f"{path}?{query}" if query else path, None
+        return described.method, path, json.dumps(plain(rest)).encode()
 
     def request(self, method: str, path: str, body: bytes | None = None) -> Any:
         """Send one request below /api/v1 and return the JSON answer."""
+        with self._opened(method, path, body) as answer:
+            return json.load(answer)
+
+    @contextlib.contextmanager
+    def _opened(self, method: str, path: str, body: bytes | None) -> Iterator[HTTPResponse]:
+        """Send one request below /api/v1; whatever goes wrong until the answer is read becomes one of our errors."""
         # S310: the constructor let only http and https through.
         request = urllib.request.Request(  # noqa: S310
             f"{self.where}/api/v1{path}", body, self._headers, method=method
@@ -74,10 +115,10 @@ class HttpClient:
             request.add_header("Content-Type", "application/json")
         try:
             with _direct.open(request, timeout=self.timeout) as answer:
-                return json.load(answer)
+                yield answer
         except urllib.error.HTTPError as error:
             raise _rebuilt(error) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise Unavailable(
                 f"the control plane does not answer ({reason})",

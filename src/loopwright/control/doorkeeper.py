@@ -18,7 +18,7 @@ from loopwright.control.limits import API_BODY, EVENTS_BODY, SIGN_IN_BODY, Limit
 from loopwright.control.sessions import CSRF_HEADER, check_csrf
 from loopwright.kernel.actor import SYSTEM, Actor, Role, require
 from loopwright.kernel.clock import Clock
-from loopwright.kernel.errors import BadInput, LoopwrightError, Refused, TooMany, Unauthenticated
+from loopwright.kernel.errors import BadInput, Lapsed, LoopwrightError, Refused, TooMany, Unauthenticated
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
 from loopwright.registry.identity import current_actor
@@ -141,6 +141,8 @@ class Doorkeeper:
         self.limits.check_address(caller.address, credential)
         try:
             found = await to_thread.run_sync(find, self.ledger, credential, self.clock)
+        except Lapsed:
+            raise  # an old page that still asks is no attack, and must not keep its owner from signing in again
         except Unauthenticated:
             self.limits.note_failure(caller.address)
             raise
@@ -271,8 +273,11 @@ async def refuse(send: Send, error: LoopwrightError, scope: Scope, *, status: in
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.encode(), value.encode()) for name, value in extra_headers(error).items()]
     if status == 401:
-        # Basic lets a browser ask for the token (as the password) to open /docs and /mlflow.
-        headers += [(b"www-authenticate", b"Bearer"), (b"www-authenticate", b'Basic realm="loopwright"')]
+        headers.append((b"www-authenticate", b"Bearer"))
+        if not any(name == b"sec-fetch-mode" for name, _ in scope["headers"]):
+            # For programs that ask for a name and a password (the token). Browsers of today, which say how they
+            # fetch, have /login; a script's 401 must not open their password window.
+            headers.append((b"www-authenticate", b'Basic realm="loopwright"'))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

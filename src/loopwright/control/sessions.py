@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from loopwright.control.access import Token, User, check_enabled, hash_secret
 from loopwright.kernel.actor import Actor
-from loopwright.kernel.errors import Refused, Unauthenticated
+from loopwright.kernel.errors import Lapsed, Refused, Unauthenticated
 
 COOKIE = "lw_session"
 CSRF_COOKIE = "lw_csrf"
@@ -55,15 +55,18 @@ def begin(user: str, now: datetime, *, token: Token | None) -> tuple[str, Sessio
 
 
 def admit(session: Session | None, user: User | None, token: Token | None, now: datetime) -> Actor:
-    """Return whom a session stands for, or raise Unauthenticated. A token's session may do what the token may."""
+    """Return whom a session stands for, or raise Unauthenticated, as Lapsed for one that is over.
+
+    A session that was opened with a token may do what the token may.
+    """
     if session is None or user is None:
         raise Unauthenticated("no such session", next=_AGAIN)
     if session.revoked_at is not None:
-        raise Unauthenticated("this session was ended", next=_AGAIN)
+        raise Lapsed("this session was ended", next=_AGAIN)
     if session.expires_at <= now:
-        raise Unauthenticated("this session is over", next=_AGAIN)
+        raise Lapsed("this session is over", next=_AGAIN)
     if now - session.last_used_at > IDLE:
-        raise Unauthenticated("this session was idle for too long", next=_AGAIN)
+        raise Lapsed("this session was idle for too long", next=_AGAIN)
     check_enabled(user)
     if token is None:
         return user.actor(via="session")

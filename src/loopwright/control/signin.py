@@ -20,7 +20,7 @@ from loopwright.control.context import Context
 from loopwright.control.limits import Limits
 from loopwright.control.oidc import SignIn
 from loopwright.kernel.actor import Actor
-from loopwright.kernel.errors import LoopwrightError, NotFound, Refused, Unauthenticated
+from loopwright.kernel.errors import Lapsed, LoopwrightError, NotFound, Refused, Unauthenticated
 from loopwright.ledger import store as ledger_store
 
 FORM_COOKIE = "lw_form"
@@ -53,6 +53,8 @@ async def login_with_token(request: Request) -> Response:
             actor = await _in_thread(
                 identify.by_token, _context(request).ledger, token, _context(request).clock
             )
+        except Lapsed:
+            raise
         except Unauthenticated:
             limits.note_failure(caller.address)
             raise

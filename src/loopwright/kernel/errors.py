@@ -7,6 +7,7 @@
     │   └── Tampered                     bytes do not match digest or signature
     ├── Conflict                         it is already so, or busy             exit 1 · HTTP 409
     ├── Unauthenticated                  nobody we know                        exit 2 · HTTP 401
+    │   └── Lapsed                       somebody we knew: expired, revoked
     ├── TooMany                          too much in too short a time          exit 2 · HTTP 429
     └── Unavailable (OSError)            an engine does not answer             exit 2 · HTTP 503
 
@@ -93,6 +94,10 @@ class Unauthenticated(LoopwrightError):
 
     exit_code = 2
     http_status = 401
+
+
+class Lapsed(Unauthenticated):
+    """A token or a session that was good once: it has expired, was ended, or its user is disabled."""
 
 
 class TooMany(LoopwrightError):

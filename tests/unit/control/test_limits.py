@@ -8,12 +8,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from loopwright.control.app import create_app
+from loopwright.control.client import connect
 from loopwright.control.context import Context
 from loopwright.control.controllers.loop import Controllers
 from loopwright.control.denials import MOST, Denial, Denials
 from loopwright.control.limits import API_BODY, Limits, Settings, group_of
 from loopwright.control.operation import find
-from loopwright.kernel.errors import BadInput, TooMany, Unavailable
+from loopwright.kernel.errors import BadInput, Refused, TooMany, Unavailable
 from loopwright.ledger.engine import Ledger
 from tests.unit.control.conftest import FakeClock
 from tests.unit.control.test_doorkeeper import mlflow, token_of
@@ -178,3 +179,11 @@ def test_the_door_notes_401_403_and_429_and_no_secret(door: TestClient, ctx: Con
     assert token.split("_", 2)[2] not in str(rows)
     assert "wrong" in str(rows)  # the reason: wrong token
     assert find("audit.verify")(ctx)["ok"]  # type: ignore[index,call-overload]
+
+
+def test_a_refusal_on_a_folder_is_written_down_too(ctx: Context) -> None:
+    find("access.add_user")(ctx, name="vera", role="viewer")
+    with pytest.raises(Refused):
+        connect(ctx.home.root, as_user="vera", clock=ctx.clock).call("system.tick")
+    (row,) = denials(ctx)
+    assert (row["actor"], row["payload"]["act"], row["payload"]["status"]) == ("vera", "system.tick", 403)

@@ -269,3 +269,17 @@ def test_forwarded_headers_count_from_named_proxies_only(browse: Browse, ada: st
     cookie = {"Authorization": f"Bearer {ada}", "Origin": "https://loop.example"}
     assert trusted.post("/api/v1/users", json={"name": "bob"}, headers=cookie | forwarded).status_code == 200
     assert stranger.post("/api/v1/users", json={"name": "eve"}, headers=cookie | forwarded).status_code == 403
+
+
+def test_a_page_that_outlived_its_session_does_not_keep_its_owner_out(
+    browser: TestClient, ctx: Context, ada: str
+) -> None:
+    ctx.clock.move(sessions.LONGEST)  # type: ignore[attr-defined]
+    for _ in range(50):  # MLflow's pages ask on
+        assert browser.get("/mlflow/x").status_code == 401
+    assert sign_in(browser, ada).status_code == 303
+
+
+def test_a_script_that_is_refused_opens_no_password_window(browse: Browse) -> None:
+    asked = browse().get("/mlflow/x", headers={"Sec-Fetch-Mode": "cors"})
+    assert (asked.status_code, asked.headers.get_list("www-authenticate")) == (401, ["Bearer"])

@@ -19,6 +19,7 @@ from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.alerts import AlertState
 from loopwright.monitoring.labels import LabelLog
 from loopwright.registry import versions
+from loopwright.registry.authority import require_on
 
 MAX_LABELS = 200_000
 _TIERS = {"P0": 0, "P1": 1, "P2": 2}
@@ -89,11 +90,13 @@ def alerts(ctx: Context, model: str | None = None, state: str | None = None) -> 
     return sorted(found, key=lambda alert: (alert["state"] == "resolved", _TIERS[alert["tier"]]))
 
 
-@operation("monitoring.acknowledge", "POST", "/alerts/{alert}/acknowledge", role=Role.DEVELOPER)
+@operation("monitoring.acknowledge", "POST", "/alerts/{alert}/acknowledge")
 def acknowledge(ctx: Context, alert: str) -> dict[str, Any]:
     """Say that somebody looks after an alert."""
     with ctx.ledger.write() as conn:
         after = monitoring_store.acknowledge(conn, alert, ctx.actor, ctx.now)
+        # Only now is it known whose alert it is; a refusal takes the acknowledgement back.
+        require_on(conn, ctx.actor, Role.DEVELOPER, f"acknowledge alerts of {after.model}", model=after.model)
         ledger_store.append(
             conn,
             at=ctx.now,
