@@ -99,6 +99,50 @@ def test_a_run_leaves_a_version_its_evidence_and_its_record(workshop: Workshop, 
     assert run["context"]["data"]["snapshot"] == first.snapshot
 
 
+def test_every_run_leaves_what_drives_the_model_as_evidence(workshop: Workshop, first: RunReport) -> None:
+    with workshop.ledger.read() as conn:
+        (found,) = [
+            one
+            for one in evidence.evidence_of(conn, model="shop", kind="explainability")
+            if one.bundle == first.bundle
+        ]
+    assert found.verdict is Verdict.PASS
+    assert found.payload["method"] == "TreeSHAP (LightGBM)"
+    assert [one["name"] for one in found.payload["features"]] == ["x", "z"]
+    assert found.payload["rows"] == first.sizes["holdout"]
+    assert len(found.payload["sample"]) == 20
+    folder = BundleDepot(workshop.home.bundles).path(first.bundle)
+    assert (folder / "native" / "model.txt").read_text().startswith("tree\n")
+
+
+def test_fairness_is_evidence_with_its_figures_or_with_the_reason_why_not(workshop: Workshop) -> None:
+    judged = workshop.run(
+        "gates.fairness={attribute: x, metric: accuracy, max_gap: 0.9, min_group: 10}", "train.seed=21"
+    )
+    why = "Baskets are judged here; nobody is treated by it."
+    excused = workshop.run(f"gates.fairness={{not_applicable: '{why}'}}", "train.seed=22")
+    with workshop.ledger.read() as conn:
+        found = {one.bundle: one for one in evidence.evidence_of(conn, model="shop", kind="fairness")}
+    assert judged.version is not None and excused.version is not None
+    assert found[excused.bundle].payload == {"not_applicable": why}
+    assert found[judged.bundle].verdict is found[excused.bundle].verdict is Verdict.PASS
+    (by_x,) = found[judged.bundle].payload["attributes"]
+    assert by_x["attribute"] == "x" and by_x["verdict"] == "PASS"
+    assert {one["metric"] for one in by_x["metrics"]} >= {"accuracy", "true_positive_rate", "roc_auc"}
+
+
+def test_an_unfair_model_is_not_registered(workshop: Workshop) -> None:
+    report = workshop.run(
+        "gates.fairness={attribute: x, metric: demographic_parity, max_gap: 0.1, min_group: 10}",
+        "train.seed=23",
+    )
+    assert report.version is None
+    assert report.refused is not None and "fairness: demographic_parity over x FAIL" in report.refused
+    with workshop.ledger.read() as conn:
+        found = {one.bundle: one.verdict for one in evidence.evidence_of(conn, model="shop", kind="fairness")}
+    assert found[report.bundle] is Verdict.FAIL
+
+
 def test_the_bundle_says_where_it_comes_from_and_what_it_was_trained_on(
     workshop: Workshop, first: RunReport
 ) -> None:
