@@ -6,6 +6,7 @@ import click
 
 from loopwright.cli.documents import card, document, documents, sbom
 from loopwright.cli.lazy import subcommands
+from loopwright.cli.lineage import version_text
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import pairs, table, text
 from loopwright.kernel.errors import BadInput
@@ -60,7 +61,7 @@ def verify(session: Session, model: str, version: int) -> int:
 @click.argument("version", type=int)
 def lineage(session: Session, model: str, version: int) -> None:
     """Show what a version came from: run, code, data, parent, people."""
-    session.show(session.call("models.lineage", model=model, version=version), _graph)
+    session.show(session.call("models.lineage", model=model, version=version), version_text)
 
 
 @command("retention", models)
@@ -228,24 +229,3 @@ def _version(answer: dict[str, Any]) -> str:
             ("evidence", "kind"), ("verdict", "verdict"), ("at", "at"), ("digest", lambda e: e["digest"][:12]),
         ]))  # fmt: skip
     return "\n".join(parts)
-
-
-def _graph(answer: dict[str, Any]) -> str:
-    nodes = answer.get("nodes") or []
-    edges = answer.get("edges") or []
-    named = {node["id"]: node.get("label") or node["id"] for node in nodes}
-    lines = [
-        f"{node.get('kind', ''):<10} {node.get('label') or node['id']}"
-        + "".join(
-            f"\n{'':<13}{name}: {text(value)}"
-            for name, value in node.items()
-            if name not in ("id", "kind", "label") and value not in (None, "", {}, [])
-        )
-        for node in nodes
-    ]
-    arrows = [
-        f"{named.get(edge['from'], edge['from'])} → {named.get(edge['to'], edge['to'])}"
-        + (f"  ({edge['kind']})" if edge.get("kind") else "")
-        for edge in edges
-    ]
-    return "\n".join([*lines, "", *arrows]) if arrows else "\n".join(lines)

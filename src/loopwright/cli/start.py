@@ -85,14 +85,17 @@ def run(
 
     current_actor.set(context.actor)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    if session.as_json:
-        from loopwright.pipeline.progress import Silent
+    from loopwright.control.openlineage import following
 
-        with stdout_for_the_answer():
-            report = run_project(**_arguments(context, opened, reason, retrain, version_number), progress=Silent())
-    else:
-        with watch() as progress:
-            report = run_project(**_arguments(context, opened, reason, retrain, version_number), progress=progress)
+    with following(context.home, context.ledger):
+        if session.as_json:
+            from loopwright.pipeline.progress import Silent
+
+            with stdout_for_the_answer():
+                report = run_project(**_arguments(context, opened, reason, retrain, version_number), progress=Silent())
+        else:
+            with watch() as progress:
+                report = run_project(**_arguments(context, opened, reason, retrain, version_number), progress=progress)
     from loopwright.control.plain import plain
 
     session.show(plain(report), _reported)
@@ -156,7 +159,8 @@ def _arguments(
 ) -> dict[str, Any]:
     return {
         "project": project, "home": context.home, "ledger": context.ledger, "actor": context.actor,
-        "clock": context.clock, "key": context.key, "trusted": context.keyring.public, "tracking_uri": context.tracking_uri, "reason": reason,
+        "clock": context.clock, "key": context.key,
+        "trusted": context.keyring.public, "tracking_uri": context.tracking_uri, "reason": reason,
         "retrain_id": retrain, "version_number": version_number,
     }  # fmt: skip
 

@@ -6,6 +6,7 @@ from loopwright.control.controllers.anchoring import AnchoringController
 from loopwright.control.controllers.explanations import ExplanationsController
 from loopwright.control.controllers.governance import GovernanceController
 from loopwright.control.controllers.integrity import IntegrityController
+from loopwright.control.controllers.lineage import LineageController
 from loopwright.control.controllers.loop import Controllers
 from loopwright.control.controllers.monitoring import MonitoringController
 from loopwright.control.controllers.retraining import RetrainingController
@@ -25,6 +26,7 @@ def standard_controllers(ctx: Context, *, token: str | None = None) -> Controlle
             ("retraining", retraining.tick),
             ("explanations", explanations.tick),
             ("integrity", IntegrityController().tick),
+            ("lineage", LineageController().tick),
             ("anchoring", AnchoringController().tick),
         ],
     )

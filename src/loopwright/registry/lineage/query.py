@@ -96,7 +96,8 @@ def impact(
         key=lambda node: (not node.get("live"), node["model"], -node["version"]),
     )
     named = focus[0] if len(focus) == 1 else text
-    label = str(graph.nodes[focus[0]]["label"]) if len(focus) == 1 else text
+    first = graph.nodes[focus[0]]
+    label = str(first.get("uri") or first["label"]) if len(focus) == 1 else text
     part, folded = _impact_part(graph, touched, focus, affected, whole=whole)
     told, more = (part, []) if whole else fold(part, focus=focus)
     counts = {what: sum(graph.nodes[key]["kind"] == what for key in touched) for what in ("snapshot", "run")}
@@ -152,6 +153,7 @@ def _impact_part(
         if edge.kind in ("promoted by", "rolled out by", "answered")
     }
     traffic = reach(graph, answers, forward=True, follow=lambda e: e.kind in ("led to", "sent traffic to"))
+    graph = Graph(graph.nodes, {edge: None for edge in graph.edges if edge.kind != "baseline of"})
     if len(shown) == len(affected):
         return graph.within(touched | traffic), []
     ways = reach(graph, shown, forward=False, follow=lambda edge: edge.source in touched) & touched
@@ -213,7 +215,7 @@ def _became(graph: Graph, focus: str) -> list[str]:
 def _touched(
     kind: str, label: str, affected: Sequence[Node], counts: dict[str, int], graph: Graph, touched: set[str]
 ) -> list[str]:
-    what = f"The {kind} {label}" if not label.startswith((kind, f"{kind} ")) else f"The {label}"
+    what = f"The {label}" if kind in label.split() else f"The {kind} {label}"
     verb = "is read by" if kind == "column" else "made" if kind == "run" else "went into"
     if not affected:
         into = [

@@ -2,15 +2,18 @@
 
 import json
 from collections import defaultdict
+from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Row, func, select
 
-from loopwright.kernel.clock import from_us
+from loopwright.kernel.clock import from_us, to_us
 from loopwright.ledger.schema import (
     alerts,
     approvals,
+    audit,
+    batches,
     evidence,
     folds,
     label_batches,
@@ -193,24 +196,21 @@ class _Context(msgspec.Struct):
 
 
 def _runs(conn: Connection, model: str) -> tuple[Run, ...]:
-    found = []
-    wanted = (
-        runs.c.run_id, runs.c.status, runs.c.actor, runs.c.reason, runs.c.experiment, runs.c.started_at,
-        runs.c.ended_at, runs.c.snapshot, runs.c.bundle, runs.c.context,
+    wanted = [column for column in runs.c if column.name not in ("params", "metrics")]
+    query = select(*wanted).where(runs.c.model == model).order_by(runs.c.started_at)
+    return tuple(_run(row) for row in conn.execute(query))
+
+
+def _run(row: Row[Any]) -> Run:
+    context = _context(row.context)
+    code = context.code or _Code()
+    git = code.git or _Git()
+    return Run(
+        row.run_id, row.status, row.actor, row.reason, row.experiment, from_us(row.started_at),
+        from_us(row.ended_at) if row.ended_at is not None else None, row.snapshot, row.bundle, git.commit,
+        code.digest, context.project.digest if context.project else "", git.dirty,
+        context.lineage if isinstance(context.lineage, dict) else None,
     )  # fmt: skip
-    for row in conn.execute(select(*wanted).where(runs.c.model == model).order_by(runs.c.started_at)):
-        context = _context(row.context)
-        code = context.code or _Code()
-        git = code.git or _Git()
-        found.append(
-            Run(
-                row.run_id, row.status, row.actor, row.reason, row.experiment, from_us(row.started_at),
-                from_us(row.ended_at) if row.ended_at is not None else None, row.snapshot, row.bundle, git.commit,
-                code.digest, context.project.digest if context.project else "", git.dirty,
-                context.lineage if isinstance(context.lineage, dict) else None,
-            )
-        )  # fmt: skip
-    return tuple(found)
 
 
 def _context(text: str | None) -> _Context:
@@ -383,3 +383,85 @@ def _arms(conn: Connection, model: str) -> tuple[Arm, ...] | None:
     envelope = msgspec.json.decode(json.loads(document)["signed"], type=_Envelope)
     found = msgspec.json.decode(envelope.table, type=_Routes).models.get(model)
     return tuple(Arm(arm.version, arm.name, arm.weight) for arm in found.arms) if found else None
+
+
+# What OpenLineage is told
+
+
+TOLD = (
+    "data.ingest", "data.refused", "run.start", "run.finished", "run.refused", "run.failed", "promotion.requested",
+    "promotion.effective", "promotion.rejected", "promotion.withdrawn", "approval.given", "rollout.started",
+    "rollout.moved", "rollout.paused", "rollout.resumed", "rollout.promoted", "rollout.completed", "rollout.aborted",
+    "rollout.rolled_back",
+)  # fmt: skip
+"""Actions of the audit log that are events of lineage."""
+
+
+def acts(
+    conn: Connection,
+    *,
+    after: int = 0,
+    until: int | None = None,
+    since: datetime | None = None,
+    limit: int = 1000,
+) -> list[tuple[int, datetime, str, str, str, dict[str, Any]]]:
+    """(seq, at, actor, action, subject, payload) of the next `limit` rows of the audit log that lineage tells of.
+
+    after, until: numbers of rows, the first left out and the last included.
+    """
+    query = (
+        select(audit).where(audit.c.seq > after, audit.c.action.in_(TOLD)).order_by(audit.c.seq).limit(limit)
+    )
+    if until is not None:
+        query = query.where(audit.c.seq <= until)
+    if since is not None:
+        query = query.where(audit.c.at >= to_us(since))
+    return [
+        (row.seq, from_us(row.at), row.actor, row.action, row.subject, json.loads(row.payload))
+        for row in conn.execute(query)
+    ]
+
+
+def last_act(conn: Connection) -> int:
+    """The number of the audit log's newest row; 0 when there is none."""
+    return int(conn.execute(select(func.max(audit.c.seq))).scalar() or 0)
+
+
+class Facts:
+    """What the ledger knows of the things that events name. Each is read once."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self._specs: dict[str, dict[str, Any]] = {}
+        self._tables: dict[str, dict[str, Pinned]] = {}
+
+    def owner(self, model: str) -> str:
+        """Who answers for the model, as its loop.yaml says."""
+        if model not in self._specs:
+            query = select(projects.c.spec).where(projects.c.model == model)
+            text = self._conn.execute(query).scalar_one_or_none()
+            self._specs[model] = json.loads(text) if text else {}
+        return str(self._specs[model].get("owner") or "")
+
+    def tables(self, snapshot: str) -> dict[str, Pinned]:
+        """What the snapshot pins."""
+        if snapshot not in self._tables:
+            query = select(snapshots.c.manifest).where(snapshots.c.digest == snapshot)
+            text = self._conn.execute(query).scalar_one_or_none()
+            held = msgspec.json.decode(text, type=_Manifest).tables if text else {}
+            self._tables[snapshot] = {
+                name: Pinned(table.version, table.rows, table.content_digest, table.schema)
+                for name, table in held.items()
+            }
+        return self._tables[snapshot]
+
+    def rules(self, table: str, batch: str) -> list[dict[str, Any]]:
+        """The rules of a contract that the batch was judged by last, with their verdicts."""
+        query = select(batches.c.report).where(batches.c.table_name == table, batches.c.batch_id == batch)
+        text = self._conn.execute(query).scalar_one_or_none()
+        return list(json.loads(text).get("rules") or []) if text else []
+
+    def run(self, run: str) -> tuple[Run, dict[str, float]] | None:
+        """The run and its metrics; None when the ledger does not know it."""
+        row = self._conn.execute(select(runs).where(runs.c.run_id == run)).one_or_none()
+        return (_run(row), json.loads(row.metrics)) if row else None
