@@ -16,7 +16,6 @@ from loopwright.pipeline.store import save_project
 from loopwright.project.policy import Policy as Section
 from loopwright.registry import policies, promotion, review, versions
 from loopwright.registry.approval import approval_record
-from loopwright.registry.card import model_card
 from loopwright.registry.policy import Policy
 from tests.governing import ADMIN, record, vouch
 
@@ -327,8 +326,6 @@ class TestBrokenGlass:
             assert any("2 approvals" in each for each in row.payload["passed_over"])
             states = [one.state for one in promotion.list_promotions(conn, model=M)]
             assert states == ["withdrawn", "effective"], "the request that waited is not left behind"
-            version = versions.get_version(conn, model=M, version=1)
-            assert WHY in model_card(version, promotions=promotion.list_promotions(conn, model=M))
 
     @pytest.mark.parametrize(
         ("who", "reason", "error", "told"),

@@ -128,6 +128,7 @@ def test_killed_anywhere_in_a_transition_asked_by_mlflow(ledger: Ledger, registr
     def act(step: int) -> Callable[[], None]:
         def transition() -> None:
             store = GovernedRegistry(registry_url)
+            store.clock = lambda: NOON  # the moment of the approvals, which expire
             die_at(store.engine, step)
             current_actor.set(ANA)
             store.transition_model_version_stage("m", "1", "Production", False)
