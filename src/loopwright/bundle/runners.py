@@ -1,6 +1,6 @@
 """What answers inside a bundle: an ONNX graph, or pickled objects that a person approved."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,11 +40,12 @@ class PickledRunner:
 
     def __init__(self, model: Any, schema: Schema) -> None:
         method = "predict" if schema.task == "regression" else "predict_proba"
-        self._predict = getattr(model, method, None)
-        if not callable(self._predict):
+        predict = getattr(model, method, None)
+        if not callable(predict):
             raise BadInput(
                 f"a {schema.task} model without `{method}`", got=type(model).__name__, wanted="an estimator"
             )
+        self._predict: Callable[..., Any] = predict
         self._order = _order(model, schema)
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[Any]:

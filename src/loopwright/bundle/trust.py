@@ -139,10 +139,11 @@ class _Array:
     numpy_array_alignment_bytes: Any = None
 
 
-class _Loader(pickle._Unpickler):  # type: ignore[name-defined,misc]  # the one written in Python, as joblib's is
+class _Loader(pickle._Unpickler):  # the one written in Python, as joblib's is
     """Imports what is allowed and nothing else, and reads arrays where the scan saw them."""
 
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
 
     def __init__(self, file: io.BytesIO, allowed: frozenset[str], arrays: Any, depth: int = 0) -> None:
         super().__init__(file)
@@ -174,7 +175,7 @@ class _Loader(pickle._Unpickler):  # type: ignore[name-defined,misc]  # the one 
         raise Refused("does not use the registry of extensions")
 
     def load_build(self) -> None:
-        super().load_build()
+        super().load_build()  # type: ignore[misc]  # typeshed leaves the opcodes' methods out
         if isinstance(self.stack[-1], _Array):
             self.stack[-1] = self._read(self.stack[-1])
 

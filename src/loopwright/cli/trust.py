@@ -7,7 +7,7 @@ import click
 
 from loopwright.cli.lazy import subcommands
 from loopwright.cli.session import Session, command
-from loopwright.cli.show import table, text
+from loopwright.cli.show import Column, table, text
 from loopwright.kernel.errors import Refused
 
 _FILE = click.Path(path_type=Path)
@@ -76,7 +76,7 @@ def revoke(session: Session, digest: str, reason: str) -> None:
 @click.option("--state", help="Only: pending, approved, rejected or revoked.")
 def list_trusts(session: Session, state: str | None) -> None:
     """List requests and who decided them."""
-    columns = [("digest", lambda row: row["digest"][:12]), ("file", "name"), ("state", "state"),
+    columns: list[Column] = [("digest", lambda row: row["digest"][:12]), ("file", "name"), ("state", "state"),
                ("asked by", "requested_by"), ("why", "reason"), ("decided by", "decided_by"),
                ("imports", lambda row: len(row["globals"]))]  # fmt: skip
     empty = "nobody asked for trust in a pickled model"
