@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from loopwright.control.context import Context
 from loopwright.control.operation import Operation
-
-Response = JSONResponse
+from loopwright.control.plain import plain
+from loopwright.control.stream import Stream
 
 
 def operations_router(operations: Iterable[Operation]) -> APIRouter:
@@ -47,7 +47,11 @@ def _endpoint(operation: Operation) -> Callable[..., Response]:
         body = arguments.pop("body", None)
         if body is not None:
             arguments |= {name: getattr(body, name) for name in type(body).model_fields}
-        return Response(operation(context_of(request), **arguments))
+        done = operation.answer(context_of(request), **arguments)
+        if isinstance(done, Stream):
+            named = {"Content-Disposition": f'attachment; filename="{done.name}"'}
+            return StreamingResponse(done.chunks, media_type=done.media_type, headers=named)
+        return JSONResponse(plain(done))
 
     parameters = [inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)]
     for name, (kind, default) in operation.parameters.items():

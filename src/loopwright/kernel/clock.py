@@ -53,6 +53,16 @@ def from_us(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
+def month(text: str) -> tuple[datetime, datetime]:
+    """Return the first moment of the month "2026-11" in UTC, and of the one after it; raises BadInput."""
+    try:
+        year, number = (int(part) for part in re.fullmatch(r"(\d{4})-(\d{2})", text.strip()).groups())  # type: ignore[union-attr]
+        first = datetime(year, number, 1, tzinfo=UTC)
+        return first, datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
+    except (AttributeError, ValueError):
+        raise BadInput("not a month", got=text, wanted="YYYY-MM, like 2026-11") from None
+
+
 def parse_duration(text: str) -> timedelta:
     """Parse "90s", "30m", "6h", "1d", "2w", "7y" (365.25 days) or sums like "1h30m"."""
     compact = text.strip().lower()

@@ -6,12 +6,23 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from loopwright.kernel.errors import Unavailable
+from loopwright.kernel.errors import LoopwrightError, Unavailable
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write `data` so that readers and crashes see the old file or the new one, never a part.
+
+    Creates missing folders. A full or read-only disk raises Unavailable and leaves nothing behind.
+    """
+    with written_whole(path, mode=mode) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def written_whole(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Open `path` for writing bit by bit; it appears, or is replaced, when the block ends without an error.
 
     Creates missing folders. A full or read-only disk raises Unavailable and leaves nothing behind.
     """
@@ -21,7 +32,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(path)
@@ -29,6 +40,30 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             partial.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+    except LoopwrightError:
+        raise
+    except OSError as error:
+        raise Unavailable(
+            f"cannot write ({error.strerror or error})",
+            where=str(path),
+            next="Check free space and permissions.",
+        ) from error
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add one line to the end of `path`, made with its folder when missing; on disk when this returns.
+
+    A line that a crash cut short is ended first, so that it spoils no other. Raises Unavailable.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as stream:
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                line = line if stream.read(1) == b"\n" else b"\n" + line
+            stream.write(line + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
     except OSError as error:
         raise Unavailable(
             f"cannot write ({error.strerror or error})",

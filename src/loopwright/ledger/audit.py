@@ -164,18 +164,16 @@ def next_row(
 def hashed_bytes(row: Stored) -> bytes:
     """Return what the hash of the row is taken of: with a canonical payload, the canonical JSON of its fields.
 
-    Raises TypeError, AttributeError or UnicodeError for a row that holds something other than text.
+    Raises TypeError or UnicodeError for a row that holds something other than text.
     """
     seq, at, actor, action, subject, payload, prev_hash, _ = row
-    # %a writes a number as it is; %d would make 1 of 1.5, which SQLite would keep.
-    return b'[%a,%a,%b,%b,%b,%b,"%b"]' % (
-        seq, at, _quoted(actor), _quoted(action), _quoted(subject), payload.encode(), prev_hash.encode()
-    )  # fmt: skip
+    return (
+        f'[{seq!r},{at!r},{_quoted(actor)},{_quoted(action)},{_quoted(subject)},{payload},"{prev_hash}"]'
+    ).encode()
 
 
-@lru_cache(maxsize=8192)
-def _quoted(text: str) -> bytes:
-    return encode_basestring(text).encode()
+# Names and acts recur.
+_quoted = lru_cache(maxsize=8192)(encode_basestring)
 
 
 def is_canonical(payload: bytes) -> bool:

@@ -1,7 +1,7 @@
 """SQL for the audit log, its anchors, leases and meta. Every function works inside the caller's transaction."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -101,6 +101,16 @@ def head(conn: Connection) -> tuple[int, str] | None:
 def hash_at(conn: Connection, seq: int) -> str | None:
     """The hash of the row with this number; None when there is none."""
     return conn.execute(select(audit.c.hash).where(audit.c.seq == seq)).scalar_one_or_none()
+
+
+def hashes_at(conn: Connection, seqs: Set[int]) -> dict[int, str]:
+    """The hashes of the rows with these numbers; those that are not there are left out."""
+    ordered = sorted(seqs)
+    found: dict[int, str] = {}
+    for start in range(0, len(ordered), 500):
+        query = select(audit.c.seq, audit.c.hash).where(audit.c.seq.in_(ordered[start : start + 500]))
+        found |= {row.seq: row.hash for row in conn.execute(query)}
+    return found
 
 
 def rows(
