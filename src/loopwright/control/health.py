@@ -5,6 +5,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,6 +13,8 @@ from loopwright.bundle.depot import BundleDepot
 from loopwright.control import store
 from loopwright.control.context import Context
 from loopwright.control.controllers.loop import LEASE
+from loopwright.control.limits import Settings
+from loopwright.control.oidc import Provider
 from loopwright.control.seals import sealed
 from loopwright.kernel.errors import LoopwrightError
 from loopwright.kernel.stage import Stage
@@ -20,6 +23,7 @@ from loopwright.registry import versions
 
 PACKAGES = ("mlflow", "deltalake", "duckdb", "lightgbm", "onnxruntime", "optuna", "fastapi", "sqlalchemy")
 LEAST_FREE = 1 << 30
+ENDING = timedelta(days=14)
 
 Finding = tuple[bool, str, str]
 """(well, what was found, what to do when it is not well)"""
@@ -70,11 +74,35 @@ def _space(ctx: Context) -> Finding:
     return free >= LEAST_FREE, f"{free / 1e9:.1f} GB free", "Free some space: runs and predictions need room."
 
 
+def _tokens(ctx: Context) -> Finding:
+    soon = ctx.now + ENDING
+    with ctx.ledger.read() as conn:
+        ending = [
+            f"{token.id} of {token.user}"
+            for token in store.list_tokens(conn)
+            if token.revoked_at is None and token.last_used_at is not None and token.expires_at is not None
+            and token.last_used_at > ctx.now - ENDING and token.expires_at < soon
+        ]  # fmt: skip
+    named = f"in use and ending within {ENDING.days} days, or ended: {', '.join(ending)}"
+    found = named if ending else "none in use ends soon"
+    return not ending, found, "Make new ones before they end: loopwright token create USER"
+
+
+def _settings(ctx: Context) -> Finding:
+    limits, oidc = ctx.home.setting("limits"), ctx.home.setting("oidc")
+    if limits is not None:
+        Settings.read(limits, where=f"{ctx.home.config}: limits")
+    provider = None if oidc is None else Provider.read(oidc, where=f"{ctx.home.config}: oidc")
+    return True, f"people sign in at {provider.issuer}" if provider else "people sign in with tokens", ""
+
+
 def _key(ctx: Context) -> Finding:
     path = ctx.home.signing_key
     mode, folder = (stat.S_IMODE(place.stat().st_mode) for place in (path, path.parent))
     states = [entry.state for entry in ctx.keyring.ring.keys]
-    others = ", ".join(f"{states.count(state)} {state}" for state in ("retired", "revoked") if state in states)
+    others = ", ".join(
+        f"{states.count(state)} {state}" for state in ("retired", "revoked") if state in states
+    )
     return (
         (mode | folder) & 0o077 == 0,
         f"{ctx.key.public.key_id}, mode {mode:o} in {folder:o}" + (f"; {others}" if others else ""),
@@ -90,7 +118,9 @@ def _seals(ctx: Context) -> Finding:
     named = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
     return (
         not lost,
-        f"sealed by a key that counts no more: {named}" if lost else f"{len(found)} versions, all by trusted keys",
+        f"sealed by a key that counts no more: {named}"
+        if lost
+        else f"{len(found)} versions, all by trusted keys",
         "Seal anew what is as it was registered: loopwright keys reseal",
     )
 
@@ -151,5 +181,5 @@ def _people(ctx: Context) -> Finding:
 _CHECKS: dict[str, Callable[[Context], Finding]] = {
     "python": _python, "packages": _packages, "home is writable": _writable, "disk": _space, "signing key": _key,
     "ledger": _ledger, "audit log": _audit, "bundles": _bundles, "seals": _seals,
-    "reviewers": _people, "controllers": _leader,
+    "reviewers": _people, "tokens": _tokens, "signing in": _settings, "controllers": _leader,
 }  # fmt: skip

@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from loopwright.control import access, identify, oidc, sessions, store
 from loopwright.control.caller import Caller
 from loopwright.control.context import Context
+from loopwright.control.doorkeeper import extra_headers
 from loopwright.control.limits import Limits
 from loopwright.control.oidc import SignIn
 from loopwright.kernel.actor import Actor
@@ -79,7 +80,7 @@ async def login_at_provider(request: Request) -> Response:
         return await _page(request, next_page=next_page, error=error)
     age = int(oidc.PATIENCE.total_seconds())
     cookie = (
-        f"{OIDC_COOKIE}={sealed}; Path={CALLBACK}; Max-Age={age}; HttpOnly; SameSite=Lax{_secure(caller)}"
+        f"{OIDC_COOKIE}={sealed}; Path={CALLBACK}; Max-Age={age}; HttpOnly; SameSite=Lax{_secure(request)}"
     )
     return _with_cookies(RedirectResponse(url, 303), [cookie])
 
@@ -89,6 +90,7 @@ async def come_back(request: Request) -> Response:
     """Take the provider's answer, and begin a session for whom it vouches."""
     caller, flow = _caller(request), _flow(request)
     try:
+        _limits(request).check_address(caller.address, "")
         if len(request.query_params.multi_items()) != len(request.query_params):
             raise Unauthenticated("the answer says something twice", next="Start again at /login.")
         person, next_page = await _in_thread(
@@ -97,17 +99,19 @@ async def come_back(request: Request) -> Response:
         cookies = await _in_thread(_begin_session, request, person, None)
         answer: Response = RedirectResponse(next_page, 303)
     except LoopwrightError as error:
+        if isinstance(error, Unauthenticated) and not isinstance(error, Lapsed):
+            _limits(request).note_failure(caller.address)
         answer, cookies = await _page(request, next_page=HOME_PAGE, error=error), []
-    gone = f"{OIDC_COOKIE}=; Path={CALLBACK}; Max-Age=0; HttpOnly; SameSite=Lax{_secure(caller)}"
+    gone = f"{OIDC_COOKIE}=; Path={CALLBACK}; Max-Age=0; HttpOnly; SameSite=Lax{_secure(request)}"
     return _with_cookies(answer, [*cookies, gone])
 
 
 @router.post("/logout")
 async def logout(request: Request) -> Response:
     """End the session; is idempotent."""
-    caller = _caller(request)
     await _in_thread(_end_session, request)
-    return _with_cookies(RedirectResponse("/login", 303), sessions.clear_cookies(secure=caller.secure))
+    gone = sessions.clear_cookies(secure=_is_secure(request))
+    return _with_cookies(RedirectResponse("/login", 303), gone)
 
 
 def _begin_session(request: Request, who: str | oidc.Person, token_id: str | None) -> list[str]:
@@ -132,7 +136,7 @@ def _begin_session(request: Request, who: str | oidc.Person, token_id: str | Non
             conn, at=now, actor=user.name, action="session.opened", subject=f"user/{user.name}",
             payload={"by": f"token {token.id}" if token else user.identity, "address": caller.address},
         )  # fmt: skip
-    return sessions.set_cookies(secret, session, now, secure=caller.secure)
+    return sessions.set_cookies(secret, session, now, secure=_is_secure(request))
 
 
 def _end_session(request: Request) -> None:
@@ -178,8 +182,9 @@ async def _page(request: Request, *, next_page: str, error: LoopwrightError | No
         "<p class=hint>Get a token with <code>loopwright token create USER</code>, or from an admin.</p>"
     )
     status = error.http_status if error is not None else 200
-    answer = HTMLResponse(_FRAME.format(style=_STYLE, body="".join(parts)), status, headers=_HEADERS)
-    cookie = f"{FORM_COOKIE}={form}; Path=/login; Max-Age=3600; HttpOnly; SameSite=Strict{_secure(caller)}"
+    headers = _HEADERS | (extra_headers(error) if error is not None else {})
+    answer = HTMLResponse(_FRAME.format(style=_STYLE, body="".join(parts)), status, headers=headers)
+    cookie = f"{FORM_COOKIE}={form}; Path=/login; Max-Age=3600; HttpOnly; SameSite=Strict{_secure(request)}"
     return _with_cookies(answer, [cookie])
 
 
@@ -239,8 +244,16 @@ def _one(fields: dict[str, list[str]], name: str) -> str:
     return values[0].strip() if len(values) == 1 else ""
 
 
-def _secure(caller: Caller) -> str:
-    return "; Secure" if caller.secure else ""
+def _secure(request: Request) -> str:
+    return "; Secure" if _is_secure(request) else ""
+
+
+def _is_secure(request: Request) -> bool:
+    """Whether browsers reach us by https: it came so, or home.json says that people come back to us so."""
+    flow: SignIn | None = request.app.state.sign_in
+    return _caller(request).secure or (
+        flow is not None and (flow.provider.redirect or "").startswith("https:")
+    )
 
 
 def _with_cookies(answer: Response, cookies: list[str]) -> Response:

@@ -12,6 +12,7 @@ from loopwright.control import access, identify
 from loopwright.control.access import Token, User, admit, mint, parse
 from loopwright.control.context import Context
 from loopwright.control.operation import find
+from loopwright.control.store import touch_token
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, Unauthenticated
 from loopwright.pipeline.store import save_project
@@ -310,3 +311,22 @@ def test_an_identity_belongs_to_one_person_and_to_no_machine(ctx: Context) -> No
         find("access.add_user")(ctx, name="bot", service=True, identity="https://id.example 1")
     with pytest.raises(BadInput, match="not an identity"):
         find("access.set_user")(ctx, name="bob", identity="bob@example.com")
+
+
+def test_the_doctor_names_tokens_that_programs_are_about_to_lose(ctx: Context) -> None:
+    def finding() -> Any:
+        checks: Any = find("system.doctor")(ctx)
+        return next(check for check in checks if check["check"] == "tokens")
+
+    find("access.add_user")(ctx, name="bot", service=True)
+    find("access.create_token")(ctx, user="bot", days=1, note="never used")
+    in_use = actor_of(ctx, user="bot", days=30)
+    assert finding()["ok"]
+    ctx.clock.move(timedelta(days=13))  # type: ignore[attr-defined]
+    assert finding()["ok"]
+    ctx.clock.move(timedelta(days=10))  # type: ignore[attr-defined]
+    assert finding()["ok"]  # nobody has used it for long
+    with ctx.ledger.write() as conn:
+        touch_token(conn, in_use.actor.via.removeprefix("token "), ctx.now)
+    assert not finding()["ok"]
+    assert "of bot" in finding()["found"]
