@@ -161,6 +161,7 @@ def _considerations(card: Json) -> dict[str, Any]:
 def _model(identity: Json, manifest: Manifest) -> "Component":
     from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.model.contact import OrganizationalContact
     from cyclonedx.model.license import DisjunctiveLicense
 
     bundle = str(identity["bundle"])
@@ -187,7 +188,7 @@ def _model(identity: Json, manifest: Manifest) -> "Component":
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=MODEL,
         group=identity["team"] or None,
-        author=identity["author"],
+        authors=[OrganizationalContact(name=str(identity["author"]))],
         # The manifest names every file with its digest, so its digest stands for the whole bundle.
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=bundle)],
         licenses=[DisjunctiveLicense(name=licence)] if licence and len(licence) <= 100 and "\n" not in licence else [],
@@ -197,7 +198,7 @@ def _model(identity: Json, manifest: Manifest) -> "Component":
 
 
 def _package(name: str, version: str, is_served: bool, licence: str | None) -> "Component":
-    from cyclonedx.factory.license import LicenseFactory
+    from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model.component import Component, ComponentScope, ComponentType
     from packageurl import PackageURL
 

@@ -41,7 +41,7 @@ def build_card(facts: Facts) -> dict[str, Any]:
         "governance": _governance(facts),
         "evidence": [
             {"kind": e.kind, "verdict": e.verdict.value, "at": iso(e.at), "digest": e.digest}
-            for e in sorted(facts.evidence, key=lambda e: (e.at, e.digest))
+            for e in facts.evidence
         ],
         "sbom": {"serial_number": serial_number(facts.version.bundle)} if facts.version.bundle else None,
     }

@@ -16,10 +16,11 @@ Json = Mapping[str, Any]
 class Facts:
     """Records, as they are; what is None or empty was never recorded.
 
-    spec: the loop.yaml the run was made from. run: its row with the captured context. snapshot: the data's manifest.
-    landed: table → reports of the batches in it. rollouts: newest first, each with its `events`. windows and alerts:
-    what monitoring said of this version. policy: what governs it now, `missing` what it lacks by stage, `sections`
-    what the policy wants people to write. reviews: by promotion, the later look at an emergency.
+    evidence: oldest first. spec: the loop.yaml the run was made from. run: its row with the captured context.
+    snapshot: the data's manifest. landed: table → reports of the batches in it. rollouts: newest first, each with its
+    `events`. windows and alerts: what monitoring said of this version. policy: what governs it now, `missing` what it
+    lacks by stage, `sections` what the policy wants people to write. reviews: by promotion, the later look at an
+    emergency.
     """
 
     version: Version
@@ -44,4 +45,4 @@ class Facts:
         """The newest evidence of `kind` for exactly these bytes."""
         bundle = self.version.bundle
         found = [item for item in self.evidence if item.kind == kind and bundle and item.bundle == bundle]
-        return max(found, key=lambda item: (item.at, item.digest), default=None)
+        return found[-1] if found else None

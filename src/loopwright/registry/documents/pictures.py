@@ -107,11 +107,11 @@ def over_time(windows: Sequence[Json]) -> str:
         for mark in (low + pad, high - pad)
     ]
     levels = [(key, known[-1][key]) for key in ("expected", "limit") if _finite(known[-1].get(key))]
-    below = -math.inf
+    kinds, below = {"limit": "limit", "expected": "zero"}, -math.inf
     for key, level in sorted(levels, key=lambda each: -each[1]):
         at, below = y(level), max(y(level), below + 12)  # names do not lie on each other
         drawn += [
-            f'<line class="{"limit" if key == "limit" else "zero"}" x1="{left}" x2="{WIDTH - 70}" y1="{at}" y2="{at}"/>',
+            f'<line class="{kinds[key]}" x1="{left}" x2="{WIDTH - 70}" y1="{at}" y2="{at}"/>',
             f'<text class="note" x="{WIDTH - 64}" y="{below + 4}">{key}</text>',
         ]
     drawn.append(
@@ -152,7 +152,8 @@ def _tone(verdict: str) -> str:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Beyond 1e150 the ends of a scale could no longer be subtracted.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e150
 
 
 def _short(text: str, most: int = 26) -> str:

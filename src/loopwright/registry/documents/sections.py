@@ -137,9 +137,10 @@ def parse_card(text: str, *, file: str) -> Written:
             "too many sections in the card", where=file, got=len(found), wanted=f"at most {MAX_SECTIONS}"
         )
     sections = {name: "\n\n".join(filter(None, parts)) for name, parts in found.items()}
-    return Written(
-        file, text, sha256_bytes(text.encode()), {n: _answers(text) for n, text in sections.items()}
-    )
+    said = {name: _answers(body) for name, body in sections.items()}
+    if not said.get("summary"):
+        said.pop("summary", None)  # no heading asked for it
+    return Written(file, text, sha256_bytes(text.encode()), said)
 
 
 def section_name(heading: str) -> str:
