@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import httpx
 import pytest
 
 from loopwright.bundle.depot import BundleDepot
-from loopwright.bundle.keys import SigningKey
+from loopwright.bundle.keyring import Keyring
 from loopwright.bundle.routes import Arm, ModelRoute, sign_routes
 from loopwright.bundle.testing import route_for, table_of, tiny_bundle
 from loopwright.serving.events import Event, read_frames
@@ -40,7 +41,9 @@ class Control:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.key = SigningKey.load_or_create(folder / "key")
+        self.keyring = Keyring.open(folder / "keys")
+        self.key = self.keyring.signing
+        self.trusted: tuple[str, ...] = ()
         self.depot = BundleDepot(folder / "bundles")
         self.token: str | None = None
         self.serial = 0
@@ -68,7 +71,11 @@ class Control:
 
     def publish(self, *routes: ModelRoute) -> None:
         self.serial += 1
-        self.routes = sign_routes(table_of(self.serial, *routes), self.key)
+        self.routes = sign_routes(table_of(self.serial, *routes, trusted=self.trusted), self.key)
+
+    def rotate(self) -> None:
+        self.keyring.rotate(datetime.now(UTC))
+        self.key = self.keyring.signing
 
     def start(self) -> None:
         control = self
@@ -114,8 +121,8 @@ class Control:
         if self.token and authorization != f"Bearer {self.token}":
             return 401, b'{"error": "unknown token"}'
         if path == "/api/v1/keys":
-            key = self.key.public
-            return 200, json.dumps({"keys": [{"key_id": key.key_id, "public": key.to_text()}]}).encode()
+            keys = [{"key_id": key.key_id, "public": key.to_text()} for key in self.keyring.public]
+            return 200, json.dumps({"keys": keys, "keyring": self.keyring.document.decode()}).encode()
         if path == "/api/v1/routes":
             return 200, self.routes
         if path.startswith("/api/v1/bundles/"):
