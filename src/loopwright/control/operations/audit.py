@@ -5,10 +5,12 @@ from datetime import datetime
 from typing import Any
 
 from loopwright.control import anchors
+from loopwright.control.audit_report import report_on
 from loopwright.control.context import Context
 from loopwright.control.operation import operation
 from loopwright.control.stream import Stream
 from loopwright.kernel.actor import Role
+from loopwright.kernel.clock import month as month_of
 from loopwright.kernel.errors import BadInput
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.anchor import Anchor, Finding
@@ -102,6 +104,16 @@ def export(
     media_type, head, write = _FORMATS[format]
     wanted = Wanted(subject, actor, action, since, until, model)
     return Stream(media_type, f"audit.{format}", _chunks(ctx, wanted, head, write))
+
+
+@operation("audit.report", "GET", "/audit/report")
+def report(ctx: Context, month: str, model: str | None = None) -> dict[str, Any]:
+    """Report on a month (YYYY-MM, UTC): promotions, exceptions, refusals, changes of policy, keys and access."""
+    since, until = month_of(month)
+    with ctx.ledger.read() as conn:
+        rows = ledger_store.iterate(conn, since=since, until=until, model=model)
+        made = report_on(rows, month=month.strip(), model=model)
+    return made.to_json() | {"chain": verify(ctx)}
 
 
 def _chunks(
