@@ -8,7 +8,7 @@ from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.verdict import Verdict
 from loopwright.pipeline.store import save_project
 from loopwright.registry.evidence import record_evidence
-from loopwright.registry.policies import set_document
+from loopwright.registry.policies import set_document, waive
 
 ADMIN = Actor("root", Role.ADMIN)
 SAID = "This is what a person wrote about the model, at some length, so that others may know."
@@ -45,3 +45,4 @@ def ask_for_nothing(conn: Connection, model: str, *, at: datetime) -> None:
     nothing = {"approvals": {"staging": 0, "production": 0}, "evidence": {"staging": {}, "production": {}}}
     set_document(conn, {"tier": "low", **nothing}, actor=ADMIN, reason="this test is about other things", now=at)
     save_project(conn, model, "", {"policy": {"tier": "low"}}, "", at)
+    waive(conn, model, ("tier",), actor=ADMIN, now=at)

@@ -25,7 +25,9 @@ from loopwright.ledger.engine import Ledger
 from loopwright.ledger.store import verify
 from tests.lifecycle.own import MODEL, ROWS, TARGET, Own, Said, serving, tensors, write_rows
 
-STRICT = "policy: {tier: high, approvals: {staging: 1, production: 2}, author_may_approve: false}"
+STRICT = (
+    "policy: {tier: low, approvals: {staging: 1, production: 2}, author_may_approve: false, requester_may_approve: false}"
+)
 START = datetime(2026, 1, 5, tzinfo=UTC)
 WRITTEN = (
     "artifacts/bundles", "lake/bronze", "lake/silver", "lake/quarantine", "labels", "predictions",
@@ -187,7 +189,7 @@ RUNS = {
 }  # fmt: skip
 
 
-LANDED = {"lake/bronze", "lake/silver", "lake/quarantine", "lw_batches", "lw_snapshots"}
+LANDED = {"lake/bronze", "lake/silver", "lake/quarantine", "lw_batches", "lw_landings", "lw_snapshots"}
 KEPT = {
     # What arrived is kept as it came, and why it was turned away; silver is untouched.
     "rows that break their contract": {"lake/bronze", "lake/quarantine"},

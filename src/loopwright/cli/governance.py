@@ -154,7 +154,11 @@ def _document(answer: dict[str, Any]) -> str:
         "kept for": said["retain"],
     }  # fmt: skip
     if "model" in answer:
-        lines |= {"stricter than its tier": answer["stricter"], "waived by an admin": answer["looser"]}
+        lines |= {
+            "stricter than its tier": answer["stricter"],
+            "waived by an admin": answer["waived"],
+            "asked for, not granted": answer["ungranted"],
+        }
         lines = {"model": answer["model"], **lines}
     return pairs(lines)
 

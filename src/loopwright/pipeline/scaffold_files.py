@@ -63,10 +63,11 @@ gates:                          # what a model must show before it is registered
   latency_p99_ms: "<= 50"
   baseline: {{metric: {metric}, tolerance: {allowed:g}, confidence: 0.95}}
   behaviour: tests/behaviour.py
+  # fairness: {{attribute: …, metric: …, max_gap: …}}   # tier high asks for it, or for {{not_applicable: why}}
 
-# One person can take a first model live with this. Once others depend on it:
-# {{tier: high, approvals: {{staging: 1, production: 2}}, author_may_approve: false}}
-policy: {{tier: low, approvals: {{staging: 0, production: 1}}, author_may_approve: true}}
+# One person can take a first model live with this. Once others depend on it: medium (a second person, a card) or
+# high (two people, a whole card, fairness, explainability); see `loopwright policy show high`.
+policy: {{tier: low}}
 
 delivery:
   strategy: canary

@@ -1,7 +1,8 @@
 """Which policy governs a model: the document of its tier, with what its project says; and how documents change.
 
 A document is set by an admin and numbered; until one is, the built-in file of the tier is in force. A project's
-`policy:` section only tightens it. What an admin lets through although it is looser is waived, point by point.
+`policy:` section only tightens it. What an admin lets through although it is looser is waived, point by point; that
+a model is of a lower tier than high is such a point.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from loopwright.registry.policy import Policy, Promotion
 from loopwright.registry.tiers import store
 
 FILES = Path(__file__).parent / "tiers"
+HIGHEST = TIERS[-1]
 SHORTEST_REASON = 10
 
 
@@ -131,10 +133,10 @@ def set_document(
 
 
 def policy_of(conn: Connection, model: str) -> Policy:
-    """What governs `model` now; a model without a project is of tier high."""
-    found = store.policy_section(conn, model)
-    section, waived = found or ({}, [])
-    return in_force(conn, str(section.get("tier") or "high")).policy.within(section, waived)
+    """What governs `model` now; a model is of tier high until an admin says otherwise."""
+    section, waived = store.policy_section(conn, model) or ({}, [])
+    tier = str(section.get("tier") or HIGHEST) if "tier" in waived else HIGHEST
+    return in_force(conn, tier).policy.within(section, waived)
 
 
 def governing(conn: Connection, promotion: Promotion) -> Policy:
@@ -157,14 +159,14 @@ def admit(
     """Return the points of a project's `policy:` section that stay, or become, waived; hand them to `waive`.
 
     A section that is as it was keeps the waivers it had, so that a document tightened since binds it, unless the act
-    is `deliberate` (`loopwright apply`). Raises Refused when the section asks for less than what governs the model
-    now and the actor is no admin in `team`, which `check_team` has let through; retraining on nobody's word never
-    loosens anything.
+    is `deliberate` (`loopwright apply`). Who is no admin in `team`, which `check_team` has let through, waives
+    nothing: a first project is governed by tier high until an admin applies it, and a changed one that asks for less
+    than what governs the model now raises Refused. Retraining on nobody's word never loosens anything.
     """
     found = store.policy_section(conn, model)
     standing, waived = found or ({}, [])
-    document = in_force(conn, str(section.get("tier") or "high")).policy
-    loosened = document.loosened_by(section)
+    document = in_force(conn, str(section.get("tier") or HIGHEST)).policy
+    loosened = _loosened(document, section)
     kept = tuple(point for point in loosened if point in waived)
     unchanged = found is not None and _said(standing) == _said(section)
     if unchanged and not deliberate:
@@ -173,12 +175,21 @@ def admit(
     if may:
         return loosened
     looser = document.within(section, loosened).looser_than(policy_of(conn, model))
-    if looser and not unchanged:
+    if looser and (deliberate or (found is not None and not unchanged)):
         raise Refused(
             f"{actor.name} may not loosen the policy of {model}", where=where, got="; ".join(looser),
             wanted="the role admin", next="Ask an admin to apply it: loopwright apply",
         )  # fmt: skip
     return kept
+
+
+def ungranted(conn: Connection, model: str) -> tuple[str, ...]:
+    """In which points the model's project asks for less than governs it: what an admin could apply."""
+    section, waived = store.policy_section(conn, model) or ({}, [])
+    document = in_force(conn, str(section.get("tier") or HIGHEST)).policy
+    if set(_loosened(document, section)) <= set(waived):
+        return ()
+    return document.within(section, document.loosened_by(section)).looser_than(policy_of(conn, model))
 
 
 def waive(conn: Connection, model: str, points: tuple[str, ...], *, actor: Actor, now: datetime) -> None:
@@ -205,6 +216,12 @@ def _document(row: Mapping[str, Any]) -> Document:
     return Document(
         row["tier"], row["number"], Policy.from_json(row["document"]), row["by"], row["reason"], row["at"]
     )
+
+
+def _loosened(document: Policy, section: Mapping[str, Any]) -> tuple[str, ...]:
+    """What takes an admin: a tier below the highest, and what is looser than the tier's document."""
+    lower = ("tier",) if (section.get("tier") or HIGHEST) != HIGHEST else ()
+    return (*lower, *document.loosened_by(section))
 
 
 def _said(section: Mapping[str, Any]) -> dict[str, Any]:

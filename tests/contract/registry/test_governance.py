@@ -261,9 +261,25 @@ class TestProjects:
             with pytest.raises(Refused, match="may not loosen"):
                 adopt(conn, SYSTEM, approvals={"production": 0})
 
-    def test_the_first_project_of_a_model_is_measured_by_the_highest_tier(self, ledger: Ledger) -> None:
-        with ledger.write() as conn, pytest.raises(Refused, match="tier low instead of high"):
-            adopt(conn, ANA, tier="low")
+    def test_a_lower_tier_counts_once_an_admin_has_applied_it(self, ledger: Ledger) -> None:
+        with ledger.write() as conn:
+            assert adopt(conn, ANA, tier="low") == (), (
+                "a developer's first run is welcome, and governed by tier high"
+            )
+            assert policies.policy_of(conn, M) == Policy()
+            with pytest.raises(Refused, match="tier low instead of high"):
+                adopt(conn, ANA, tier="low", deliberate=True)
+            assert adopt(conn, ADMIN, tier="low") == (), (
+                "an admin's run of the same waives nothing by accident"
+            )
+            assert policies.ungranted(conn, M)[0] == "tier low instead of high"
+            assert adopt(conn, ADMIN, tier="low", deliberate=True) == ("tier",)
+            assert policies.ungranted(conn, M) == ()
+            assert policies.policy_of(conn, M).tier == "low"
+            assert adopt(conn, ANA, tier="low") == ("tier",)
+            with pytest.raises(Refused, match="tier low instead of medium"):
+                adopt(conn, ADMIN, tier="medium")
+                adopt(conn, ANA, tier="low")
 
     def test_who_approves_in_the_models_team_counts(self, ledger: Ledger) -> None:
         mate = Actor("eve", Role.VIEWER, teams=(("ops", Role.APPROVER),))

@@ -36,9 +36,11 @@ def show(ctx: Context, tier: str | None = None, model: str | None = None) -> dic
         governs = policies.policy_of(conn, model)
         document = policies.in_force(conn, governs.tier)
         found = policy_section(conn, model)
+        ungranted = policies.ungranted(conn, model)
     return {
         **document.to_json(), "model": model, "digest": governs.digest, "document": governs.to_json(),
         "tier_digest": document.policy.digest, "waived": found[1] if found else [],
+        "ungranted": list(ungranted),
         "looser": list(governs.looser_than(document.policy)), "stricter": list(document.policy.looser_than(governs)),
     }  # fmt: skip
 
