@@ -59,7 +59,7 @@ def reproduce(session: Session, run: str) -> int:
 def _rerun(session: Session, run: str) -> dict[str, Any]:
     """On a folder the training runs here, so its progress can be shown."""
     from loopwright.cli.progress import watch
-    from loopwright.control.client import FolderClient
+    from loopwright.control.folder import FolderClient
     from loopwright.kernel.actor import Role, require
     from loopwright.pipeline.progress import Silent
     from loopwright.pipeline.reproduce import reproduce as rerun

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
-from loopwright.control import denials, identify
-from loopwright.control.context import Context, open_context
-from loopwright.control.operation import Operation, find
+from loopwright.control.addresses import Address, address_of
 from loopwright.control.plain import plain
-from loopwright.control.stream import Stream
 from loopwright.kernel import errors
 from loopwright.kernel.clock import Clock, utc_now
-from loopwright.kernel.errors import BadInput, LoopwrightError, Refused, Unavailable
+from loopwright.kernel.errors import BadInput, LoopwrightError, Unavailable
+
+AS_HEADER = "X-Loopwright-As"
+"""Whose name a request takes on; only the owner of the machine may."""
 
 
 class Client(Protocol):
@@ -30,37 +30,6 @@ class Client(Protocol):
 
     def stream(self, operation: str, /, **arguments: Any) -> Iterator[bytes]:
         """Do an operation that answers with a stream, and yield its bytes as they come."""
-
-
-class FolderClient:
-    """Works on a folder in this process."""
-
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.where = str(context.home.root)
-
-    def call(self, operation: str, /, **arguments: Any) -> Any:
-        return plain(self._answer(operation, arguments))
-
-    def stream(self, operation: str, /, **arguments: Any) -> Iterator[bytes]:
-        answer = self._answer(operation, arguments)
-        assert isinstance(answer, Stream), f"{operation} answers with a document"
-        yield from answer.chunks
-
-    def _answer(self, operation: str, arguments: dict[str, Any]) -> object:
-        try:
-            return find(operation).answer(self.context, **arguments)
-        except Refused as error:
-            if self.context.actor != identify.LOCAL:
-                self._note(operation, error)
-            raise
-
-    def _note(self, operation: str, error: Refused) -> None:
-        """As at the door of a control plane; the owner of the folder has no door to pass."""
-        actor = self.context.actor
-        payload = {"act": operation, "why": error.what, "status": error.http_status, "count": 1}
-        with contextlib.suppress(Unavailable):  # a refusal is told, whether or not it can be written
-            self.context.record(denials.ACTION, subject=f"user/{actor.name}", payload=payload)
 
 
 class HttpClient:
@@ -78,19 +47,19 @@ class HttpClient:
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         if as_user:
-            self._headers[identify.AS_HEADER] = as_user
+            self._headers[AS_HEADER] = as_user
 
     def call(self, operation: str, /, **arguments: Any) -> Any:
-        return self.request(*self._sent(operation, arguments))
+        with _checked(operation, arguments):
+            return self.request(*self._sent(operation, arguments))
 
     def stream(self, operation: str, /, **arguments: Any) -> Iterator[bytes]:
-        with self._opened(*self._sent(operation, arguments)) as answer:
+        with _checked(operation, arguments), self._opened(*self._sent(operation, arguments)) as answer:
             while chunk := answer.read(1 << 16):
                 yield chunk
 
     def _sent(self, operation: str, arguments: dict[str, Any]) -> tuple[str, str, bytes | None]:
-        described = find(operation)
-        described.checked(arguments)  # the same refusal as on a folder, before anything is sent
+        described = address_of(operation)
         path, rest = _address(described, arguments)
         if described.method == "GET":
             query = urlencode(
@@ -149,14 +118,28 @@ def connect(
         return HttpClient(url, token, as_user)
     if home is None:
         raise BadInput("neither a folder nor a URL is given", wanted="--home DIR or --url URL")
-    context = open_context(home, identify.LOCAL, clock=clock, create=create)
-    return FolderClient(identify.on_folder(context, token, as_user))
+    # A command that only asks a control plane need not load what works on a folder.
+    from loopwright.control.folder import open_folder
+
+    return open_folder(home, token, as_user=as_user, create=create, clock=clock)
 
 
-def _address(operation: Operation, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+@contextlib.contextmanager
+def _checked(operation: str, arguments: dict[str, Any]) -> Iterator[None]:
+    """Say what does not fit in the words a folder would use, whatever the server said of it."""
+    try:
+        yield
+    except (BadInput, KeyError):
+        from loopwright.control.operation import find
+
+        find(operation).checked(arguments)
+        raise
+
+
+def _address(address: Address, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     rest = dict(arguments)
-    path = operation.path
-    for name in operation.in_path:
+    path = address.path
+    for name in address.in_path:
         path = path.replace(f"{{{name}}}", quote(str(plain(rest.pop(name))), safe=""))
     return path, rest
 

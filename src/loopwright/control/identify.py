@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from loopwright.control import access, sessions, store
 from loopwright.control.access import LOCAL
+from loopwright.control.client import AS_HEADER
 from loopwright.control.context import Context
 from loopwright.control.sessions import Session
 from loopwright.kernel.actor import Actor
@@ -12,7 +13,6 @@ from loopwright.kernel.clock import Clock
 from loopwright.kernel.errors import Unavailable
 from loopwright.ledger.engine import Ledger
 
-AS_HEADER = "X-Loopwright-As"
 _TOUCH_EVERY = timedelta(minutes=1)
 
 __all__ = ["AS_HEADER", "LOCAL", "by_name", "by_session", "by_token", "on_folder"]
