@@ -54,6 +54,7 @@ class History:
     silver: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     versions: int = 0
+    snapshots: set[str] = field(default_factory=set)
 
     @property
     def now(self) -> datetime:
@@ -64,7 +65,13 @@ class History:
             conn.execute(insert(table).values(**values))
 
     def land(
-        self, table: str = "flights", *, uri: str = "", loading: str = "append", batch: str = "", good: int = 100
+        self,
+        table: str = "flights",
+        *,
+        uri: str = "",
+        loading: str = "append",
+        batch: str = "",
+        good: int = 100,
     ) -> str:
         """A batch lands; returns its id."""
         with self.ledger.write() as conn:
@@ -101,6 +108,9 @@ class History:
             for name, version in self.silver.items()
         }
         found = digest("snapshot", self.model, tables)
+        if found in self.snapshots:  # the same data is the same snapshot
+            return found
+        self.snapshots.add(found)
         manifest = {"model": self.model, "created_at": iso(self.now), "tables": tables}
         self.put(schema.snapshots, digest=found, model=self.model, manifest=text(manifest),
                  rows=sum(self.rows.values()), created_at=to_us(self.now))  # fmt: skip
@@ -114,7 +124,11 @@ class History:
         run = digest("run", self.model, self.day)[:32]
         bundle = digest("bundle", run)
         code = {"digest": digest("code"), "git": {"commit": digest("commit")[:40], "dirty": False}}
-        context = {"code": code, "project": {"digest": digest("config")}, "environment": {"packages": ["x==1"] * 300}}
+        context = {
+            "code": code,
+            "project": {"digest": digest("config")},
+            "environment": {"packages": ["x==1"] * 300},
+        }
         context |= {"lineage": lineage} if lineage else {}
         self.put(
             schema.runs, run_id=run, model=self.model, project="delays", experiment="ops/delays", status=status,
@@ -143,7 +157,9 @@ class History:
         run, bundle = self.run(snapshot, reason=reason, lineage=lineage)
         return self.register(run, bundle, snapshot, stage=stage)
 
-    def promote(self, version: int, *, requested_by: str = "ana", reviewers: tuple[str, ...] = ("bo", "cy")) -> str:
+    def promote(
+        self, version: int, *, requested_by: str = "ana", reviewers: tuple[str, ...] = ("bo", "cy")
+    ) -> str:
         """An effective promotion to Production and its completed rollout; returns the promotion's id."""
         self.day += 1
         name = f"pr_{self.model}_{version}"
@@ -154,13 +170,13 @@ class History:
         )  # fmt: skip
         for number, reviewer in enumerate(reviewers):
             self.put(
-                schema.approvals, id=f"ap_{version}_{number}", promotion_id=name, reviewer=reviewer,
+                schema.approvals, id=f"ap_{self.model}_{version}_{number}", promotion_id=name, reviewer=reviewer,
                 decision="approve", comment="fine", at=to_us(self.now), bundle="b" * 64,
             )  # fmt: skip
         self.put(
-            schema.rollouts, id=f"ro_{version}", model=self.model, version=version, baseline=version - 1 or None,
-            promotion_id=name, plan=text({"strategy": "canary"}), state=text({}), status="completed",
-            started_at=to_us(self.now), updated_at=to_us(self.now), ended_at=to_us(self.now + DAY), reason="",
+            schema.rollouts, id=f"ro_{self.model}_{version}", model=self.model, version=version,
+            baseline=version - 1 or None, promotion_id=name, plan=text({"strategy": "canary"}), state=text({}),
+            status="completed", started_at=to_us(self.now), updated_at=to_us(self.now), ended_at=to_us(self.now + DAY), reason="",
         )  # fmt: skip
         return name
 
@@ -184,10 +200,10 @@ class History:
             for number in range(count):
                 start = self.now + number * DAY
                 conn.execute(insert(schema.windows).values(
-                    id=f"wi_{version}_{kind}_{number}", model=self.model, version=version, kind=kind,
+                    id=f"wi_{self.model}_{version}_{kind}_{number}", model=self.model, version=version, kind=kind,
                     start=to_us(start), end=to_us(start + DAY), verdict=verdict, payload=text({}), at=to_us(start),
                 ))  # fmt: skip
-            alert = f"al_{version}_{kind}"
+            alert = f"al_{self.model}_{version}_{kind}"
             conn.execute(insert(schema.alerts).values(
                 id=alert, model=self.model, version=version, tier="P1", kind=kind, key=f"{kind}:{version}",
                 title="quality fell", detail=text({}), event_time=to_us(self.now), opened_at=to_us(self.now),
@@ -201,9 +217,9 @@ class History:
         version = self.train(stage=stage, reason="quality drop")
         run = digest("run", self.model, self.day)[:32]
         self.put(
-            schema.retrains, id=f"rt_{version}", model=self.model, cause="quality drop", key=f"quality:{alert}:v{of}",
-            event_time=to_us(self.now), decision="run", why="quality fell", state="succeeded", run_id=run,
-            version=version, plan=text({"alerts": [alert]}), created_at=to_us(self.now), updated_at=to_us(self.now),
+            schema.retrains, id=f"rt_{self.model}_{version}", model=self.model, cause="quality drop",
+            key=f"quality:{alert}:v{of}", event_time=to_us(self.now), decision="run", why="quality fell",
+            state="succeeded", run_id=run, version=version, plan=text({"alerts": [alert]}), created_at=to_us(self.now), updated_at=to_us(self.now),
         )  # fmt: skip
         return version
 

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from loopwright.registry.lineage.query import serves
-from loopwright.registry.lineage.svg import draw
+from loopwright.registry.lineage.svg import draw, printable
 
 Node = Mapping[str, Any]
 _STYLE = """
@@ -228,4 +228,4 @@ def _code(text: object) -> str:
 
 
 def _t(text: str) -> str:
-    return escape(text, quote=True)
+    return escape(printable(text), quote=True)

@@ -97,7 +97,8 @@ def impact(
     )
     named = focus[0] if len(focus) == 1 else text
     first = graph.nodes[focus[0]]
-    label = str(first.get("uri") or first["label"]) if len(focus) == 1 else text
+    told_as = first["uri"] if first["kind"] == "source" else first["label"]
+    label = str(told_as) if len(focus) == 1 else text
     part, folded = _impact_part(graph, touched, focus, affected, whole=whole)
     told, more = (part, []) if whole else fold(part, focus=focus)
     counts = {what: sum(graph.nodes[key]["kind"] == what for key in touched) for what in ("snapshot", "run")}
@@ -304,13 +305,16 @@ def _find_batch(conn: Connection, text: str, model: str | None) -> tuple[Graph, 
 def _find_source(conn: Connection, text: str, model: str | None) -> tuple[Graph, list[str]]:
     known = store.uris(conn)
     uri = public_uri(text)
-    found = [
-        (table.partition("/")[0], place)
+    here = [
+        (table, place)
         for place, tables in known.items()
         for table in tables
-        if (place == uri or table == text or table.partition("/")[2] == text)
-        and model in (None, table.partition("/")[0])
+        if model in (None, table.partition("/")[0])
     ]
+    exact = [(t, place) for t, place in here if place == uri or text in (t, t.partition("/")[2])]
+    # Else the end of a path or an address.
+    matching = exact or [(table, place) for table, place in here if place.endswith(f"/{uri.lstrip('/')}")]
+    found = [(table.partition("/")[0], place) for table, place in matching]
     if not found:
         names = [*known, *(table.partition("/")[2] for tables in known.values() for table in tables)]
         raise NotFound("nothing has landed from such a source", got=text, wanted="a table's name or a source's URI",

@@ -225,9 +225,15 @@ def _clip(text: str, length: int) -> str:
 
 
 def _text(text: str) -> str:
-    # What XML cannot hold at all is shown as a box.
-    return escape("".join(c if c in "\n\t" or c >= " " else "\ufffd" for c in text), quote=False)
+    return escape(printable(text), quote=False)
+
+
+def printable(text: str) -> str:
+    """`text` with a sign in place of what neither XML nor HTML can hold."""
+    return "".join(
+        c if c in "\n\t" or (c >= " " and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text
+    )
 
 
 def _attribute(text: str) -> str:
-    return escape("".join(c if c >= " " else "\ufffd" for c in text), quote=True)
+    return escape(printable(text), quote=True)
