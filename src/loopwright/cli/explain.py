@@ -85,8 +85,8 @@ def _answer(answer: dict[str, Any]) -> str:
     }
     listed = table(
         [one for one in answer["inputs"] if one["contribution"]],
-        [("input", "input"), ("value", lambda one: _value(one["value"])), ("contribution", lambda one: f"{one['contribution']:+.4f}"),
-         ("direction", "direction")],
+        [("input", "input"), ("value", lambda one: _value(one.get("value"))),
+         ("contribution", lambda one: f"{one['contribution']:+.4f}"), ("direction", "direction")],
         empty="nothing moved this answer",
     )  # fmt: skip
     warned = (

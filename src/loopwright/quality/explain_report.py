@@ -96,7 +96,7 @@ def explain_rows(bundle: Model, explainer: Explainer, inputs: Columns) -> list[d
             "inputs": _sorted(
                 {
                     "input": name,
-                    "value": _plain(np.asarray(inputs[name])[row]) if name in inputs else None,
+                    **({"value": _plain(np.asarray(inputs[name])[row])} if name in inputs else {}),
                     **_contribution(values[row]),
                 }
                 for name, values in folded.items()
@@ -124,14 +124,14 @@ def importance_svg(payload: Mapping[str, Any], most: int = _BARS) -> str:
 
 
 def waterfall_svg(answer: Mapping[str, Any], most: int = 14) -> str:
-    """One explanation as steps from the base to the output; what is small is one step together."""
-    features = answer["features"]
+    """One explanation as steps from the base to the output, input by input; what is small is one step together."""
+    inputs = answer["inputs"]
     steps = [
-        (f"{_short(str(f['feature']))} = {_value(f['value'])}", f["contribution"]) for f in features[:most]
+        (_short(one["input"]) + (f" = {_value(one['value'])}" if "value" in one else ""), one["contribution"])
+        for one in inputs[:most]
     ]
-    if len(features) > most:
-        rest = sum(f["contribution"] for f in features[most:])
-        steps.append((f"{len(features) - most} others", rest))
+    if len(inputs) > most:
+        steps.append((f"{len(inputs) - most} others", sum(one["contribution"] for one in inputs[most:])))
     ends = np.cumsum([answer["base"], *(step for _, step in steps)])
     low, high = float(ends.min()), float(ends.max())
     pad = (high - low) * 0.05 or 0.5
