@@ -223,8 +223,9 @@ _TRACKING: dict[Treatment, str] = {
         POST   genai/evaluate/invoke  issues/invoke  scorer/invoke  ui-telemetry  workspaces
         POST   artifacts/presigned-upload-url  runs/create-promptlab-run
         POST   /api/2.0mlflow/experiments/search-datasets  /ajax-api/2.0mlflow/experiments/search-datasets
-        POST   assistant/<path:rest>  mcp-servers  mcp-servers/<path:rest>  /gateway/<path:rest>  /jobs/  /jobs/<path:rest>
+        POST   assistant/<path:rest>  mcp-servers  mcp-servers/<path:rest>  /gateway/<path:rest>
         PATCH  jobs/<path:rest>  workspaces/<path:rest>  gateway/<path:rest>  assistant/<path:rest>
+        POST   /jobs/  /jobs/<path:rest>
         PATCH  mcp-servers/<path:rest>  /jobs/<path:rest>
         PUT    scorers/online-config  assistant/<path:rest>
         DELETE gateway/<path:rest>  prompt-optimization/<path:rest>  workspaces/<path:rest>  mcp-servers/<path:rest>

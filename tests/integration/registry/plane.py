@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ import numpy as np
 import onnx
 
 from loopwright.bundle.depot import BundleDepot
+from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.manifest import Golden
 from loopwright.bundle.seal import build_bundle
 from loopwright.bundle.signature import Field, Schema
@@ -60,6 +62,18 @@ def linear(weights: tuple[float, float]) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def seal_into(
+    depot: BundleDepot, tmp: Path, weights: tuple[float, float], *, at: datetime, key: SigningKey
+) -> str:
+    """Build a bundle around `linear(weights)`, sealed by `key`, and put it in `depot`; return its digest."""
+    built = build_bundle(
+        tmp / f"bundle{weights}", model="late", onnx=linear(weights), schema=SCHEMA, transform=None, state={},
+        golden=Golden({"distance": [1.0], "hour": [1.0]}, [[sum(weights)]]), reference={}, card="# late",
+        provenance={}, created_at=at, key=key,
+    )  # fmt: skip
+    return depot.add(built.path)
+
+
 @dataclass
 class Plane:
     """The process, its home as another process opens it, and everybody's tokens."""
@@ -84,12 +98,7 @@ class Plane:
 
     def seal(self, tmp: Path, weights: tuple[float, float]) -> str:
         """Put a sealed bundle in the depot; return its digest."""
-        built = build_bundle(
-            tmp / f"bundle{weights}", model="late", onnx=linear(weights), schema=SCHEMA, transform=None, state={},
-            golden=Golden({"distance": [1.0], "hour": [1.0]}, [[sum(weights)]]), reference={}, card="# late",
-            provenance={}, created_at=self.ctx.now, key=self.ctx.key,
-        )  # fmt: skip
-        return self.depot.add(built.path)
+        return seal_into(self.depot, tmp, weights, at=self.ctx.now, key=self.ctx.key)
 
     def register(self, model: str, bundle: str, *, run_id: str | None = None) -> int:
         """Register the bundle as `loopwright run` does, with all that the strictest tier asks for."""

@@ -84,8 +84,9 @@ def delete_version(
         raise Refused(f"versions that are in use are kept: {'; '.join(found.needed_by)}", where=subject)
     if now < found.kept_until:
         raise Refused(
-            f"versions are kept: this one is under retention until {found.kept_until:%Y-%m-%d}", where=subject,
-            got=f"{now:%Y-%m-%d}", wanted=f"{format_duration(found.retain)} after its last use",
+            f"versions are kept: this one is under retention until {found.kept_until:%Y-%m-%d %H:%M} UTC",
+            where=subject,
+            got=f"{now:%Y-%m-%d %H:%M}", wanted=f"{format_duration(found.retain)} after its last use",
         )  # fmt: skip
     store.mark_deleted(conn, model, version, now)
     ledger.append(
