@@ -135,7 +135,7 @@ def require(actor: Actor, role: Role, act: str, *, model: str | None = None, tea
         f"{actor.name} may not {act}",
         got=f"role {held.name.lower()}",
         wanted=wanted,
-        next=f"An admin can change it: loopwright user set {actor.name} --role {role.name.lower()}",
+        next=f"An admin can change it: loopwright {_remedy(actor, role, team)}",
     )
 
 
@@ -147,3 +147,8 @@ def beyond_token(actor: Actor, act: str, wanted: str) -> Refused:
         wanted=wanted,
         next=f"Make a token for it: loopwright token create {actor.name} --scope …",
     )
+
+
+def _remedy(actor: Actor, role: Role, team: str | None) -> str:
+    word = role.name.lower()
+    return f"team grant {team} {actor.name} {word}" if team else f"user set {actor.name} --role {word}"
