@@ -122,8 +122,8 @@ def apply(session: Session, project: Path) -> None:
 def _context(session: Session, tracking_uri: str | None) -> Any:
     """The home to train on: the folder, or the folder of a control plane on this machine."""
     from loopwright.control.client import HttpClient
-    from loopwright.control.folder import FolderClient
     from loopwright.control.context import open_context
+    from loopwright.control.folder import FolderClient
     from loopwright.kernel.actor import Actor, Role
     from loopwright.registry.entry import ARTIFACT_ROOT
 
