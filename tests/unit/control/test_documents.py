@@ -93,7 +93,7 @@ def test_a_card_written_later_counts_without_training(
     ctx: Context, people: dict[str, Context], version: int
 ) -> None:
     dora = people["dora"]
-    first = find("documents.record")(dora, model="late", version=version, text="## Risks\n\nTODO\n")
+    first = find("documents.record")(dora, model="late", version=version, text="## Risks\n\nTodo\n")
     assert (first["filled"], first["not_filled"]) == ([], ["Risks"])
     assert first["policy_misses"] == ["Intended use", "Limitations", "Risks", "Training data"]
     missing = find("models.show")(dora, model="late", version=version)["missing"]["Production"]

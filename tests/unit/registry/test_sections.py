@@ -63,7 +63,7 @@ def test_names_of_sections(heading: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "TODO", "TBD: somebody should write this down for the auditors", "…", "Lorem ipsum " * 3, "a" * 200,
+    ["", "Todo", "TBD: somebody should write this down for the auditors", "…", "Lorem ipsum " * 3, "a" * 200,
      "- " * 60, "n/a", "fill this in", "x" * 39, "<!-- the intended use is to hold gates an hour before -->",
      "- _What decision does the model support, who makes it, and how often?_\n- _What must it not be used for?_"],
 )  # fmt: skip

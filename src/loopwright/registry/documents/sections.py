@@ -161,7 +161,7 @@ def says(name: str, text: str) -> bool:
 
 
 def is_filled(text: str) -> bool:
-    """Whether the text says something: at least 40 characters besides questions of the scaffold, TODO, TBD, …"""
+    """Whether the text says something: at least 40 characters besides questions of the scaffold and placeholders"""
     said = _substance(text)
     letters = {sign for sign in said.lower() if sign.isalnum()}
     return len(said) >= MIN_LENGTH and len(letters) >= 8  # "aaaa…" and rulers say nothing
