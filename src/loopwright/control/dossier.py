@@ -31,6 +31,7 @@ from loopwright.registry.documents.html import to_html
 from loopwright.registry.documents.layout import lay_out
 from loopwright.registry.documents.markdown import to_markdown
 from loopwright.registry.documents.schema import CARD_SCHEMA
+from loopwright.registry.lineage import lineage
 from loopwright.registry.policies import policy_of
 from loopwright.registry.policy import Policy
 from loopwright.registry.records import Version, subject
@@ -188,6 +189,7 @@ def _documents(ctx: Context, card: dict[str, Any]) -> Iterator[Document]:
         asked = promotion.list_promotions(conn, model=model, version=version)
         reviews = find_reviews(conn, model=model, version=version)
         trail = list(_trail(conn, card))
+        descent = list(_lineage(conn, model, version))
     latest = {item.kind: item for item in found if item.bundle == card["identity"]["bundle"]}
     if "gates" in latest:
         yield Document("gates.json", readable(latest["gates"].to_json()), "What the gates found.")
@@ -207,7 +209,7 @@ def _documents(ctx: Context, card: dict[str, Any]) -> Iterator[Document]:
         ],
     }
     yield Document("approvals.json", readable(said), "Who asked, who said what, under which policy.")
-    yield from _lineage(ctx, model, version)
+    yield from descent
     yield Document(
         "audit.jsonl", "".join(trail), "The audit log's rows about it, with their hashes in the chain."
     )
@@ -238,17 +240,14 @@ def _explanation(item: dict[str, Any]) -> Iterator[Document]:
         yield Document("explainability.svg", importance_svg(item["payload"]), "The same as a picture.")
 
 
-def _lineage(ctx: Context, model: str, version: int) -> Iterator[Document]:
-    from loopwright.control.operation import find
+def _lineage(conn: Connection, model: str, version: int) -> Iterator[Document]:
+    from loopwright.registry.lineage.page import page
 
-    graph = find("models.lineage")(ctx, model=model, version=version)
+    graph = lineage(conn, model=model, version=version, direction="both")
     yield Document("lineage.json", readable(graph), "Where it comes from and what became of it, as a graph.")
-    try:
-        page = find("lineage.page")(ctx, model=model, version=version)
-    except LoopwrightError:
-        return
-    content = page.get("content") if isinstance(page, dict) else page
-    yield Document("lineage.html", str(content), "The same, to read.")
+    yield Document(
+        "lineage.html", page(graph), "The data lineage page: the same, drawn, to read and to print."
+    )
 
 
 def _trail(conn: Connection, card: Mapping[str, Any]) -> Iterator[str]:

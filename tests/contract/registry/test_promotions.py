@@ -358,7 +358,7 @@ def test_lineage_tells_where_a_version_came_from(ledger: Ledger) -> None:
         register(conn, 1)
         register(conn, 2)
         promote(conn, 2)
-        graph = lineage(conn, model=M, version=2)
+        graph = lineage(conn, model=M, version=2, generations=2, whole=True)
     ids = {node["id"] for node in graph["nodes"]}
     assert {"flights/1", "flights/2", "run1", "run2", digest(1), digest(2)} <= ids
     assert all(edge["from"] in ids and edge["to"] in ids for edge in graph["edges"])

@@ -167,8 +167,8 @@ def test_everything_for_an_auditor_with_digests_that_hold(ctx: Context, version:
     answer = find("documents.all")(ctx, model="late", version=version)
     files = {each["name"]: each["content"] for each in answer["files"]}
     assert {"card.html", "card.md", "card.json", "card.schema.json", "sbom.cdx.json", "gates.json", "fairness.md",
-            "explainability.json", "evidence.jsonl", "approvals.json", "lineage.json", "audit.jsonl", "index.json",
-            "SHA256SUMS"} <= set(files)  # fmt: skip
+            "explainability.json", "evidence.jsonl", "approvals.json", "lineage.json", "lineage.html",
+            "audit.jsonl", "index.json", "SHA256SUMS"} <= set(files)  # fmt: skip
 
     index = json.loads(files["index.json"])
     for each in index["files"]:
