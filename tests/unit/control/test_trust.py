@@ -10,16 +10,26 @@ import msgspec
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from loopwright.bundle.depot import BundleDepot
+from loopwright.bundle.manifest import Golden
+from loopwright.bundle.open import open_bundle
 from loopwright.bundle.pickles import scan_bytes
 from loopwright.bundle.routes import open_routes
+from loopwright.bundle.seal import build_bundle
+from loopwright.bundle.signature import Field, Schema
 from loopwright.bundle.trust import SignedTrust, load_trusted
 from loopwright.cli.edge import run
 from loopwright.control.context import Context
 from loopwright.control.operation import find
 from loopwright.control.routes import current_routes
 from loopwright.kernel.actor import Actor, Role
-from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused
+from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, Tampered
+from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
+from loopwright.registry.evidence import record_evidence
+from loopwright.registry.versions import register_version
+
+from .conftest import AUTHOR
 
 DATA = pickle.dumps(LogisticRegression().fit([[0.0], [1.0]], [0, 1]))
 FOUND = scan_bytes(DATA)
@@ -107,6 +117,63 @@ def test_what_cannot_be_asked_for_is_said(people: dict[str, Context]) -> None:
         do(people["ada"], "trust.approve", digest="0" * 64)
     with pytest.raises(NotFound):
         do(people["ada"], "trust.approve", digest="")
+
+
+def registered(ctx: Context, tmp_path: Path, signed: SignedTrust) -> str:
+    """A version of `late` whose bundle holds the pickled model; returns its digest."""
+    schema = Schema(inputs=(Field("x", "float64"),), features=("x",), outputs=("probability",), task="binary")
+    built = build_bundle(
+        tmp_path / "built", model="late", schema=schema, transform=None, state={}, golden=Golden({"x": [0.0]}, [[0.5]]),
+        reference={}, card="", provenance={}, created_at=ctx.now, key=ctx.key, pickled=DATA, trust=signed,
+    )  # fmt: skip
+    digest = BundleDepot(ctx.home.bundles).add(built.path)
+    with ctx.ledger.write() as conn:
+        record_evidence(
+            conn,
+            kind="gates",
+            model="late",
+            version=None,
+            bundle=digest,
+            verdict=Verdict.PASS,
+            payload={},
+            at=ctx.now,
+        )
+        register_version(
+            conn,
+            model="late",
+            bundle=digest,
+            run_id=None,
+            snapshot=None,
+            author=AUTHOR,
+            metrics={},
+            now=ctx.now,
+        )
+    return digest
+
+
+def test_withdrawing_trust_names_the_versions_it_stops(
+    ctx: Context, people: dict[str, Context], tmp_path: Path
+) -> None:
+    ask(people["dora"])
+    record = do(people["ada"], "trust.approve", digest=FOUND.digest)["record"]
+    registered(ctx, tmp_path, msgspec.convert(record, SignedTrust))
+    assert do(people["ada"], "trust.revoke", digest=FOUND.digest, reason="a gadget")["stops"] == ["late/1"]
+
+
+def test_a_new_seal_does_not_renew_trust_that_a_revoked_key_signed(
+    ctx: Context, people: dict[str, Context], tmp_path: Path
+) -> None:
+    ask(people["dora"])
+    record = do(people["ada"], "trust.approve", digest=FOUND.digest)["record"]
+    digest = registered(ctx, tmp_path, msgspec.convert(record, SignedTrust))
+    old = ctx.key.public.key_id
+    do(ctx, "keys.rotate")
+    do(ctx, "keys.revoke", key_id=old, reason="stolen")
+    answer = do(ctx, "keys.reseal")
+    assert answer["resealed"] == [digest]
+    assert "its pickled model is not trusted" in answer["refused"]["late/1"]
+    with pytest.raises(Tampered, match="does not trust"):
+        open_bundle(BundleDepot(ctx.home.bundles).path(digest), ctx.keyring.public)
 
 
 class Evil:

@@ -5,12 +5,14 @@ from typing import Any
 from sqlalchemy import Connection
 
 from loopwright.bundle.depot import BundleDepot
+from loopwright.bundle.runners import TRUST
+from loopwright.bundle.trust import SignedTrust, verify_trust
 from loopwright.control.context import Context
 from loopwright.control.operation import operation
 from loopwright.control.routes import current_routes
 from loopwright.control.seals import sealed
 from loopwright.kernel.actor import Role
-from loopwright.kernel.errors import LoopwrightError
+from loopwright.kernel.errors import LoopwrightError, Refused
 from loopwright.ledger import store as ledger_store
 
 
@@ -58,6 +60,7 @@ def reseal(ctx: Context, retired: bool = False) -> dict[str, Any]:
             try:
                 depot.reseal(digest, now)
                 done.append(digest)
+                _check_trust(ctx, depot, digest)
             except LoopwrightError as error:
                 refused[subject] = str(error)
         if done:
@@ -69,6 +72,19 @@ def reseal(ctx: Context, retired: bool = False) -> dict[str, Any]:
                 {"key_id": now.public.key_id, "bundles": done},
             )
     return {"key_id": now.public.key_id, "resealed": done, "refused": refused}
+
+
+def _check_trust(ctx: Context, depot: BundleDepot, digest: str) -> None:
+    """Raise when a bundle's pickled model was trusted under a key that counts no more: no seal makes up for that."""
+    place = depot.path(digest) / TRUST
+    if place.is_file():
+        try:
+            verify_trust(SignedTrust.from_bytes(place.read_bytes(), where=digest[:12]), ctx.keyring.public)
+        except Refused as error:
+            raise Refused(
+                f"sealed anew, but its pickled model is not trusted: {error}",
+                next="Ask for trust again (loopwright trust revoke, then request) and build the version anew.",
+            ) from None
 
 
 def _note(ctx: Context, conn: Connection, action: str, key_id: str, payload: dict[str, Any]) -> None:
