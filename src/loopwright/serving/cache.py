@@ -94,7 +94,7 @@ class Cache:
         return list(ring.public) if ring else []
 
     def pin(self, keys: Sequence[PublicKey]) -> None:
-        """Trust `keys` from now on. Raises Refused when others are pinned already."""
+        """Trust `keys`, on a person's word or at the first contact. Raises Refused when only others are pinned already."""
         before = self._anchors()
         ring = self._ring() if before else None
         known = {*before, *(PublicKey.from_text(entry.public) for entry in (ring.keys if ring else ()))}
@@ -106,7 +106,7 @@ class Cache:
                 wanted=", ".join(key.key_id for key in before),
                 next="If the control plane was really set up anew, delete this file or use another --home.",
             )
-        if not before:
+        if not before or (ring is None and set(keys) != set(before)):
             # A list from an earlier pin would speak for keys nobody trusts any more.
             (self.folder / "keyring.json").unlink(missing_ok=True)
             write_atomic(self.folder / "control.key", "".join(f"{key.to_text()}\n" for key in keys).encode())

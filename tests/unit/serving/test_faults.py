@@ -228,3 +228,4 @@ def test_only_the_keys_of_the_given_file_are_trusted(tmp_path: Path, cache: Cach
     given.write_text(KEY.public.to_text())
     options = ServeOptions(control="http://127.0.0.1:1", home=cache.folder, public_key=given)
     assert trusted_keys(options, cache, Upstream(options.control, None)) == [KEY.public]
+    assert cache.pinned() == [KEY.public], "nor does the other one lead to its successors"
