@@ -94,7 +94,7 @@ class Cache:
         return list(ring.public) if ring else []
 
     def pin(self, keys: Sequence[PublicKey]) -> None:
-        """Trust `keys`, on a person's word or at the first contact. Raises Refused when only others are pinned already."""
+        """Trust `keys`: on a person's word, or at the first contact. Raises Refused when only others are pinned."""
         before = self._anchors()
         ring = self._ring() if before else None
         known = {*before, *(PublicKey.from_text(entry.public) for entry in (ring.keys if ring else ()))}
