@@ -1,8 +1,9 @@
 """Everything written about one version: gathers its records and makes the documents an auditor takes away."""
 
 import json
+import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ from loopwright.registry.policy import Policy
 from loopwright.registry.records import Version, subject
 from loopwright.registry.sbom import build_sbom
 from loopwright.registry.tiers.store import find_reviews
+
+log = logging.getLogger(__name__)
 
 FORMATS = {"md": "text/markdown", "html": "text/html", "json": "application/json"}
 WINDOWS = 200
@@ -225,11 +228,10 @@ def _review_of(card: Mapping[str, Any], promotion_id: str) -> dict[str, Any] | N
 def _fairness(item: dict[str, Any]) -> Iterator[Document]:
     from loopwright.quality.fairness_report import fairness_markdown, fairness_svg
 
-    payload = item["payload"]
     yield Document("fairness.json", readable(item), "The fairness report, whole.")
-    yield Document("fairness.md", fairness_markdown(payload), "The fairness report to read.")
-    if "not_applicable" not in payload:
-        yield Document("fairness.svg", fairness_svg(payload), "The fairness report as a picture.")
+    yield from _drawn("fairness.md", fairness_markdown, item, "The fairness report to read.")
+    if "not_applicable" not in item["payload"]:
+        yield from _drawn("fairness.svg", fairness_svg, item, "The fairness report as a picture.")
 
 
 def _explanation(item: dict[str, Any]) -> Iterator[Document]:
@@ -237,7 +239,17 @@ def _explanation(item: dict[str, Any]) -> Iterator[Document]:
 
     yield Document("explainability.json", readable(item), "What the answers rest on, with explained rows.")
     if item["verdict"] == "PASS":
-        yield Document("explainability.svg", importance_svg(item["payload"]), "The same as a picture.")
+        yield from _drawn("explainability.svg", importance_svg, item, "The same as a picture.")
+
+
+def _drawn(
+    name: str, draw: Callable[[Mapping[str, Any]], str], item: dict[str, Any], about: str
+) -> Iterator[Document]:
+    """The document, unless the evidence has another form: then it is there as JSON, and no auditor goes without."""
+    try:
+        yield Document(name, draw(item["payload"]), about)
+    except (KeyError, TypeError, ValueError) as error:
+        log.warning("%s could not be drawn from evidence %s: %r", name, item["digest"][:12], error)
 
 
 def _lineage(conn: Connection, model: str, version: int) -> Iterator[Document]:

@@ -188,3 +188,12 @@ def test_everything_for_an_auditor_with_digests_that_hold(ctx: Context, version:
 def test_two_dossiers_of_one_moment_are_equal(ctx: Context, version: int) -> None:
     first, second = (find("documents.all")(ctx, model="late", version=version) for _ in range(2))
     assert first == second
+
+
+def test_evidence_in_another_form_costs_its_picture_and_nothing_else(
+    ctx: Context, register: Callable[..., int]
+) -> None:
+    number = register("other")  # its explanation has neither a scale nor features
+    answer = find("documents.all")(ctx, model="other", version=number)
+    names = {each["name"] for each in answer["files"]}
+    assert "explainability.json" in names and "explainability.svg" not in names and "fairness.md" in names
