@@ -237,7 +237,8 @@ def _moment(microseconds: int | None) -> datetime | None:
 
 def stage_counts(conn: Connection) -> list[tuple[str, str, int]]:
     """(model, stage, versions) for /metrics."""
-    query = select(versions.c.model, versions.c.stage, func.count()).group_by(
+    kept = versions.c.deleted_at.is_(None)
+    query = select(versions.c.model, versions.c.stage, func.count()).where(kept).group_by(
         versions.c.model, versions.c.stage
     )
     return [

@@ -7,8 +7,6 @@ from loopwright.kernel.errors import Refused
 _STORES = frozenset(
     (
         "mlflow-artifacts",
-        "models",
-        "runs",
         "s3",
         "gs",
         "wasb",
@@ -22,6 +20,7 @@ _STORES = frozenset(
     )
 )
 """Schemes that name a store. Others (http, ftp, hdfs …) name a machine that the server would be made to call."""
+_SOURCES = _STORES | {"models", "runs"}
 
 
 def check_location(location: str | None, own: str = "", field: str = "artifact_location") -> None:
@@ -40,7 +39,10 @@ def check_location(location: str | None, own: str = "", field: str = "artifact_l
             "a folder of the server is not a place for a client's artifacts",
             where=field, got=location, next="Leave it out: the server stores artifacts itself.",
         )  # fmt: skip
-    if not in_own and (parts.scheme not in _STORES or (parts.scheme == "mlflow-artifacts" and parts.netloc)):
+    if not in_own and (
+        parts.scheme not in (_SOURCES if field == "source" else _STORES)
+        or (parts.scheme == "mlflow-artifacts" and parts.netloc)
+    ):
         raise Refused(
             "the server does not go to other machines on a client's word", where=field, got=location,
             wanted="mlflow-artifacts:/… or an object store",

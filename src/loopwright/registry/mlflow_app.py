@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from loopwright.bundle.depot import BundleDepot
 from loopwright.kernel.actor import Actor
@@ -76,10 +76,11 @@ def create_mlflow_app(
 def _install(url: str) -> "GovernedRegistry":
     """Point MLflow's module globals at our stores, also where MLflow's own client code runs inside the server."""
     from mlflow import set_registry_uri, set_tracking_uri
-    from mlflow.server import handlers as server
+    from mlflow.server import handlers
     from mlflow.tracking._model_registry.utils import _get_store_registry
     from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 
+    server: Any = handlers
     for scheme in entry.SCHEMES:
         _tracking_store_registry.register(scheme, entry.tracking)
         _get_store_registry().register(scheme, entry.registry)
@@ -89,6 +90,9 @@ def _install(url: str) -> "GovernedRegistry":
     registry.takes_files = False
     tracking = entry.tracking(url, "mlflow-artifacts:/")
     tracking.refusals = registry.refusals
+    if not callable(server._get_artifact_repository_for_uri):
+        raise RuntimeError("this MLflow reaches artifacts by another way than the one that is closed here")
+    server._get_artifact_repository_for_uri = _not_on_a_clients_word
     server._tracking_store = tracking
     server._model_registry_store = registry
     # MLflow hands this setting on to child processes by the environment; ours choose their own.
@@ -102,24 +106,42 @@ def _install(url: str) -> "GovernedRegistry":
     return registry
 
 
+def _not_on_a_clients_word(uri: str) -> NoReturn:
+    """Stands for MLflow's opening of artifacts that are not the server's own.
+
+    A client says where an experiment's or a version's files lie. The server would open that place with credentials of
+    its own, which may reach further than the client's.
+    """
+    from loopwright.registry.mlflow_store import (
+        as_mlflow,
+    )  # imports MLflow: not before its environment is set
+
+    raise as_mlflow(
+        Refused(
+            "these files are not kept by this server, which does not fetch them on a client's word",
+            where="artifacts",
+            got=uri,
+            next="Fetch them yourself: mlflow.artifacts.download_artifacts, with your credentials.",
+        )
+    )
+
+
 def _explain_bad_input() -> None:
     """Let MLflow's pages answer 400 where its code trips over what a client sent: a list for an object, a broken query.
 
     MLflow answers those with a 500, which its clients take for a reason to try again for minutes.
     """
-    from flask import Flask, Response, jsonify
-    from graphql import GraphQLError
-    from mlflow.server import app
+    from mlflow.server import app as flask
+    from mlflow.server.graphql.graphql_no_batching import GraphQLError  # type: ignore[attr-defined]
 
-    flask: Flask = app
     if _EXPLAINED in flask.extensions:
         return
     flask.extensions[_EXPLAINED] = True
 
-    def told(error: Exception) -> tuple[Response, int]:
+    def told(error: Exception) -> tuple[dict[str, str], int]:
         _log.info("MLflow could not read a request", exc_info=error)
         what = f"the request could not be understood ({type(error).__name__}: {str(error)[:500]})"
-        return jsonify({"error_code": "INVALID_PARAMETER_VALUE", "message": what}), 400
+        return {"error_code": "INVALID_PARAMETER_VALUE", "message": what}, 400
 
     for kind in (GraphQLError, RecursionError, TypeError, ValueError, LookupError, AttributeError):
         flask.register_error_handler(kind, told)

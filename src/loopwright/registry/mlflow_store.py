@@ -193,6 +193,11 @@ class GovernedRegistry(SqlAlchemyStore):
             source = checks.resolved(act.conn, source)
             if not store.is_prompt(act.conn, name):
                 check_location(source, field="source", own="file:" if self.takes_files else "")
+            if run_id and store.is_run_deleted(act.conn, run_id):
+                raise Refused(
+                    f"the run {run_id} is deleted; a version needs what it was trained in",
+                    where=name, next="Restore it first: MlflowClient().restore_run(RUN)",
+                )  # fmt: skip
             store.keep_counting(act.conn, name, act.now)
             made = super().create_model_version(
                 name, source, run_id, tags, run_link, description, local_model_path, model_id

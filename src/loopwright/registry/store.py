@@ -6,6 +6,7 @@ writing is safe. MLflow's tables are named here by hand, so that folder mode nee
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +21,7 @@ from loopwright.kernel.stage import Stage
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger.schema import approvals, evidence, projects, promotions, runs, versions
 from loopwright.ledger.schema import snapshots as snapshot_rows
-from loopwright.registry.policy import Policy, Promotion
+from loopwright.registry.policy import Policy, Promotion, read_policy
 from loopwright.registry.records import Approval, Evidence, Version, source_of
 
 ML_DELETED = "Deleted_Internal"
@@ -85,9 +86,9 @@ def get_version(conn: Connection, model: str, version: int) -> Version:
         raise NotFound(
             f"`{model}` version {version} was deleted on {gone:%Y-%m-%d}, its retention over", where="registry"
         )
-    known = [v.version for v in list_versions(conn, model)]
+    known = [v.version for v in list_versions(conn, model, limit=10)]
     if known:
-        listed = ", ".join(map(str, known[-10:]))
+        listed = ", ".join(map(str, known))
         raise NotFound(f"`{model}` has no version {version}", where="registry", wanted=f"one of {listed}")
     names = list_models(conn)
     raise NotFound(
@@ -105,10 +106,69 @@ def deleted_at(conn: Connection, model: str, version: int) -> datetime | None:
     return None if moment is None else from_us(moment)
 
 
-def list_versions(conn: Connection, model: str) -> list[Version]:
-    """All versions of `model`, oldest first."""
-    query = select(versions).where(versions.c.model == model, _KEPT).order_by(versions.c.version)
-    return [_version(row) for row in conn.execute(query)]
+def list_versions(
+    conn: Connection,
+    model: str,
+    *,
+    stage: Stage | None = None,
+    before: int | None = None,
+    limit: int | None = None,
+) -> list[Version]:
+    """Versions of `model`, oldest first: those in `stage`, numbered under `before`, the newest `limit` of them."""
+    query = select(versions).where(versions.c.model == model, _KEPT)
+    if stage is not None:
+        query = query.where(versions.c.stage == stage.value)
+    if before is not None:
+        query = query.where(versions.c.version < before)
+    found = conn.execute(query.order_by(versions.c.version.desc()).limit(limit)).all()
+    return [_version(row) for row in found[::-1]]
+
+
+def current_version(conn: Connection, model: str, stage: Stage) -> Version | None:
+    """Of the versions in `stage`, the one promoted there last by the audit log's numbers, whatever clocks said."""
+    of_version = (versions.c.model == promotions.c.model) & (versions.c.version == promotions.c.version)
+    order = func.coalesce(promotions.c.decided_seq, promotions.c.seq)
+    query = (
+        select(versions)
+        .join(promotions, of_version)
+        .where(
+            versions.c.model == model, versions.c.stage == stage.value, _KEPT,
+            promotions.c.stage == stage.value, promotions.c.state == "effective",
+        )
+        .order_by(order.desc())
+        .limit(1)
+    )  # fmt: skip
+    row = conn.execute(query).one_or_none()
+    return _version(row) if row else None
+
+
+@dataclass(slots=True)
+class Overview:
+    """A model at a glance: how many versions there are, and the numbers of those that matter now."""
+
+    versions: int
+    newest: int
+    staging: list[int] = field(default_factory=list)
+    production: list[int] = field(default_factory=list)
+
+
+def overviews(conn: Connection, model: str | None = None) -> dict[str, Overview]:
+    """Every model that has a version (or only `model`), by name."""
+    only = [] if model is None else [versions.c.model == model]
+    counted = (
+        select(versions.c.model, func.count(), func.max(versions.c.version))
+        .where(_KEPT, *only)
+        .group_by(versions.c.model)
+        .order_by(versions.c.model)
+    )
+    found = {str(name): Overview(int(count), int(newest)) for name, count, newest in conn.execute(counted)}
+    staged = select(versions.c.model, versions.c.version, versions.c.stage).where(
+        versions.c.stage.in_((Stage.STAGING.value, Stage.PRODUCTION.value)), _KEPT, *only
+    )
+    for name, number, stage in conn.execute(staged.order_by(versions.c.model, versions.c.version)):
+        one = found[str(name)]
+        (one.production if stage == Stage.PRODUCTION.value else one.staging).append(int(number))
+    return found
 
 
 def list_models(conn: Connection) -> list[str]:
@@ -304,6 +364,12 @@ def files_of_run(conn: Connection, run_id: str, path: str) -> str | None:
     return None if root is None else f"{str(root).rstrip('/')}/{path}"
 
 
+def is_run_deleted(conn: Connection, run_id: str) -> bool:
+    """Whether tracking has marked the run as deleted: it and its files may go at any time."""
+    query = select(ml_runs.c.lifecycle_stage).where(ml_runs.c.run_uuid == run_id)
+    return conn.execute(query).scalar_one_or_none() == "deleted"
+
+
 def user_of_run(conn: Connection, run_id: str) -> str | None:
     """Who made the run, as tracking keeps it."""
     return conn.execute(select(ml_runs.c.user_id).where(ml_runs.c.run_uuid == run_id)).scalar_one_or_none()
@@ -394,16 +460,20 @@ def find_promotions(
     stage: Stage | None = None,
     state: str | None = None,
     id: str | None = None,
+    between: tuple[int, int] | None = None,
 ) -> list[Promotion]:
     """Promotions that match all that is given, in the order of their requests, with their approvals."""
     wanted = {"model": model, "version": version, "stage": stage and stage.value, "state": state, "id": id}
     where = [promotions.c[name] == value for name, value in wanted.items() if value is not None]
+    if between is not None:
+        where += [promotions.c.version >= between[0], promotions.c.version <= between[1]]
     query = select(promotions).where(*where).order_by(promotions.c.seq, promotions.c.id)
     rows = conn.execute(query).all()
     spoken: dict[str, list[Approval]] = {row.id: [] for row in rows}
     said = (
         select(approvals)
-        .where(approvals.c.promotion_id.in_(list(spoken)))
+        .join(promotions, promotions.c.id == approvals.c.promotion_id)
+        .where(*where)
         .order_by(approvals.c.seq, approvals.c.id)
     )
     for row in conn.execute(said):
@@ -518,5 +588,5 @@ def _promotion(row: Row[Any], said: tuple[Approval, ...]) -> Promotion:
     return Promotion(
         row.id, row.model, row.version, Stage(row.stage), row.bundle, row.requested_by, from_us(row.requested_at),
         row.reason, row.state, from_us(row.decided_at) if row.decided_at is not None else None,
-        Policy.from_json(json.loads(row.policy)), row.policy_digest, said, row.emergency, row.seq, row.decided_seq,
+        read_policy(row.policy), row.policy_digest, said, row.emergency, row.seq, row.decided_seq,
     )  # fmt: skip

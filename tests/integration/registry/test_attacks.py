@@ -418,6 +418,25 @@ def test_no_path_reads_beyond_the_artifacts(target: Target, path: str) -> None:
         assert status >= 400 or json.loads(text) in ({"files": []}, {}) or "root_uri" in text
 
 
+def test_the_server_fetches_nothing_from_elsewhere_with_credentials_of_its_own(target: Target) -> None:
+    """A client may keep files in an object store, and fetches them itself."""
+    client = target.client
+    experiment = client.create_experiment("elsewhere", artifact_location="s3://somebodys-bucket/secrets")
+    run = client.create_run(experiment).info.run_id
+    client.create_registered_model("elsewhere")
+    client.create_model_version("elsewhere", "s3://somebodys-bucket/secrets", run)
+    for route in (
+        f"/get-artifact?run_uuid={run}&path=x",
+        "/model-versions/get-artifact?name=elsewhere&version=1&path=x",
+        f"{API}/artifacts/list?run_id={run}",
+    ):
+        _, said = target.attack("GET", route, codes=(403,))
+        assert "on a client's word" in said
+    target.attack("POST", f"/ajax-api/2.0/mlflow/upload-artifact?run_uuid={run}&path=x", b"x", codes=(403,))
+    presigned = {"run_id": run, "path": "x"}
+    target.attack("POST", f"{API}/artifacts/presigned-download-url", presigned, codes=(403,))
+
+
 def test_traces_do_not_lead_to_other_files(target: Target) -> None:
     trace = target.client.start_trace("t", experiment_id=target.experiment)
     target.client.end_trace(trace.trace_id)
@@ -461,6 +480,16 @@ def test_admins_do_not_delete_inside_retention_either(target: Target) -> None:
     assert "late/1" in said
     with pytest.raises(LoopwrightError, match="under retention until"):
         target.plane.api("root").call("models.delete", model="late", version=2, reason="out of the way")
+
+
+def test_a_run_that_was_deleted_first_is_nothing_to_register_from(target: Target) -> None:
+    run = target.client.create_run(target.experiment).info.run_id
+    target.client.log_text(run, "x", "m/MLmodel")
+    target.client.delete_run(run)
+    for source in (f"runs:/{run}/m", f"mlflow-artifacts:/{target.experiment}/{run}/artifacts/m"):
+        body = {"name": "late", "source": source, "run_id": run}
+        _, said = target.attack("POST", f"{API}/model-versions/create", body, codes=(403,))
+        assert "is deleted" in said
 
 
 def test_restoring_gives_nothing_that_was_not_there(target: Target) -> None:

@@ -20,6 +20,30 @@ def test_a_folder_of_the_server_is_refused(location: str) -> None:
         check_location(location, own="mlflow-artifacts:/")
 
 
+@pytest.mark.parametrize(
+    "location",
+    ["http://169.254.169.254/x", "https://h/api/2.0/mlflow-artifacts/artifacts/x", "ftp://h/x", "hdfs://h/x", "data:,x",
+     "mlflow-artifacts://h/x", "models:/late/1", "runs:/r/x"],
+)  # fmt: skip
+def test_another_machine_is_refused(location: str) -> None:
+    with pytest.raises(Refused, match="other machines"):
+        check_location(location, own="mlflow-artifacts:/")
+
+
+def test_a_version_may_come_from_a_run_or_another_version_and_on_a_folder_from_the_disk() -> None:
+    for source in (
+        "runs:/r/model",
+        "models:/late/1",
+        "models:/m-1",
+        "s3://b/x",
+        "mlflow-artifacts:/1/r/artifacts/m",
+    ):
+        check_location(source, field="source")
+    check_location("/home/ada/model", field="source", own="file:")
+    with pytest.raises(Refused, match="a folder of the server"):
+        check_location("/home/ada/model", field="source")
+
+
 def test_without_a_server_the_homes_own_folder_is_fine() -> None:
     check_location(f"{HOME}/runs", own=HOME)
 
