@@ -3,10 +3,12 @@
 Policies are compared and merged point by point; every point has an order from loose to strict.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal
 
 from loopwright.kernel.actor import Role
@@ -216,6 +218,12 @@ class Policy:
             if path != ("tier",) and (said := _at(section, path)) is not None
             if point.rank(said) < point.rank(_at(mine, path))
         )
+
+
+@lru_cache(maxsize=512)
+def read_policy(text: str) -> Policy:
+    """What `to_json` wrote, as JSON text. Remembered: thousands of promotions share a handful of policies."""
+    return Policy.from_json(json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)
