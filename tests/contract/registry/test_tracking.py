@@ -3,12 +3,13 @@
 from datetime import UTC, datetime
 
 import pytest
-from mlflow.entities import Metric, Param, RunStatus, ViewType
+from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from loopwright.kernel.actor import Actor, Role
 from loopwright.ledger.engine import Ledger
 from loopwright.registry import versions
+from loopwright.registry.identity import current_actor
 from loopwright.registry.tracking_store import GuardedTracking
 
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
@@ -78,3 +79,63 @@ def test_a_place_on_the_server_or_among_bundles_is_no_artifact_location(
         tracking.create_experiment("e", location)
     assert refused.value.get_http_status_code() == 403
     tracking.create_experiment("e", "s3://team/experiments")
+
+
+@pytest.mark.parametrize("spelled", [" {}", "0{}", "{}.0", "+{}", "{} ", "１{}"])
+def test_an_experiment_is_named_in_one_way_only(
+    tracking: GuardedTracking, ledger: Ledger, spelled: str
+) -> None:
+    """SQLite takes " 7" for 7 where it deletes, and a check of the text would not have."""
+    experiment = tracking.create_experiment("e")
+    run = a_run(tracking, experiment)
+    with ledger.write() as conn:
+        versions.register_version(
+            conn, model="m", bundle="a" * 64, run_id=run, snapshot=None, author=Actor("ana", Role.DEVELOPER),
+            metrics={}, now=NOON,
+        )  # fmt: skip
+    with pytest.raises(MlflowException) as refused:
+        tracking.delete_experiment(spelled.format(experiment))
+    assert 400 <= refused.value.get_http_status_code() < 500
+    assert tracking.get_experiment(experiment).lifecycle_stage == "active"
+
+
+def test_a_run_is_whose_token_made_it_and_an_admin_may_speak_for_others(tracking: GuardedTracking) -> None:
+    experiment = tracking.create_experiment("e")
+    claims = [RunTag("mlflow.user", "bo")]
+    for actor, expected in (
+        (Actor("eve", Role.DEVELOPER), "eve"),
+        (Actor("root", Role.ADMIN), "bo"),
+        (None, "bo"),
+    ):
+        token = current_actor.set(actor)
+        try:
+            run = tracking.create_run(experiment, "bo", 0, claims, "run")
+        finally:
+            current_actor.reset(token)
+        assert (run.info.user_id, run.data.tags["mlflow.user"]) == (expected, expected)
+    token = current_actor.set(Actor("eve", Role.DEVELOPER))
+    try:
+        for call in (
+            lambda: tracking.set_tag(run.info.run_id, RunTag("mlflow.user", "eve")),
+            lambda: tracking.log_batch(run.info.run_id, [], [], [RunTag("mlflow.user", "eve")]),
+            lambda: tracking.delete_tag(run.info.run_id, "mlflow.user"),
+        ):
+            with pytest.raises(MlflowException, match="stays with it"):
+                call()
+        tracking.set_tag(run.info.run_id, RunTag("mlflow.user", "bo"))
+    finally:
+        current_actor.reset(token)
+
+
+def test_no_call_carries_more_than_a_thousand_tags(tracking: GuardedTracking) -> None:
+    experiment = tracking.create_experiment("e")
+    many = [RunTag(f"k{number}", "v") for number in range(1001)]
+    for call in (
+        lambda: tracking.create_run(experiment, "ana", 0, many, "run"),
+        lambda: tracking.create_experiment("f", None, many),
+        lambda: tracking.create_logged_model(experiment, "m", None, many),
+        lambda: tracking.create_dataset("d", {tag.key: "v" for tag in many}),
+    ):
+        with pytest.raises(MlflowException, match="at most 1,000"):
+            call()
+    assert len(tracking.create_run(experiment, "ana", 0, many[:1000], "run").data.tags) >= 1000
