@@ -130,7 +130,7 @@ class TestEvidence:
     def test_the_cards_sections_must_say_something(self) -> None:
         policy = wanting(Wanted("card", sections=("intended_use", "risks")))
         assert assess(version(), FULL, [found("card", sections=CARD)], policy).satisfied
-        thin = {**CARD, "risks": "TODO"}
+        thin = {**CARD, "risks": "to be written"}
         (lack,) = assess(version(), FULL, [found("card", sections=thin)], policy).missing
         assert lack == "card: not filled: Risks"
         assert "Intended use, Risks" in str(
