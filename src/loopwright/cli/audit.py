@@ -25,7 +25,7 @@ PART = 200_000
 
 @subcommands()
 def audit() -> None:
-    """Show, verify, anchor and export the audit log, and report on a month."""
+    """Show, verify, anchor, export the audit log; report on a month."""
 
 
 def _filters(function: Callable[..., Any]) -> Callable[..., Any]:

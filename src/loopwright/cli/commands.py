@@ -40,7 +40,7 @@ SECTIONS = (
     Section("Governance", {
         "policy": ("governance:policy", "Show, test and set what promotions need."),
         "review": ("governance:review", "List and decide reviews of broken glass."),
-        "audit": ("audit:audit", "Show, verify and export the audit log."),
+        "audit": ("audit:audit", "Show, verify, anchor, export the audit log; report on a month."),
         "user": ("access:user", "Add, list, change and disable users."),
         "team": ("access:team", "Say who may do what with a team's models."),
         "token": ("access:token", "Create, list and revoke access tokens."),

@@ -38,9 +38,11 @@ def list_models(session: Session) -> None:
 @command("show", models)
 @click.argument("model")
 @click.argument("version", type=int, required=False)
-def show(session: Session, model: str, version: int | None) -> None:
+@click.option("--limit", type=int, default=50, show_default=True, help="At most so many versions, the newest.")
+@click.option("--before", type=int, metavar="N", help="Only versions with a number under N: the page after.")
+def show(session: Session, model: str, version: int | None, limit: int, before: int | None) -> None:
     """Show a model's versions, or one VERSION with approvals and evidence."""
-    answer = session.call("models.show", model=model, version=version)
+    answer = session.call("models.show", model=model, version=version, limit=limit, before=before)
     session.show(answer, _versions if version is None else _version)
 
 
@@ -194,15 +196,21 @@ def _deletion(answer: dict[str, Any]) -> str:
 
 
 def _versions(answer: dict[str, Any]) -> str:
-    metrics = sorted({name for version in answer["versions"] for name in version["metrics"]})[:3]
-    return table(
-        answer["versions"],
+    newest_first = answer["versions"][::-1]
+    metrics = sorted({name for version in newest_first for name in version["metrics"]})[:3]
+    shown = table(
+        newest_first,
         [("version", "version"), ("semver", "semver"), ("stage", "stage"),
          ("serving", lambda v: v["version"] == answer["serving"] or None),
          ("author", "author"), ("created", "created_at"),
          *[(name, lambda v, name=name: v["metrics"].get(name)) for name in metrics],
          ("bundle", lambda v: (v["bundle"] or "")[:12])],
     )  # fmt: skip
+    if not newest_first or len(newest_first) == answer["total"]:
+        return shown
+    model, last = answer["model"], newest_first[-1]["version"]
+    more = f"\nolder ones: loopwright models show {model} --before {last}" if last > 1 else ""
+    return f"{shown}\n{len(newest_first)} of {answer['total']:,} versions, newest first{more}"
 
 
 def _version(answer: dict[str, Any]) -> str:

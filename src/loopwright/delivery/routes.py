@@ -18,6 +18,7 @@ from loopwright.delivery.store import (
     completions,
     last_routes,
     models_with_rollouts,
+    standing_versions,
 )
 from loopwright.kernel.clock import iso
 from loopwright.kernel.digest import digest_json
@@ -65,8 +66,7 @@ def previous_versions(history: Sequence[tuple[int, bool]]) -> list[int]:
 
 def stable_version(conn: Connection, model: str) -> int | None:
     """The version that answers by default: the last one brought to all traffic. None before the first."""
-    done = completions(conn, model)
-    return done[-1][0].version if done else None
+    return standing_versions(conn, model).get(model)
 
 
 def rollback_targets(conn: Connection, model: str) -> list[int]:

@@ -209,6 +209,24 @@ def completions(conn: Connection, model: str) -> list[tuple[Rollout, bool]]:
     return [(_rollout(row), bool(json.loads(row.event).get("rollback"))) for row in conn.execute(query)]
 
 
+def standing_versions(conn: Connection, model: str | None = None) -> dict[str, int]:
+    """For every model (or only `model`) the version that was brought to all traffic last."""
+    done = (
+        select(func.max(rollout_events.c.id))
+        .join(rollouts, rollout_events.c.rollout_id == rollouts.c.id)
+        .where(rollout_events.c.kind == "completed")
+        .group_by(rollouts.c.model)
+    )
+    if model is not None:
+        done = done.where(rollouts.c.model == model)
+    query = (
+        select(rollouts.c.model, rollouts.c.version)
+        .join(rollout_events, rollout_events.c.rollout_id == rollouts.c.id)
+        .where(rollout_events.c.id.in_(done))
+    )
+    return {str(name): int(version) for name, version in conn.execute(query)}
+
+
 @dataclass(frozen=True, slots=True)
 class DuePromotion:
     """A promotion to Production that took effect and has had no rollout yet."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import OperationalError
 
 from loopwright.kernel.clock import to_us
@@ -124,18 +124,27 @@ def rows(
     limit: int | None = None,
     model: str | None = None,
 ) -> list[AuditRow]:
-    """Return audit rows, oldest first; with `limit`, the newest `limit` of them. See `Wanted`."""
-    wanted = Wanted(subject, actor, action, since, until, model)
-    low, high = span(conn, wanted)
-    found: list[Stored] = []
-    while low < high:
-        query = _matching(wanted, low, high).order_by(audit.c.seq.desc())
-        page = _stored(conn, query if limit is None else query.limit(limit))
-        found += filter(wanted.admits, page)
-        if limit is None or len(page) < limit or len(found) >= limit:
-            break
-        high = page[-1][0] - 1
-    return [AuditRow.of(row) for row in found[:limit]][::-1]
+    """Return audit rows, oldest first; with `limit`, the newest `limit` of them.
+
+    `model`: what was done to it or to one of its versions; `iterate` also finds what names it.
+    """
+    wanted = Wanted(subject, actor, action, since, until)
+    after, upto = span(conn, wanted)
+    if model is None:
+        found = _stored(conn, _matching(wanted, after, upto).order_by(audit.c.seq.desc()).limit(limit))
+        return [AuditRow.of(row) for row in found[::-1]]
+    # A busy model has enough among the newest; one that has not is found by the index over subjects ("+ 0" lets no
+    # other be used), and what little there is, sorted.
+    lately = max(after, upto - 10 * PAGE)
+    about = _done_to(conn, model)
+    found = _stored(
+        conn, _matching(wanted, lately, upto).where(about).order_by(audit.c.seq.desc()).limit(limit)
+    )
+    if after < lately and (limit is None or len(found) < limit):
+        rest = None if limit is None else limit - len(found)
+        older = _matching(wanted, after, lately, by=audit.c.seq + 0).where(about)
+        found += _stored(conn, older.order_by((audit.c.seq + 0).desc()).limit(rest))
+    return [AuditRow.of(row) for row in found[::-1]]
 
 
 def iterate(
@@ -281,9 +290,9 @@ def _walked(
             progress(after)
 
 
-def _matching(wanted: Wanted, after: int, upto: int) -> Select[Any]:
+def _matching(wanted: Wanted, after: int, upto: int, by: ColumnElement[int] = audit.c.seq) -> Select[Any]:
     """Rows with a number over `after`, up to `upto`, that match; a payload's model is looked for as text."""
-    query = select(audit).where(audit.c.seq > after, audit.c.seq <= upto)
+    query = select(audit).where(by > after, by <= upto)
     for name in ("subject", "actor", "action"):
         value = getattr(wanted, name)
         if value is not None:
@@ -293,16 +302,25 @@ def _matching(wanted: Wanted, after: int, upto: int) -> Select[Any]:
         query = query.where(audit.c.at + 0 >= to_us(wanted.since))
     if wanted.until is not None:
         query = query.where(audit.c.at + 0 < to_us(wanted.until))
-    return query if wanted.model is None else query.where(_about(wanted.model))
+    if wanted.model is not None:
+        below, named = f"{wanted.model}/", f'"model":{canonical_json(wanted.model).decode()}'
+        query = query.where(
+            or_(
+                audit.c.subject == wanted.model,
+                func.substr(audit.c.subject, 1, len(below)) == below,
+                audit.c.payload.contains(named, autoescape=True),
+            )
+        )
+    return query
 
 
-def _about(model: str) -> ColumnElement[bool]:
-    below, named = f"{model}/", f'"model":{canonical_json(model).decode()}'
-    return or_(
-        audit.c.subject == model,
-        func.substr(audit.c.subject, 1, len(below)) == below,
-        audit.c.payload.contains(named, autoescape=True),
-    )
+def _done_to(conn: Connection, model: str) -> ColumnElement[bool]:
+    below = f"{model}/"
+    versions = func.substr(audit.c.subject, 1, len(below)) == below
+    if conn.dialect.name == "sqlite":
+        # Found by the index, since text is compared byte by byte here; PostgreSQL's order of text may be another.
+        versions = and_(versions, audit.c.subject >= below, audit.c.subject < f"{model}0")
+    return or_(audit.c.subject == model, versions)
 
 
 def _stored(conn: Connection, query: Select[Any]) -> list[Stored]:

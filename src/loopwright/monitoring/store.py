@@ -322,6 +322,11 @@ def record_window(conn: Connection, judged: JudgedWindow) -> bool:
     return True
 
 
+def models_judged(conn: Connection) -> list[str]:
+    """The models that have a judged window."""
+    return list(conn.execute(select(windows.c.model).distinct()).scalars())
+
+
 def list_windows(
     conn: Connection,
     model: str,

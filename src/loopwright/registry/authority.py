@@ -25,7 +25,7 @@ def check_team(conn: Connection, actor: Actor, *, model: str, team: str) -> None
     standing = store.team_of(conn, model)
     if standing == team:
         return
-    if standing is None and not store.list_versions(conn, model):
+    if standing is None and not store.list_versions(conn, model, limit=1):
         require(actor, Role.DEVELOPER, f"begin {model} in the team {team}", model=model, team=team)
         return
     require(actor, Role.ADMIN, f"make {model} the team {team}'s", model=model)

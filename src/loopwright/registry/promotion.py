@@ -236,10 +236,18 @@ def assessment(
 
 
 def list_promotions(
-    conn: Connection, *, model: str | None = None, version: int | None = None, state: str | None = None
+    conn: Connection,
+    *,
+    model: str | None = None,
+    version: int | None = None,
+    state: str | None = None,
+    between: tuple[int, int] | None = None,
 ) -> list[Promotion]:
-    """Promotions that match, in the order of their requests, with what reviewers said."""
-    return store.find_promotions(conn, model=model, version=version, state=state)
+    """Promotions that match, in the order of their requests, with what reviewers said.
+
+    `between`: of versions from the first number to the last.
+    """
+    return store.find_promotions(conn, model=model, version=version, state=state, between=between)
 
 
 def archive(
@@ -306,8 +314,8 @@ def revert(
     for promotion in effective:
         if promotion.version == version:
             store.decide_promotion(conn, promotion.id, "reverted", now)
-    for other in store.list_versions(conn, model):
-        if other.stage is Stage.PRODUCTION and other.version != to_version:
+    for other in store.list_versions(conn, model, stage=Stage.PRODUCTION):
+        if other.version != to_version:
             store.set_stage(conn, model, other.version, Stage.ARCHIVED, now)
     if target is not None:
         store.set_stage(conn, model, target.version, Stage.PRODUCTION, now)

@@ -14,14 +14,17 @@ from loopwright.registry import store
 from loopwright.registry.authority import require_on
 from loopwright.registry.records import Version
 from loopwright.registry.semver import Proposal, check_free, propose
+from loopwright.registry.store import Overview
 
 __all__ = [
+    "Overview",
     "Version",
     "annotate",
     "current",
     "get_version",
     "list_models",
     "list_versions",
+    "overviews",
     "register_version",
 ]
 
@@ -93,9 +96,11 @@ def get_version(conn: Connection, *, model: str, version: int) -> Version:
     return store.get_version(conn, model, version)
 
 
-def list_versions(conn: Connection, *, model: str) -> list[Version]:
-    """All versions of `model`, oldest first."""
-    return store.list_versions(conn, model)
+def list_versions(
+    conn: Connection, *, model: str, stage: Stage | None = None, before: int | None = None, limit: int | None = None
+) -> list[Version]:
+    """Versions of `model`, oldest first: those in `stage`, numbered under `before`, the newest `limit` of them."""
+    return store.list_versions(conn, model, stage=stage, before=before, limit=limit)
 
 
 def list_models(conn: Connection) -> list[str]:
@@ -103,10 +108,15 @@ def list_models(conn: Connection) -> list[str]:
     return store.list_models(conn)
 
 
+def overviews(conn: Connection, *, model: str | None = None) -> dict[str, Overview]:
+    """Every model that has a version (or only `model`), with the numbers of those that matter now, by name."""
+    return store.overviews(conn, model)
+
+
 def check_model(conn: Connection, model: str) -> None:
     """Raise NotFound, with the nearest known name, unless `model` has a version."""
-    known = list_models(conn)
-    if model not in known:
+    if not store.list_versions(conn, model, limit=1):
+        known = list_models(conn)
         raise NotFound(f"no such model: {model}", next=did_you_mean(model, known) or "loopwright models list")
 
 
@@ -115,11 +125,7 @@ def current(conn: Connection, *, model: str, stage: Stage = Stage.PRODUCTION) ->
 
     While a rollout runs its baseline is in Production too; this names the new one.
     """
-    inside = {v.version: v for v in store.list_versions(conn, model) if v.stage is stage}
-    decided = store.find_promotions(conn, model=model, stage=stage, state="effective")
-    # By the audit log's numbers: a clock set back must not bring an older version forward.
-    order = {p.version: p.decided_seq or p.seq for p in decided if p.version in inside}
-    return inside[max(order, key=lambda number: order[number])] if order else None
+    return store.current_version(conn, model, stage)
 
 
 def annotate(

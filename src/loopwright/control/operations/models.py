@@ -14,7 +14,7 @@ from loopwright.control.signals import event_time_of
 from loopwright.control.verification import verify_version
 from loopwright.delivery import conduct
 from loopwright.delivery.routes import stable_version
-from loopwright.delivery.store import active_rollout, list_rollouts
+from loopwright.delivery.store import active_rollout, list_rollouts, standing_versions
 from loopwright.kernel.actor import Role
 from loopwright.kernel.errors import BadInput
 from loopwright.kernel.stage import Stage
@@ -29,32 +29,39 @@ from loopwright.registry.policy import Promotion
 def list_models(ctx: Context) -> list[dict[str, Any]]:
     """List models with their newest version and the versions in each stage."""
     with ctx.ledger.read() as conn:
-        listed = []
-        for model in versions.list_models(conn):
-            found = versions.list_versions(conn, model=model)
-            newest = max(found, key=lambda version: version.version, default=None)
-            listed.append({
-                "model": model,
-                "versions": len(found),
-                "newest": newest.version if newest else None,
-                "production": [v.version for v in found if v.stage is Stage.PRODUCTION],
-                "staging": [v.version for v in found if v.stage is Stage.STAGING],
-                "serving": stable_version(conn, model),
-            })  # fmt: skip
-    return listed
+        found, serving = versions.overviews(conn), standing_versions(conn)
+    return [
+        {
+            "model": model, "versions": one.versions, "newest": one.newest, "production": one.production,
+            "staging": one.staging, "serving": serving.get(model),
+        }
+        for model, one in found.items()
+    ]  # fmt: skip
 
 
 @operation("models.show", "GET", "/models/{model}")
-def show(ctx: Context, model: str, version: int | None = None) -> dict[str, Any]:
-    """Show a model's versions, or one version with its promotions, approvals and evidence."""
+def show(
+    ctx: Context, model: str, version: int | None = None, limit: int = 50, before: int | None = None
+) -> dict[str, Any]:
+    """Show a model's versions, or one version with its promotions, approvals and evidence.
+
+    Of many versions the newest `limit`, oldest first: under `before`, when that is given; `total` says how many
+    there are.
+    """
+    if not 1 <= limit <= 1000:
+        raise BadInput("`limit` is out of range", got=limit, wanted="1 to 1000")
     with ctx.ledger.read() as conn:
         if version is None:
             versions.check_model(conn, model)
-            found = versions.list_versions(conn, model=model)
+            found = versions.list_versions(conn, model=model, before=before, limit=limit)
+            shown = (found[0].version, found[-1].version) if found else (0, 0)
             return {
                 "model": model,
+                "total": versions.overviews(conn, model=model)[model].versions,
                 "versions": [one.to_json() for one in found],
-                "promotions": [one.to_json() for one in promotion.list_promotions(conn, model=model)],
+                "promotions": [
+                    one.to_json() for one in promotion.list_promotions(conn, model=model, between=shown)
+                ],
                 "serving": stable_version(conn, model),
             }
         one = versions.get_version(conn, model=model, version=version)

@@ -1,7 +1,9 @@
 """The whole home at a glance: status, doctor, and one round of the controllers."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
@@ -11,12 +13,14 @@ from loopwright.control.health import examine
 from loopwright.control.operation import operation
 from loopwright.delivery import store as delivery_store
 from loopwright.delivery.rollout import canary_weight
-from loopwright.delivery.routes import stable_version
+from loopwright.delivery.store import Rollout
 from loopwright.kernel.actor import Role
-from loopwright.kernel.stage import Stage
 from loopwright.monitoring import store as monitoring_store
-from loopwright.monitoring.alerts import GOVERNANCE
+from loopwright.monitoring.alerts import GOVERNANCE, Alert
 from loopwright.registry import promotion, review, versions
+from loopwright.registry.policy import Promotion
+from loopwright.registry.review import Review
+from loopwright.registry.versions import Overview
 
 
 @operation("system.status", "GET", "/status")
@@ -25,7 +29,8 @@ def status(ctx: Context, model: str | None = None) -> list[dict[str, Any]]:
     with ctx.ledger.read() as conn:
         if model is not None:
             versions.check_model(conn, model)
-        return [_of_model(conn, name, ctx.now) for name in versions.list_models(conn) if model in (None, name)]
+        found = _Home.seen(conn, model)
+        return [_of_model(conn, found, name, ctx.now) for name in found.models]
 
 
 @operation("system.doctor", "GET", "/doctor")
@@ -52,21 +57,61 @@ def where(ctx: Context) -> dict[str, Any]:
     }
 
 
-def _of_model(conn: Connection, model: str, now: datetime) -> dict[str, Any]:
-    found = versions.list_versions(conn, model=model)
-    stable = stable_version(conn, model)
-    running = delivery_store.active_rollout(conn, model)
-    standing = monitoring_store.list_alerts(conn, model, standing=True)
-    drift = monitoring_store.list_windows(conn, model, kind="drift", limit=1)
-    quality = monitoring_store.list_windows(conn, model, kind="quality", limit=1)
-    pending = promotion.list_promotions(conn, model=model, state="pending")
-    open_reviews = review.list_reviews(conn, model=model, state="open")
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """What there is of all models, read at once: a hundred models must not cost a thousand queries."""
+
+    models: dict[str, Overview]
+    stable: dict[str, int]
+    running: dict[str, Rollout]
+    alerts: dict[str, list[Alert]]
+    pending: dict[str, list[Promotion]]
+    reviews: dict[str, list[Review]]
+    judged: frozenset[str]
+
+    @classmethod
+    def seen(cls, conn: Connection, model: str | None) -> "_Home":
+        rollouts = delivery_store.list_rollouts(conn, model, active=True, limit=10_000)
+        return cls(
+            versions.overviews(conn, model=model),
+            delivery_store.standing_versions(conn, model),
+            {one.model: one for one in rollouts},
+            _by_model(monitoring_store.list_alerts(conn, model, standing=True)),
+            _by_model(promotion.list_promotions(conn, model=model, state="pending")),
+            _by_model(review.list_reviews(conn, model=model, state="open")),
+            frozenset(monitoring_store.models_judged(conn)),
+        )
+
+
+class _OfModel(Protocol):
+    @property
+    def model(self) -> str: ...
+
+
+_One = TypeVar("_One", bound=_OfModel)
+
+
+def _by_model(things: Iterable[_One]) -> dict[str, list[_One]]:
+    sorted_out: dict[str, list[_One]] = {}
+    for thing in things:
+        sorted_out.setdefault(thing.model, []).append(thing)
+    return sorted_out
+
+
+def _of_model(conn: Connection, home: _Home, model: str, now: datetime) -> dict[str, Any]:
+    found, stable, running = home.models[model], home.stable.get(model), home.running.get(model)
+    standing, pending = home.alerts.get(model, []), home.pending.get(model, [])
+    open_reviews = home.reviews.get(model, [])
+    drift, quality = (
+        monitoring_store.list_windows(conn, model, kind=kind, limit=1) if model in home.judged else []
+        for kind in ("drift", "quality")
+    )
     tiers = sorted({alert.tier.value for alert in standing})
     ailing = sorted({alert.tier.value for alert in standing if alert.kind not in GOVERNANCE})
     return {
         "model": model,
-        "versions": len(found),
-        "production": [version.version for version in found if version.stage is Stage.PRODUCTION],
+        "versions": found.versions,
+        "production": found.production,
         "stable": stable,
         "canary": None if running is None else {
             "version": running.version, "weight": canary_weight(running.state), "at": running.to_json()["at"],
