@@ -13,13 +13,13 @@ from typing import Any
 from sqlalchemy import Connection, Row, column, delete, func, insert, select, table, update
 
 from loopwright.kernel.actor import Role
-from loopwright.kernel.clock import from_us, iso, to_us
+from loopwright.kernel.clock import from_us, to_us
 from loopwright.kernel.digest import canonical_json
 from loopwright.kernel.errors import NotFound, Tampered, did_you_mean
 from loopwright.kernel.ids import new_id
 from loopwright.kernel.stage import Stage
 from loopwright.kernel.verdict import Verdict
-from loopwright.ledger.schema import approvals, evidence, projects, promotions, runs, versions
+from loopwright.ledger.schema import approvals, evidence, projects, promotions, versions
 from loopwright.ledger.schema import snapshots as snapshot_rows
 from loopwright.registry.policy import Policy, Promotion, read_policy
 from loopwright.registry.records import Approval, Evidence, Version, source_of
@@ -536,22 +536,6 @@ def find_evidence(
         )
         for row in conn.execute(query)
     ]  # fmt: skip
-
-
-def find_run(conn: Connection, run_id: str) -> dict[str, Any] | None:
-    """What the ledger keeps of the run: experiment, status, actor, and the git part of its context."""
-    row = conn.execute(select(runs).where(runs.c.run_id == run_id)).one_or_none()
-    if row is None:
-        return None
-    context = json.loads(row.context or "{}")
-    git = context.get("git")
-    return {
-        "experiment": row.experiment,
-        "status": row.status,
-        "actor": row.actor,
-        "at": iso(from_us(row.started_at)),
-        "git": git if isinstance(git, dict) else {},
-    }
 
 
 def snapshot_manifest(conn: Connection, digest: str) -> dict[str, Any] | None:

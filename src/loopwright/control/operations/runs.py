@@ -55,11 +55,12 @@ def reproduce(ctx: Context, run: str) -> Any:
 
 
 def _facts(run: dict[str, Any]) -> dict[str, Any]:
-    git = run["context"].get("git") or {}
+    context = run["context"]
+    git = (context.get("code") or {}).get("git") or {}
     facts = {
         "model": run["model"], "status": run["status"], "started_at": run["started_at"], "actor": run["actor"],
         "snapshot": run["snapshot"], "bundle": run["bundle"], "commit": git.get("commit"),
-        "seed": run["context"].get("seed"),
+        "seed": (context.get("seeds") or {}).get("seed"),
     }  # fmt: skip
     facts |= {f"metric {name}": value for name, value in sorted(run["metrics"].items())}
     return facts | {f"param {name}": value for name, value in sorted(run["params"].items())}
