@@ -176,7 +176,8 @@ class History:
         self.put(
             schema.rollouts, id=f"ro_{self.model}_{version}", model=self.model, version=version,
             baseline=version - 1 or None, promotion_id=name, plan=text({"strategy": "canary"}), state=text({}),
-            status="completed", started_at=to_us(self.now), updated_at=to_us(self.now), ended_at=to_us(self.now + DAY), reason="",
+            status="completed", started_at=to_us(self.now), updated_at=to_us(self.now), ended_at=to_us(self.now + DAY),
+            reason="",
         )  # fmt: skip
         return name
 
@@ -219,7 +220,9 @@ class History:
         self.put(
             schema.retrains, id=f"rt_{self.model}_{version}", model=self.model, cause="quality drop",
             key=f"quality:{alert}:v{of}", event_time=to_us(self.now), decision="run", why="quality fell",
-            state="succeeded", run_id=run, version=version, plan=text({"alerts": [alert]}), created_at=to_us(self.now), updated_at=to_us(self.now),
+            state="succeeded", run_id=run, version=version,
+            plan=text({"alerts": [alert]}), created_at=to_us(self.now),
+            updated_at=to_us(self.now),
         )  # fmt: skip
         return version
 

@@ -5,10 +5,9 @@ Its size is linear in what happened: a batch is tied to the first pinned version
 one to the next, so a thousand batches and a hundred snapshots are not a hundred thousand edges.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Any
 
 from loopwright.kernel.clock import iso
@@ -281,22 +280,20 @@ def _traffic(graph: Graph, records: Records) -> None:
 def _labels(graph: Graph, records: Records, version: int, rows: list[Answers]) -> None:
     first = min(row.first for row in rows)
     last = max([row.last for row in rows] + [w.last for w in records.windows if w.version == version])
-    came = [each for each in records.labels if _overlap(each.first, each.last, first, last)]
+    # Days are in order; one that began before the first answer may still bring its outcome.
+    begin = bisect_left(records.labels, first, key=lambda day: day.last)
+    end = bisect_right(records.labels, last, key=lambda day: day.first)
+    came = records.labels[begin:end]
     if not came:
         return
-    model, count = records.model, sum(each.rows for each in came)
-    spans = [moment for each in came for moment in (each.first, each.last) if moment is not None]
+    model, count, batches = records.model, sum(day.rows for day in came), sum(day.batches for day in came)
     here = graph.add(
-        f"labels:{model}/{version}", "labels", f"{count:,} labels in {len(came):,} batches", model=model,
-        version=version, rows=count, batches=len(came), at=iso(min(spans)), until=iso(max(spans)),
-        newest=[each.id for each in came[-3:]],
+        f"labels:{model}/{version}", "labels", f"{count:,} labels in {batches:,} batches", model=model,
+        version=version, rows=count, batches=batches, at=iso(min(day.first for day in came)),
+        until=iso(came[-1].last),
     )  # fmt: skip
     for row in rows:
         graph.link(f"predictions:{model}/{version}/{row.arm}", here, "outcomes in")
-
-
-def _overlap(first: datetime | None, last: datetime | None, since: datetime, until: datetime) -> bool:
-    return first is not None and last is not None and last >= since and first <= until
 
 
 def _windows(graph: Graph, records: Records) -> None:

@@ -181,7 +181,7 @@ def _versions_strung(graph: Graph, stay: frozenset[str], keep: int) -> tuple[Gra
         made = _counted(
             graph, far, f"{len(far):,} more versions", model=model, first=numbers[0], last=numbers[-1]
         )
-        nodes = {key: node for key, node in nodes.items() if key not in set(far)} | {made["id"]: made}
+        _swap(nodes, far, made)
         place |= dict.fromkeys(far, str(made["id"]))
         said.append(f"{len(far):,} versions of {model} between {numbers[0]} and {numbers[-1]} are one node")
     return (_rewired(graph, place, nodes), said) if place else (graph, [])
@@ -208,10 +208,16 @@ def _twins(graph: Graph, stay: frozenset[str], keep: int) -> tuple[Graph, list[s
             continue
         count = sum(int(graph.nodes[key].get("count", 1)) for key in members)
         made = _counted(graph, members, f"{count:,} {plural(kind)}", count=count)
-        nodes = {key: node for key, node in nodes.items() if key not in set(members)} | {made["id"]: made}
+        _swap(nodes, members, made)
         place |= dict.fromkeys(members, str(made["id"]))
         said.append(f"{count:,} {plural(kind)} are one node")
     return (_rewired(graph, place, nodes), said) if place else (graph, [])
+
+
+def _swap(nodes: dict[str, Node], members: Iterable[str], made: Node) -> None:
+    for key in members:
+        del nodes[key]
+    nodes[made["id"]] = made
 
 
 def _counted(graph: Graph, members: list[str], label: str, **about: Any) -> Node:

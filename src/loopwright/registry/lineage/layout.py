@@ -6,6 +6,7 @@ as near to the mean of its neighbours as the order and the gaps allow. A long ed
 column it crosses, so no edge runs over a box.
 """
 
+from bisect import bisect_right, insort
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ GAP_X, GAP_Y = 76, 14
 THREAD = 8
 """Height that a passing edge takes."""
 SWEEPS = 12
+"""Passes over the columns; fewer where a graph is so large that nobody would see the difference."""
+_WORK = 600_000
 Point = tuple[float, float]
 
 
@@ -147,7 +150,7 @@ def _order(columns: list[list[Key]], chains: Mapping[tuple[str, str], list[Key]]
     """Sort every column by the mean place of its neighbours, left and right in turn; the best of all sweeps stays."""
     left, right = _neighbours(chains)
     best, fewest = [list(column) for column in columns], _crossings(columns, right)
-    for sweep in range(SWEEPS):
+    for sweep in range(_sweeps(columns)):
         near, turn = (
             (left, range(1, len(columns))) if sweep % 2 == 0 else (right, range(len(columns) - 2, -1, -1))
         )
@@ -168,16 +171,20 @@ def _order(columns: list[list[Key]], chains: Mapping[tuple[str, str], list[Key]]
     columns[:] = best
 
 
+def _sweeps(columns: Sequence[Sequence[Key]]) -> int:
+    return max(2, min(SWEEPS, _WORK // max(1, sum(map(len, columns)))))
+
+
 def _crossings(columns: Sequence[Sequence[Key]], right: Mapping[Key, Sequence[Key]]) -> int:
     total = 0
     for x in range(len(columns) - 1):
         at = {key: y for y, key in enumerate(columns[x + 1])}
-        seen: list[int] = []
+        seen: list[int] = []  # in order, so that what ends below is counted, not looked for
         for key in columns[x]:
             ends = sorted(at[other] for other in right.get(key, ()))
+            total += sum(len(seen) - bisect_right(seen, end) for end in ends)
             for end in ends:
-                total += sum(1 for earlier in seen if earlier > end)
-            seen += ends
+                insort(seen, end)
     return total
 
 
@@ -196,7 +203,7 @@ def _heights(
         for key in column:
             middle[key] = y + _height(key) / 2
             y += _height(key) + GAP_Y
-    for sweep in range(SWEEPS):
+    for sweep in range(_sweeps(columns)):
         turn = range(len(columns)) if sweep % 2 == 0 else range(len(columns) - 1, -1, -1)
         for x in turn:
             column = columns[x]

@@ -1,6 +1,7 @@
 """Answers about lineage: where a version comes from, what became of it, and what a batch, a source, a snapshot, a run
 or a column has touched - with the versions that serve now said first."""
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 from loopwright.registry import store as registry_store
 from loopwright.registry.lineage import store
 from loopwright.registry.lineage.build import batch_id, build, source_id, version_id
-from loopwright.registry.lineage.graph import DERIVES, Edge, Graph, Node, fold, plural, reach
+from loopwright.registry.lineage.graph import DERIVES, KEEP, Edge, Graph, Node, fold, plural, reach
 
 Direction = Literal["up", "down", "both"]
 SHOWN = 8
@@ -100,13 +101,16 @@ def impact(
     told_as = first["uri"] if first["kind"] == "source" else first["label"]
     label = str(told_as) if len(focus) == 1 else text
     part, folded = _impact_part(graph, touched, focus, affected, whole=whole)
-    told, more = (part, []) if whole else fold(part, focus=focus)
+    # Of many at once, as all batches of a table, each is one of many.
+    told, more = (part, []) if whole else fold(part, focus=focus if len(focus) <= KEEP else ())
+    shown = [key for key in focus if key in told.nodes]
+    shown += [key for key, node in told.nodes.items() if node.get("folded") and node["kind"] == first["kind"]]
     counts = {what: sum(graph.nodes[key]["kind"] == what for key in touched) for what in ("snapshot", "run")}
     return {
         "kind": kind,
         "named": named,
         "label": label,
-        "focus": [key for key in focus if key in told.nodes],
+        "focus": shown,
         "says": _touched(kind, label, affected, counts, graph, touched),
         "affected": [_brief(node) for node in affected],
         "live": [node["id"] for node in affected if node.get("live")],
@@ -126,16 +130,22 @@ def _back(graph: Graph, focus: str, generations: int) -> set[str]:
 
 
 def _through_versions(graph: Graph, focus: str, generations: int, *, forward: bool) -> set[str]:
-    """All that `focus` leads to or comes from, going on from other versions for so many generations only."""
-    opened, kept = {focus}, {focus}
-
-    def through(key: str) -> bool:
-        return key in opened or graph.nodes[key]["kind"] != "version"
-
-    for _ in range(generations):
-        kept = reach(graph, [focus], forward=forward, through=through)
-        opened.update(key for key in kept if graph.nodes[key]["kind"] == "version")
-    return kept
+    """All that `focus` leads to or comes from, passing through fewer than `generations` other versions."""
+    ways = graph.out() if forward else graph.into()
+    passed = {focus: 0}
+    waiting = deque([focus])  # what passes no version comes first, so every node is met on its shortest way
+    while waiting:
+        here = waiting.popleft()
+        through = here != focus and graph.nodes[here]["kind"] == "version"
+        depth = passed[here] + through
+        if depth >= generations:
+            continue
+        for edge in ways.get(here, ()):
+            there = edge.target if forward else edge.source
+            if depth < passed.get(there, generations):
+                passed[there] = depth
+                (waiting.append if through else waiting.appendleft)(there)
+    return set(passed)
 
 
 def _impact_part(
@@ -351,9 +361,9 @@ def _find_column(conn: Connection, text: str, model: str | None) -> tuple[Graph,
     owner = head or model
     known: dict[str, set[str]] = {}
     for name in [owner] if owner else store.models(conn):
-        for snapshot in store.load(conn, name).snapshots:
-            for table, pinned in snapshot.tables.items():
-                known.setdefault(name, set()).update(f"{table}.{column}" for column in pinned.columns)
+        for tables in store.schemas(conn, name):
+            for table, held in tables.items():
+                known.setdefault(name, set()).update(f"{table}.{column}" for column in held)
     owners = [name for name, columns in known.items() if rest in columns]
     if not owners:
         names = {column for columns in known.values() for column in columns}

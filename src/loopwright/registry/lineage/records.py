@@ -130,12 +130,12 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """A batch of labels and the span in which they became available."""
+    """Labels that became available within one day (UTC): their batches, rows, and the span of them."""
 
-    id: str
+    batches: int
     rows: int
-    first: datetime | None
-    last: datetime | None
+    first: datetime
+    last: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,6 +172,15 @@ def _snapshots(conn: Connection, model: str) -> tuple[Snap, ...]:
     )
 
 
+def schemas(conn: Connection, model: str) -> list[dict[str, list[str]]]:
+    """The column names of every table, snapshot by snapshot."""
+    query = select(snapshots.c.manifest).where(snapshots.c.model == model)
+    return [
+        {name: list(table.schema) for name, table in msgspec.json.decode(text, type=_Manifest).tables.items()}
+        for text in conn.execute(query).scalars()
+    ]
+
+
 class _Git(msgspec.Struct):
     commit: str = ""
     snapshot: str = ""
@@ -300,18 +309,20 @@ def _answers(conn: Connection, model: str) -> tuple[Answers, ...]:
 
 
 def _labels(conn: Connection, model: str) -> tuple[Outcomes, ...]:
+    day = label_batches.c.event_to // 86_400_000_000
     query = (
-        select(label_batches.c.id, label_batches.c.rows, label_batches.c.event_from, label_batches.c.event_to)
-        .where(label_batches.c.model == model)
-        .order_by(label_batches.c.at, label_batches.c.id)
-    )
-    return tuple(
-        Outcomes(
-            row.id, row.rows, from_us(row.event_from) if row.event_from is not None else None,
-            from_us(row.event_to) if row.event_to is not None else None,
+        select(
+            func.count().label("batches"), func.sum(label_batches.c.rows).label("labels"),
+            func.min(label_batches.c.event_from).label("first"), func.max(label_batches.c.event_to).label("last"),
         )
-        for row in conn.execute(query)
+        .where(label_batches.c.model == model, label_batches.c.event_from.is_not(None), day.is_not(None))
+        .group_by(day)
+        .order_by(day)
     )  # fmt: skip
+    return tuple(
+        Outcomes(int(row.batches), int(row.labels), from_us(row.first), from_us(row.last))
+        for row in conn.execute(query)
+    )
 
 
 def _windows(conn: Connection, model: str) -> tuple[Windows, ...]:
