@@ -8,7 +8,7 @@ from loopwright.cli.documents import card, document, documents, sbom
 from loopwright.cli.lazy import subcommands
 from loopwright.cli.lineage import version_text
 from loopwright.cli.session import Session, command
-from loopwright.cli.show import pairs, table, text
+from loopwright.cli.show import Column, pairs, table, text
 from loopwright.kernel.errors import BadInput
 
 
@@ -53,7 +53,11 @@ def verify(session: Session, model: str, version: int) -> int:
     """Check a version's bytes, seal, approval, route and MLflow's source."""
     answer = session.call("models.verify", model=model, version=version)
     marks = {True: "ok", False: "bad", None: "–"}
-    columns = [("check", "check"), ("", lambda row: marks[row["ok"]]), ("found", "found")]
+    columns: list[Column] = [
+        ("check", "check"),
+        ("", lambda row: marks[row["ok"]]),
+        ("found", "found"),
+    ]
     session.show(answer, lambda a: table(a["checks"], columns))
     return 0 if answer["ok"] else 1
 

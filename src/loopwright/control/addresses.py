@@ -31,7 +31,7 @@ def address_of(name: str) -> Address:
     file = _FOLDER / f"{name.partition('.')[0]}.py"
     listed = _listed(file) if file.parent == _FOLDER and file.is_file() else {}
     if name not in listed:
-        known = listed or {each: None for path in _FOLDER.glob("[a-z]*.py") for each in _listed(path)}
+        known = list(listed) or [each for path in _FOLDER.glob("[a-z]*.py") for each in _listed(path)]
         raise NotFound("no such operation", got=name, next=did_you_mean(name, known))
     return listed[name]
 

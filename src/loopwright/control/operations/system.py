@@ -19,7 +19,8 @@ from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.alerts import GOVERNANCE, Alert
 from loopwright.registry import promotion, review, versions
 from loopwright.registry.policy import Promotion
-from loopwright.registry.review import Review
+from loopwright.registry.records import Review
+from loopwright.registry.records import Review
 from loopwright.registry.versions import Overview
 
 
