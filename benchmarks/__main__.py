@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ORDER = ("startup", "serving", "demo")
+ORDER = ("startup", "governance", "serving", "demo")
 
 
 def main() -> int:

@@ -255,6 +255,7 @@ versions = Table(
     PrimaryKeyConstraint("model", "version"),
     Index(None, "run_id"),
     Index(None, "stage"),
+    Index(None, "model", "stage"),
     _one_of("stage", "None", "Staging", "Production", "Archived"),
     Index(None, "bundle"),
 )
@@ -299,6 +300,8 @@ promotions = Table(
     _of_version(),
     _one_of("state", "pending", "effective", "rejected", "withdrawn", "reverted"),
     Index(None, "model", "version"),
+    # The last decision for a stage, without a look at all those before it.
+    Index(None, "model", "stage", "state", "decided_seq"),
 )
 
 approvals = Table(

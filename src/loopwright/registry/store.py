@@ -126,16 +126,21 @@ def list_versions(
 
 def current_version(conn: Connection, model: str, stage: Stage) -> Version | None:
     """Of the versions in `stage`, the one promoted there last by the audit log's numbers, whatever clocks said."""
+    inside = select(versions.c.version).where(
+        versions.c.model == model, versions.c.stage == stage.value, _KEPT
+    )
+    if conn.execute(inside.limit(1)).first() is None:
+        return None
     of_version = (versions.c.model == promotions.c.model) & (versions.c.version == promotions.c.version)
-    order = func.coalesce(promotions.c.decided_seq, promotions.c.seq)
     query = (
         select(versions)
         .join(promotions, of_version)
         .where(
-            versions.c.model == model, versions.c.stage == stage.value, _KEPT,
-            promotions.c.stage == stage.value, promotions.c.state == "effective",
+            promotions.c.model == model, promotions.c.stage == stage.value, promotions.c.state == "effective",
+            versions.c.stage == stage.value, _KEPT,
         )
-        .order_by(order.desc())
+        # Every effective promotion has one; the index has them in this order.
+        .order_by(promotions.c.decided_seq.desc())
         .limit(1)
     )  # fmt: skip
     row = conn.execute(query).one_or_none()

@@ -315,6 +315,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", "version", name=op.f("pk_lw_versions")),
     )
     op.create_index(op.f("ix_lw_versions_bundle"), "lw_versions", ["bundle"], unique=False)
+    op.create_index(op.f("ix_lw_versions_model_stage"), "lw_versions", ["model", "stage"], unique=False)
     op.create_index(op.f("ix_lw_versions_run_id"), "lw_versions", ["run_id"], unique=False)
     op.create_index(op.f("ix_lw_versions_stage"), "lw_versions", ["stage"], unique=False)
     op.create_table(
@@ -372,6 +373,12 @@ def upgrade() -> None:
             name=op.f("fk_lw_promotions_model_version"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_promotions")),
+    )
+    op.create_index(
+        op.f("ix_lw_promotions_model_stage_state_decided_seq"),
+        "lw_promotions",
+        ["model", "stage", "state", "decided_seq"],
+        unique=False,
     )
     op.create_index(
         op.f("ix_lw_promotions_model_version"), "lw_promotions", ["model", "version"], unique=False
