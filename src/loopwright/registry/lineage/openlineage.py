@@ -246,8 +246,8 @@ class _Teller:
             "schemaURL": f"{_CORE}/RunEvent",
             "run": {"runId": run, "facets": dict(facets or {})},
             "job": {"namespace": self.namespace, "name": job, "facets": of_job},
-            "inputs": inputs or [],
-            "outputs": outputs or [],
+            "inputs": [_side(dataset, "inputFacets") for dataset in inputs or []],
+            "outputs": [_side(dataset, "outputFacets") for dataset in outputs or []],
         }
 
     def _run_id(self, *parts: object) -> str:
@@ -337,6 +337,13 @@ def dataset_of(uri: str, model: str) -> tuple[str, str]:
     if parts.scheme == "file":
         return "file", f"/{name}"
     return f"{parts.scheme}://{parts.netloc}", name + (f"?{parts.query}" if parts.query else "")
+
+
+def _side(dataset: Event, facets: str) -> Event:
+    """The dataset as it stands on one side of a job, with that side's facets."""
+    return {name: dataset[name] for name in ("namespace", "name", "facets")} | {
+        facets: dataset.get(facets, {})
+    }
 
 
 def _facet(facet: str, **content: Any) -> Event:
