@@ -251,6 +251,8 @@ def _routes() -> Iterator[Route]:
 
 
 ROUTES = tuple(_routes())
+_PLAIN = {(route.method, route.path): route for route in ROUTES if "<" not in route.path}
+_VARYING = tuple(route for route in ROUTES if "<" in route.path)
 
 _API = re.compile(r"/(?:ajax-)?api/\d+\.\d+/(mlflow|mlflow-artifacts)/(.*)", re.DOTALL)
 _JOBS = re.compile(r"/ajax-api/\d+\.\d+(/jobs/.*)", re.DOTALL)
@@ -268,17 +270,14 @@ def plain_path(path: str) -> str:
 
 def route_of(method: str, path: str) -> Route | None:
     """The table's row for a request; None for what it does not name. HEAD and OPTIONS go with GET."""
-    reading = method in ("HEAD", "OPTIONS")
     spelled = plain_path(path)
-    return next(
-        (
-            route
-            for route in ROUTES
-            if (route.method == method or (reading and route.method == "GET"))
-            and _pattern(route.path).fullmatch(spelled)
-        ),
-        None,
-    )
+    for asked in (method, "GET") if method in ("HEAD", "OPTIONS") else (method,):
+        if (asked, spelled) in _PLAIN:
+            return _PLAIN[asked, spelled]
+        for route in _VARYING:
+            if route.method == asked and _pattern(route.path).fullmatch(spelled):
+                return route
+    return None
 
 
 @cache

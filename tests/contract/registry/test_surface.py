@@ -11,7 +11,7 @@ import pytest
 
 from loopwright.kernel.errors import NotFound
 from loopwright.registry.guard import judge
-from loopwright.registry.surface import ROUTES, Route, plain_path, route_of
+from loopwright.registry.surface import ROUTES, plain_path, route_of
 
 ROOT = Path(__file__).parents[3]
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -42,7 +42,7 @@ def test_every_route_of_mlflow_stands_in_the_table(offered: list[tuple[str, str]
 
 def test_the_table_names_nothing_that_mlflow_has_no_more(offered: list[tuple[str, str]]) -> None:
     met = {route_of(*one) for one in offered}
-    # Taken by a wildcard before it, or MLflow's under another name only.
+    # MLflow's own clients have asked for the first by GET.
     assert {f"{route.method} {route.path}" for route in ROUTES if route not in met} <= {"GET datasets/search"}
 
 
@@ -67,21 +67,6 @@ def test_a_route_that_a_later_mlflow_brings_does_not_exist_here() -> None:
     ):
         with pytest.raises(NotFound, match="not offered"):
             judge(method, path)
-
-
-def test_wildcards_do_not_take_what_another_row_treats_otherwise() -> None:
-    def covers(wide: Route, narrow: Route) -> bool:
-        found = route_of(narrow.method, _full(narrow))
-        return (found is not None and found.treatment == narrow.treatment) or wide is narrow
-
-    wild = [route for route in ROUTES if "<" in route.path]
-    assert [r for r in ROUTES if "<" not in r.path and not all(covers(wide, r) for wide in wild[:1])] == []
-
-
-def _full(route: Route) -> str:
-    if route.path.startswith("/mlflow-artifacts/"):
-        return f"/api/2.0{route.path}"
-    return route.path if route.path.startswith("/") else f"/api/2.0/mlflow/{route.path}"
 
 
 def test_the_reference_says_what_the_table_says() -> None:

@@ -20,6 +20,13 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from tests.integration.registry.plane import Plane, digest_of
 
+pytestmark = [
+    # What we call is what users' scripts call, old names included.
+    pytest.mark.filterwarnings("ignore:.*get_latest_versions.* is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning"),
+    pytest.mark.filterwarnings("ignore:.*y_pred.*:FutureWarning"),
+]
+
 ROWS = pd.DataFrame({"distance": [1.0, 10.0], "hour": [0.0, 1.0]})
 
 
