@@ -29,7 +29,7 @@ def test_an_unknown_name_is_told(name: str) -> None:
 
 
 def test_the_nearest_name_is_told() -> None:
-    with pytest.raises(NotFound, match="models.rollback"):
+    with pytest.raises(NotFound, match=r"models\.rollback"):
         address_of("models.rolback")
 
 
