@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from loopwright.kernel.errors import BadInput, Refused
 from loopwright.registry import limits, store
+from loopwright.registry.mlflow_rows import store as rows
 from loopwright.registry.promotion import RESERVED_ALIASES
 from loopwright.registry.versions import TAG_PREFIX
 
@@ -40,7 +41,7 @@ def check_tag(conn: Connection, name: str, key: str, version: int | None = None)
         raise Refused(f"tags under `{TAG_PREFIX}` are written by Loopwright only", where=name, got=key)
     if key == PROMPT_TAG and (store.has_versions(conn, name) or version is not None):
         raise Refused("this tag would hide a model that has versions from every search", where=name, got=key)
-    if key == PROMPT_TAG and store.is_prompt(conn, name) and store.has_ml_versions(conn, name):
+    if key == PROMPT_TAG and store.is_prompt(conn, name) and rows.has_ml_versions(conn, name):
         raise Refused("this tag would turn a prompt into a model, with its aliases", where=name, got=key)
 
 
@@ -65,7 +66,7 @@ def copied(source: str) -> tuple[str, int] | None:
 
 def copied_tags(conn: Connection, copied: tuple[str, int], tags: list[Any] | None) -> list[Any]:
     """The tags of a copy: without those of ours that it brings along unchanged, which vouch for the original only."""
-    original = store.ml_tags_of(conn, *copied)
+    original = rows.ml_tags_of(conn, *copied)
     return [
         tag
         for tag in tags or []
@@ -79,7 +80,7 @@ def resolved(conn: Connection, source: str) -> str:
     if parts.scheme != "runs":
         return source
     run, _, path = parts.path.lstrip("/").partition("/")
-    place = store.files_of_run(conn, run, path)
+    place = rows.files_of_run(conn, run, path)
     if parts.netloc or not path or place is None:
         raise BadInput("no such run, or no path in it", where="source", got=source, wanted="runs:/RUN/PATH")
     return place

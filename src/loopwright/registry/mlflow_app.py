@@ -11,8 +11,9 @@ from loopwright.kernel.actor import Actor
 from loopwright.kernel.errors import Refused
 from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
-from loopwright.registry import entry, store
+from loopwright.registry import entry
 from loopwright.registry.guard import App, Guard
+from loopwright.registry.mlflow_rows import store as rows
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 from loopwright.registry.retention import drop_bytes
 
@@ -150,5 +151,5 @@ def _explain_bad_input() -> None:
 def _registered(ledger: Ledger, uris: list[str], below: str) -> list[tuple[str, int]]:
     with ledger.read() as conn:
         if below.startswith("run:"):
-            return store.ml_sources_in_run(conn, below.removeprefix("run:"))
-        return store.ml_sources_at(conn, uris, below)
+            return rows.ml_sources_in_run(conn, below.removeprefix("run:"))
+        return rows.ml_sources_at(conn, uris, below)

@@ -46,6 +46,7 @@ from loopwright.registry import checks, limits, promotion, store
 from loopwright.registry.authority import require_on, role_on
 from loopwright.registry.identity import acting, current_actor
 from loopwright.registry.location import check_location
+from loopwright.registry.mlflow_rows import store as rows
 from loopwright.registry.records import Version
 from loopwright.registry.refusals import Refusals
 from loopwright.registry.retention import delete_version
@@ -147,7 +148,7 @@ class GovernedRegistry(SqlAlchemyStore):
     def set_registered_model_tag(self, name: str, tag: RegisteredModelTag) -> None:
         with self._act("model.tagged", name) as act:
             checks.check_tag(act.conn, name, tag.key)
-            limits.check_tags(name, store.count_ml_tags(act.conn, name, besides=tag.key) + 1, [tag.key])
+            limits.check_tags(name, rows.count_ml_tags(act.conn, name, besides=tag.key) + 1, [tag.key])
             super().set_registered_model_tag(name, tag)
             act.record({"key": tag.key, "value": limits.shown(tag.value)})
 
@@ -160,14 +161,14 @@ class GovernedRegistry(SqlAlchemyStore):
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         with self._act("alias.set", name) as act:
             checks.check_alias(act.conn, name, alias)
-            before = store.ml_alias(act.conn, name, alias)
+            before = rows.ml_alias(act.conn, name, alias)
             super().set_registered_model_alias(name, alias, version)
             act.record({"alias": alias, "version": int(version), "before": before})
 
     def delete_registered_model_alias(self, name: str, alias: str) -> None:
         with self._act("alias.deleted", name) as act:
             checks.check_alias(act.conn, name, alias)
-            before = store.ml_alias(act.conn, name, alias)
+            before = rows.ml_alias(act.conn, name, alias)
             super().delete_registered_model_alias(name, alias)
             act.record({"alias": alias, "before": before})
 
@@ -193,12 +194,12 @@ class GovernedRegistry(SqlAlchemyStore):
             source = checks.resolved(act.conn, source)
             if not store.is_prompt(act.conn, name):
                 check_location(source, field="source", own="file:" if self.takes_files else "")
-            if run_id and store.is_run_deleted(act.conn, run_id):
+            if run_id and rows.is_run_deleted(act.conn, run_id):
                 raise Refused(
                     f"the run {run_id} is deleted; a version needs what it was trained in",
                     where=name, next="Restore it first: MlflowClient().restore_run(RUN)",
                 )  # fmt: skip
-            store.keep_counting(act.conn, name, act.now)
+            rows.keep_counting(act.conn, name, act.now)
             made = super().create_model_version(
                 name, source, run_id, tags, run_link, description, local_model_path, model_id
             )
@@ -266,7 +267,7 @@ class GovernedRegistry(SqlAlchemyStore):
     def set_model_version_tag(self, name: str, version: str, tag: ModelVersionTag) -> None:
         with self._act("version.tagged", name, version) as act:
             checks.check_tag(act.conn, name, tag.key, version=_validate_model_version(version))
-            others = store.count_ml_tags(act.conn, name, _validate_model_version(version), besides=tag.key)
+            others = rows.count_ml_tags(act.conn, name, _validate_model_version(version), besides=tag.key)
             limits.check_tags(act.subject, others + 1, [tag.key])
             super().set_model_version_tag(name, version, tag)
             act.record({"key": tag.key, "value": limits.shown(tag.value)})

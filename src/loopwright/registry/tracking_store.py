@@ -19,6 +19,7 @@ from loopwright.kernel.errors import BadInput, LoopwrightError, Refused
 from loopwright.registry import limits, store
 from loopwright.registry.identity import current_actor
 from loopwright.registry.location import check_location
+from loopwright.registry.mlflow_rows import store as rows
 from loopwright.registry.mlflow_store import as_mlflow
 from loopwright.registry.refusals import Refusals
 from loopwright.registry.unit_of_work import UnitOfWork, shared_engine
@@ -57,7 +58,7 @@ class GuardedTracking(SqlAlchemyStore):
             # SQLite takes " 7" and "7.0" for 7 where it compares them with a number.
             if not re.fullmatch(r"0|[1-9][0-9]*", str(experiment_id), re.ASCII):
                 raise BadInput("not an experiment's id", where="experiments", got=experiment_id)
-            self._keep(session, store.runs_of_experiment(session.connection(), str(experiment_id)))
+            self._keep(session, rows.runs_of_experiment(session.connection(), str(experiment_id)))
             super().delete_experiment(experiment_id)
 
     # Runs
@@ -188,7 +189,7 @@ class GuardedTracking(SqlAlchemyStore):
         claimed = next((tag.value for tag in tags if tag.key == USER_TAG), None)
         if claimed is None or _speaks_for_others():
             return
-        made_by = store.user_of_run(session.connection(), run_id)
+        made_by = rows.user_of_run(session.connection(), run_id)
         if made_by is not None and claimed != made_by:
             raise Refused("who made a run stays with it", where=run_id, got=claimed, wanted=made_by)
 
@@ -205,7 +206,7 @@ class GuardedTracking(SqlAlchemyStore):
 
     @staticmethod
     def _keep_files(session: Session, location: str) -> None:
-        found = store.ml_sources_at(session.connection(), [location], location.rstrip("/") + "/")
+        found = rows.ml_sources_at(session.connection(), [location], location.rstrip("/") + "/")
         if found:
             model, version = found[0]
             why = f"the logged model is kept: {model}/{version} was registered from it"

@@ -8,13 +8,13 @@ from sqlalchemy import Connection, column, delete, func, select, table, update
 
 from loopwright.kernel.clock import from_us, to_us
 from loopwright.ledger.schema import audit, reviews, rollouts, route_tables, versions
+from loopwright.registry.mlflow_rows.store import ml_sources_at
 from loopwright.registry.records import source_of
 from loopwright.registry.store import (
     ML_DELETED,
     WORKSPACE,
     ml_aliases,
     ml_models,
-    ml_sources_at,
     ml_tags,
 )
 

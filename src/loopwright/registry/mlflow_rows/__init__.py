@@ -1,0 +1,1 @@
+"""What clients' calls look up in MLflow's own rows."""
