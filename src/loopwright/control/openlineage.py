@@ -43,11 +43,10 @@ class Settings:
 
     url: str = ""
     api_key: str = ""
-    namespace: str = NAMESPACE
 
     @classmethod
     def of(cls, home: Home) -> "Settings":
-        """What OPENLINEAGE_URL, _ENDPOINT, _API_KEY and _NAMESPACE say, else home.json's `openlineage`.
+        """What OPENLINEAGE_URL, _ENDPOINT and _API_KEY say, else home.json's `openlineage`.
 
         The key itself never stands in home.json: `api_key_env` names the variable that holds it. Raises BadInput.
         """
@@ -59,8 +58,12 @@ class Settings:
             )
         endpoint = os.environ.get("OPENLINEAGE_ENDPOINT") or str(named.get("endpoint") or ENDPOINT)
         key = os.environ.get("OPENLINEAGE_API_KEY") or os.environ.get(str(named.get("api_key_env") or ""), "")
-        namespace = os.environ.get("OPENLINEAGE_NAMESPACE") or str(named.get("namespace") or NAMESPACE)
-        return cls(f"{url.rstrip('/')}/{endpoint.lstrip('/')}" if url else "", key, namespace)
+        return cls(f"{url.rstrip('/')}/{endpoint.lstrip('/')}" if url else "", key)
+
+
+def namespace_of(home: Home) -> str:
+    """The namespace of jobs and datasets: OPENLINEAGE_NAMESPACE, else home.json's `openlineage`, else "loopwright"."""
+    return os.environ.get("OPENLINEAGE_NAMESPACE") or str(home.openlineage.get("namespace") or NAMESPACE)
 
 
 def told(
@@ -105,7 +108,7 @@ class Emitter:
             newest = store.last_act(conn)
         if newest == self._seen:
             return 0
-        namespace = Settings.of(self.home).namespace
+        namespace = namespace_of(self.home)
         written = 0
         with lock(self.folder / ".lock"):
             seq, size = self._told()
@@ -130,12 +133,20 @@ class Emitter:
         return written
 
     def post(self) -> None:
-        """Begin to post what the server does not have yet, in the background; nothing when that is going on."""
+        """Begin to post what the server does not have yet, in the background; nothing when that is going on.
+
+        A setting that cannot be used is logged, once a minute.
+        """
         with self._starting:
             standing = self._thread is not None and self._thread.is_alive()
             if standing or time.monotonic() < self._not_before or not self._waiting():
                 return
-            settings = Settings.of(self.home)
+            try:
+                settings = Settings.of(self.home)
+            except BadInput as error:
+                self._not_before = time.monotonic() + LONGEST_PAUSE
+                log.warning("OpenLineage: %s", error)
+                return
             if settings.url:
                 self._thread = threading.Thread(
                     target=self._work, args=(settings,), name="openlineage", daemon=True

@@ -16,6 +16,7 @@ from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.errors import BadInput, Refused, Unavailable
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
+from loopwright.registry.lineage.store import load
 from tests.integration.data.conftest import contract
 
 ADA = Actor("ada", Role.DEVELOPER)
@@ -69,6 +70,28 @@ def test_the_ledger_remembers_batch_and_act_together(lake: Lake, csv: Csv) -> No
     assert batch is not None
     assert batch.report == report.to_json()
     assert [(row.actor, row.subject, row.payload["good_rows"]) for row in audit] == [("ada", "m/t", 1)]
+
+
+TEXT = contract(
+    "{name: id, logicalType: integer, primaryKey: true}", "{name: x, logicalType: number, description: d}",
+    custom="{property: maxBadShare, value: 1}",
+)  # fmt: skip
+
+
+def test_every_landing_is_remembered_with_the_version_it_made(lake: Lake, csv: Csv) -> None:
+    first = land(lake, csv("id,x\n1,1\n2,x\n"))
+    land(lake, csv("id,x\n3,3\n"))
+    land(lake, csv("id,x\n3,3\n"))
+    again = land(lake, csv("id,x\n1,1\n2,x\n"), TEXT, hours=5)
+    with lake.ledger.read() as conn:
+        landed = load(conn, "m").landings
+    assert [(each.batch, each.silver) for each in landed] == [
+        (first.batch_id, first.silver_version), (landed[1].batch, 1), (first.batch_id, again.silver_version),
+    ]  # fmt: skip
+    assert again.silver_version == 2 and {each.table for each in landed} == {"t"}
+    assert [(each.good, each.bad, each.loading, each.actor) for each in landed] == [
+        (1, 1, "append", "ada"), (1, 0, "append", "ada"), (1, 1, "append", "ada"),
+    ]  # fmt: skip
 
 
 def test_landing_the_same_source_again_does_nothing(lake: Lake, csv: Csv) -> None:

