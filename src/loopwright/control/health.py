@@ -10,15 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from loopwright.bundle.depot import BundleDepot
-from loopwright.control import store
+from loopwright.control import anchors, store
 from loopwright.control.context import Context
 from loopwright.control.controllers.loop import LEASE
 from loopwright.control.limits import Settings
 from loopwright.control.oidc import Provider
 from loopwright.control.seals import sealed
+from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import LoopwrightError
 from loopwright.kernel.stage import Stage
 from loopwright.ledger import store as ledger_store
+from loopwright.ledger.anchor import tell
 from loopwright.registry import versions
 
 PACKAGES = ("mlflow", "deltalake", "duckdb", "lightgbm", "onnxruntime", "optuna", "fastapi", "sqlalchemy")
@@ -135,8 +137,31 @@ def _audit(ctx: Context) -> Finding:
         report = ledger_store.verify(conn)
     return (
         report.ok,
-        report.why,
+        "; ".join((report.why, *report.remarks)),
         "Somebody changed the log outside of Loopwright: compare with an exported copy.",
+    )
+
+
+def _anchors(ctx: Context) -> Finding:
+    anchors.schedule_of(ctx.home)  # says what is wrong with it
+    wrong = [one for one in anchors.findings(ctx) if one.counts and not one.ok]
+    if wrong:
+        told = "; ".join(f"{one.where}: {one.why}" for one in wrong[:3])
+        return (
+            False,
+            told,
+            "Hold the log against anchors kept elsewhere: loopwright audit verify --anchor FILE",
+        )
+    with ctx.ledger.read() as conn:
+        standing = anchors.last_anchor(conn)
+    if standing is None:
+        return True, "none yet (made by loopwright up, or now: loopwright audit anchor)", ""
+    anchor, places = standing
+    failed = tell(places)
+    return (
+        not failed,
+        failed or f"row {anchor.seq} on {iso(anchor.at)}, in {len(places)} place" + "s" * (len(places) != 1),
+        "Make these places writable, or name others in home.json under anchors.to; then: loopwright audit anchor",
     )
 
 
@@ -180,6 +205,6 @@ def _people(ctx: Context) -> Finding:
 
 _CHECKS: dict[str, Callable[[Context], Finding]] = {
     "python": _python, "packages": _packages, "home is writable": _writable, "disk": _space, "signing key": _key,
-    "ledger": _ledger, "audit log": _audit, "bundles": _bundles, "seals": _seals,
+    "ledger": _ledger, "audit log": _audit, "anchors": _anchors, "bundles": _bundles, "seals": _seals,
     "reviewers": _people, "tokens": _tokens, "signing in": _settings, "controllers": _leader,
 }  # fmt: skip

@@ -175,7 +175,9 @@ def span(conn: Connection, wanted: Wanted) -> tuple[int, int]:
     when += [audit.c.at < to_us(wanted.until)] if wanted.until is not None else []
     if not when:
         return 0, conn.execute(select(func.max(audit.c.seq))).scalar() or 0
-    first, final = conn.execute(select(func.min(audit.c.seq), func.max(audit.c.seq)).where(*when)).one()
+    # "+ 0": PostgreSQL would else walk the rows by number until a time fits, which may be all of them.
+    seq = audit.c.seq + 0
+    first, final = conn.execute(select(func.min(seq), func.max(seq)).where(*when)).one()
     return (first - 1, final) if first is not None else (0, 0)
 
 

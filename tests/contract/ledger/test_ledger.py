@@ -1,18 +1,25 @@
 """What every engine of the ledger promises."""
 
+import re
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import CheckConstraint, Connection, inspect, select, text
+from sqlalchemy import CheckConstraint, Connection, event, inspect, select, text
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
+from loopwright.bundle.keys import SigningKey
 from loopwright.kernel.errors import BadInput, Unavailable
 from loopwright.ledger import store
+from loopwright.ledger.anchor import judge, make_anchor
+from loopwright.ledger.audit import next_row
 from loopwright.ledger.engine import VERSION_TABLE, Ledger
 from loopwright.ledger.schema import (
     REVISION,
@@ -151,6 +158,50 @@ class TestTransactions:
             other.join(20)
         ledger.dispose()
         assert "Another process has held the write lock" in str(outcome[0])
+
+    def test_while_another_process_writes_reads_go_on_and_a_write_fails_whole(
+        self, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("loopwright.ledger.engine.BUSY_TIMEOUT_MS", 300)
+        ledger = Ledger.open(ledger_url)
+        ledger.migrate()
+        write_rows(ledger, 3)
+        busy = f"""
+import sys
+from loopwright.ledger import store
+from loopwright.ledger.engine import Ledger
+with Ledger.open({ledger_url!r}).write() as conn:
+    store.put_meta(conn, "theirs", "x")
+    print("holding", flush=True)
+    sys.stdin.readline()
+"""
+        other = subprocess.Popen(
+            [sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert other.stdin is not None and other.stdout is not None
+        try:
+            assert other.stdout.readline() == "holding\n"
+            with ledger.read() as conn:
+                assert store.verify(conn).rows == 3
+                assert store.get_meta(conn, "theirs") is None
+            with (
+                pytest.raises(Unavailable, match="has held the write lock") as raised,
+                ledger.write() as conn,
+            ):
+                store.put_meta(conn, "ours", "x")
+                store.append(conn, at=NOON, actor="ada", action="note", subject="x", payload={})
+            assert "loopwright doctor" in str(raised.value)
+            with ledger.read() as conn:
+                assert store.get_meta(conn, "ours") is None
+                assert store.verify(conn).rows == 3
+        finally:
+            other.communicate("\n")
+        write_rows(ledger, 1)
+        with ledger.read() as conn:
+            assert store.get_meta(conn, "theirs") == "x"
+            report = store.verify(conn)
+        ledger.dispose()
+        assert (report.ok, report.rows) == (True, 4)
 
     def test_reading_leaves_no_trace(self, any_ledger: Ledger) -> None:
         with any_ledger.read() as conn:
@@ -368,6 +419,110 @@ class TestAudit:
         with any_ledger.read() as conn:
             report = store.verify(conn)
         assert (report.ok, report.broken_at) == (False, 5)
+
+    def test_a_chain_written_anew_passes_alone_and_fails_against_an_anchor(self, any_ledger: Ledger) -> None:
+        key = SigningKey.generate()
+        write_rows(any_ledger, 5)
+        with any_ledger.read() as conn:
+            head = store.head(conn)
+        assert head is not None
+        anchor = make_anchor(head, home="h", at=NOON, key_id=key.public.key_id, sign=key.sign)
+        write_rows(any_ledger, 2)
+        last: tuple[int, str] | None = None
+        with any_ledger.write() as conn:
+            open_up(conn)
+            for row in store.rows(conn):
+                actor = "eve" if row.seq == 2 else row.actor
+                new = next_row(
+                    last, at=row.at, actor=actor, action=row.action, subject=row.subject, payload=row.payload
+                )
+                values = {"actor": actor, "prev_hash": new.prev_hash, "hash": new.hash}
+                conn.execute(audit.update().where(audit.c.seq == row.seq).values(**values))
+                last = (new.seq, new.hash)
+            assert last is not None
+            store.put_meta(conn, "audit.head", f"{last[0]} {last[1]}")
+        with any_ledger.read() as conn:
+            assert store.verify(conn).ok
+            found = store.hashes_at(conn, {5, 99})
+        assert set(found) == {5}
+        finding = judge(anchor, "the safe", found.get(5), "h", {key.public.key_id: key.public.verify})
+        assert not finding.ok
+        assert finding.where == "the safe"
+
+    @pytest.mark.parametrize(
+        ("asked", "index"),
+        [
+            ({"subject": "thing/1"}, "ix_lw_audit_subject_seq"),
+            ({"actor": "ada"}, "ix_lw_audit_actor_seq"),
+            ({"action": "note"}, "ix_lw_audit_action_seq"),
+            ({"since": NOON}, "ix_lw_audit_at_seq"),
+            ({}, "pk_lw_audit|PRIMARY KEY"),
+        ],
+    )
+    def test_a_filter_is_answered_by_its_index(
+        self, any_ledger: Ledger, asked: dict[str, Any], index: str
+    ) -> None:
+        write_rows(any_ledger, 50)
+        plans = []
+        with any_ledger.read() as conn:
+            if conn.dialect.name == "postgresql":
+                # With fifty rows, reading them all is cheaper than any index.
+                conn.execute(text("SET LOCAL enable_seqscan = off"))
+                conn.execute(text("SET LOCAL enable_sort = off"))
+            how = "EXPLAIN QUERY PLAN" if conn.dialect.name == "sqlite" else "EXPLAIN"
+
+            def explain(at: Connection, _c: object, sql: str, given: Any, *_: object) -> None:
+                if sql.startswith("SELECT") and "lw_audit" in sql:
+                    cursor = at.connection.cursor()
+                    cursor.execute(f"{how} {sql}", given)
+                    plans.append(str(cursor.fetchall()))
+
+            event.listen(any_ledger.engine, "before_cursor_execute", explain)
+            assert store.rows(conn, **asked, limit=5)
+            event.remove(any_ledger.engine, "before_cursor_execute", explain)
+        assert re.search(index, "\n".join(plans)), plans
+
+    def test_rows_come_page_by_page_in_order(
+        self, any_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store, "PAGE", 3)
+        write_rows(any_ledger, 10)
+        with any_ledger.write() as conn:
+            store.append(
+                conn, at=NOON, actor="ada", action="run", subject="run 1", payload={"model": "thing"}
+            )
+        with any_ledger.read() as conn:
+            assert [row.seq for row in store.iterate(conn)] == list(range(1, 12))
+            assert [row.seq for row in store.iterate(conn, subject="thing/1")] == [2, 4, 6, 8, 10]
+            assert [row.seq for row in store.iterate(conn, model="thing")] == list(range(1, 12))
+            assert [row.seq for row in store.iterate(conn, model="thin")] == []
+            assert [row.seq for row in store.rows(conn, model="thing", limit=3)] == [8, 9, 10]
+            assert [row.seq for row in store.rows(conn, model="thing")] == list(range(1, 11))
+
+    def test_the_newest_rows_of_a_model_are_found_however_long_ago(
+        self, any_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store, "PAGE", 1)  # ten pages are what is looked at first
+        with any_ledger.write() as conn:
+            for subject in ("old", "old/1", "older/1", *["new/1"] * 20, "old/2"):
+                store.append(conn, at=NOON, actor="ada", action="note", subject=subject, payload={})
+        with any_ledger.read() as conn:
+            assert [row.seq for row in store.rows(conn, model="old", limit=2)] == [2, 24]
+            assert [row.seq for row in store.rows(conn, model="old", limit=9)] == [1, 2, 24]
+
+    def test_anchors_are_remembered_with_where_they_went(self, any_ledger: Ledger) -> None:
+        write_rows(any_ledger, 3)
+        with any_ledger.write() as conn:
+            assert store.last_anchor(conn) is None
+            assert store.unanchored_since(conn, 0, but="x") is not None
+            store.add_anchor(conn, seq=2, head="a", at=NOON, document="{}", places={"/a": ""})
+            store.add_anchor(conn, seq=3, head="b", at=NOON, document='{"b":1}', places={"/a": "full"})
+            store.add_anchor(conn, seq=3, head="b", at=NOON, document='{"b":1}', places={"/a": ""})
+        with any_ledger.read() as conn:
+            assert store.last_anchor(conn) == ('{"b":1}', {"/a": ""})
+            assert store.anchor_documents(conn) == ["{}", '{"b":1}']
+            assert store.unanchored_since(conn, 3, but="x") is None
+            assert store.unanchored_since(conn, 2, but="note") is None
 
     def test_the_numbers_have_no_gaps(self, any_ledger: Ledger) -> None:
         write_rows(any_ledger, 2)
