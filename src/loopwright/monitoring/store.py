@@ -229,6 +229,11 @@ def watermark(conn: Connection, model: str) -> datetime | None:
     return None if reached is None else from_us(reached)
 
 
+def all_watermarks(conn: Connection) -> dict[str, datetime]:
+    """How far the event time of every model has come that has had a prediction."""
+    return {row.model: from_us(row.event_time) for row in conn.execute(select(watermarks))}
+
+
 def record_label_batch(
     conn: Connection,
     *,

@@ -20,7 +20,6 @@ from loopwright.monitoring.alerts import GOVERNANCE, Alert
 from loopwright.registry import promotion, review, versions
 from loopwright.registry.policy import Promotion
 from loopwright.registry.records import Review
-from loopwright.registry.records import Review
 from loopwright.registry.versions import Overview
 
 
@@ -69,6 +68,7 @@ class _Home:
     pending: dict[str, list[Promotion]]
     reviews: dict[str, list[Review]]
     judged: frozenset[str]
+    event_times: dict[str, datetime]
 
     @classmethod
     def seen(cls, conn: Connection, model: str | None) -> "_Home":
@@ -81,6 +81,7 @@ class _Home:
             _by_model(promotion.list_promotions(conn, model=model, state="pending")),
             _by_model(review.list_reviews(conn, model=model, state="open")),
             frozenset(monitoring_store.models_judged(conn)),
+            monitoring_store.all_watermarks(conn),
         )
 
 
@@ -127,7 +128,7 @@ def _of_model(conn: Connection, home: _Home, model: str, now: datetime) -> dict[
             {"version": one.version, "by": one.broken_by, "due_at": one.due_at, "overdue": one.overdue(now)}
             for one in open_reviews
         ],
-        "event_time": monitoring_store.watermark(conn, model),
+        "event_time": home.event_times.get(model),
     }  # fmt: skip
 
 
