@@ -1,8 +1,9 @@
 """Lineage of a long history: 100 retrains over 1,000 batches, a year of hourly traffic, labels and windows.
 
-The limit is one second for any answer. Run: .venv/bin/python -m benchmarks.lineage
+The limit is one second for any answer. Run: .venv/bin/python benchmarks/lineage.py
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from loopwright.ledger.engine import Ledger
 from loopwright.registry.lineage import impact, lineage
 from loopwright.registry.lineage.page import page
 from loopwright.registry.lineage.svg import draw
-from tests.contract.lineage.history import History, digest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.contract.lineage.history import History, digest  # noqa: E402 - the tests' history, whoever starts this
 
 HOUR = 3_600_000_000
 LIMIT = 1.0
@@ -34,9 +37,8 @@ def main() -> None:
             began = time.perf_counter()
             draw(answer)
             drawn = time.perf_counter() - began
-            print(
-                f"{name:<42}{len(answer['nodes']):>7}{seconds * 1000:>7.0f} ms{drawn * 1000:>7.0f} ms{seconds / LIMIT:>12.0%}"
-            )
+            times = f"{seconds * 1000:>7.0f} ms{drawn * 1000:>7.0f} ms{seconds / LIMIT:>12.0%}"
+            print(f"{name:<42}{len(answer['nodes']):>7}{times}")
         with ledger.read() as conn:
             print(
                 f"page: {len(page(lineage(conn, model='late', version=100, direction='both'))) / 1000:.0f} kB"
