@@ -19,7 +19,7 @@ from loopwright.registry.lineage.page import page
 from loopwright.registry.lineage.svg import draw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.contract.lineage.history import History, digest  # noqa: E402 - the tests' history, whoever starts this
+from tests.contract.lineage.history import History, digest
 
 HOUR = 3_600_000_000
 LIMIT = 1.0

@@ -49,6 +49,12 @@ def fault(words: list[str]) -> str:
     known |= {"--help", "--version"}
     for word in words:
         if word.startswith("-") and not word.lstrip("-").isdecimal():
+            meant = getattr(command, "default", None)
+            if word.partition("=")[0] not in known and meant and isinstance(command, click.Group):
+                command = command.commands[meant]  # as `loopwright lineage --source …`
+                known |= {
+                    name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)
+                }
             if word.partition("=")[0] not in known:
                 return f"no option {word}"
             continue
