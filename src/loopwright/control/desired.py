@@ -19,9 +19,9 @@ def deliver_due(ctx: Context, conn: Connection, model: str) -> list[Rollout]:
     wrong with one must not undo an approval of another.
     """
     begun = []
-    for due in delivery_store.due_promotions(conn):
-        if due.model != model or delivery_store.active_rollout(conn, model) is not None:
-            continue
+    for due in delivery_store.due_promotions(conn, model):
+        if delivery_store.active_rollout(conn, model) is not None:
+            break
         moment = event_time_of(conn, due.model, ctx.now)
         plan = plan_of(conn, due.model)
         begun.append(conduct.start_due(conn, due, plan, key=ctx.key, now=ctx.now, event_time=moment))

@@ -238,8 +238,8 @@ class DuePromotion:
     reason: str
 
 
-def due_promotions(conn: Connection) -> list[DuePromotion]:
-    """Effective promotions to Production without a rollout, in the order they took effect.
+def due_promotions(conn: Connection, model: str | None = None) -> list[DuePromotion]:
+    """Effective promotions (of `model`) to Production without a rollout, in the order they took effect.
 
     A version that has left Production since (an earlier rollout failed and took it along) waits for a new
     request.
@@ -256,6 +256,8 @@ def due_promotions(conn: Connection) -> list[DuePromotion]:
         )
         .order_by(promotions.c.decided_seq, promotions.c.id)
     )
+    if model is not None:
+        query = query.where(versions.c.model == model)
     return [
         DuePromotion(row.id, row.model, row.version, row.requested_by, row.reason)
         for row in conn.execute(query)

@@ -299,7 +299,7 @@ promotions = Table(
     Column("decided_seq", BigInteger),
     _of_version(),
     _one_of("state", "pending", "effective", "rejected", "withdrawn", "reverted"),
-    Index(None, "model", "version"),
+    Index(None, "model", "version", "stage", "state"),
     # The last decision for a stage, without a look at all those before it.
     Index(None, "model", "stage", "state", "decided_seq"),
 )
@@ -396,6 +396,7 @@ rollouts = Table(
     _of_version(),
     _one_of("status", "running", "paused", "completed", "rolled_back", "aborted"),
     Index(None, "model", "started_at"),
+    Index(None, "promotion_id"),
 )
 
 rollout_events = Table(

@@ -381,7 +381,10 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_index(
-        op.f("ix_lw_promotions_model_version"), "lw_promotions", ["model", "version"], unique=False
+        op.f("ix_lw_promotions_model_version_stage_state"),
+        "lw_promotions",
+        ["model", "version", "stage", "state"],
+        unique=False,
     )
     op.create_table(
         "lw_rollouts",
@@ -411,6 +414,7 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_lw_rollouts_model_started_at"), "lw_rollouts", ["model", "started_at"], unique=False
     )
+    op.create_index(op.f("ix_lw_rollouts_promotion_id"), "lw_rollouts", ["promotion_id"], unique=False)
     op.create_table(
         "lw_team_roles",
         sa.Column("team", sa.Text(), nullable=False),
