@@ -31,7 +31,7 @@ class Cost(IntEnum):
 
 
 _TAKES = {
-    Cost.COMMAND: "a command", Cost.PERSON: "another person's word", Cost.DOCUMENT: "writing",
+    Cost.COMMAND: "a command", Cost.PERSON: "a person's word", Cost.DOCUMENT: "writing",
     Cost.WAITING: "waiting", Cost.TRAINING: "a training run",
 }  # fmt: skip
 

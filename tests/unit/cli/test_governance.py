@@ -63,7 +63,7 @@ def test_policy_test_tells_what_is_missing_and_exits_1(late: Type) -> None:
     assert "late version 1 to Production, by tier high: 1 missing" in answer.out
     assert "next cheapest step: loopwright promote late 1 --to production (a command)" in answer.out
     late("promote", "late", "1", "--as", "dora")
-    assert "loopwright approve late 1 (another person's word)" in late("policy", "test", "late", "1").out
+    assert "loopwright approve late 1 (a person's word)" in late("policy", "test", "late", "1").out
     asked = json.loads(late("policy", "test", "late", "1", "--json").out)
     assert [each["kind"] for each in asked["requirements"] if not each["met"]] == ["approvals"]
 
