@@ -42,14 +42,14 @@ def summary_of(answer: Answer) -> list[str]:
         )
         told = chain.get("anchors") or {"checked": 0, "newest": None}
         lines.append(
-            f"{told['checked']} anchors were held against it, the newest at row {told['newest']}."
+            f"Anchors that were held against it: {told['checked']}, the newest at row {told['newest']}."
             if told["checked"]
             else "No anchor could be held against it."
         )
     back = answer["clock_backwards"]
     if back["rows"]:
         lines.append(
-            f"The clock went backwards {back['rows']} times, by {back['most_seconds']:g} s at most; "
+            f"The clock went backwards between rows {back['rows']} times, by {back['most_seconds']:g} s at most; "
             "rows stand in the order they were written."
         )
     return lines

@@ -388,4 +388,4 @@ def test_a_clock_that_went_backwards_is_mentioned(ctx: Context, clock: FakeClock
     write(ctx, 1)
     answer = ask(ctx, "audit.report", month="2013-07")
     assert answer["clock_backwards"] == {"rows": 1, "most_seconds": 3600.0}
-    assert "The clock went backwards 1 times" in PAGES["md"](answer)
+    assert "The clock went backwards between rows 1 times" in PAGES["md"](answer)
