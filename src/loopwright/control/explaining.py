@@ -14,6 +14,7 @@ from loopwright.control.context import Context
 from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 from loopwright.quality.explain import Explainer, explainer_for, native_text
 from loopwright.registry import versions
+from loopwright.registry.trust.store import approved
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,11 @@ class Explainable:
 def open_version(ctx: Context, model: str, version: int) -> Explainable:
     """Verify, open and prepare a version.
 
-    Raises NotFound for a version or bundle that is not here, Tampered for changed bytes, Unavailable when it takes the
-    extra `explain`.
+    Raises NotFound for a version or bundle that is not here, Tampered for changed bytes, Refused for a pickled model
+    nobody trusts (any more), Unavailable when it takes the extra `explain`.
     """
     with ctx.ledger.read() as conn:
-        found = versions.get_version(conn, model=model, version=version)
+        found, trusted = versions.get_version(conn, model=model, version=version), approved(conn)
     depot = BundleDepot(ctx.home.bundles)
     if found.bundle is None or not depot.has(found.bundle):
         raise NotFound(
@@ -39,7 +40,7 @@ def open_version(ctx: Context, model: str, version: int) -> Explainable:
             next="Only versions that `loopwright run` sealed can be explained.",
         )  # fmt: skip
     folder = depot.path(found.bundle)
-    bundle = open_bundle(folder, ctx.keyring.public)
+    bundle = open_bundle(folder, ctx.keyring.public, trusted=trusted)
     return Explainable(bundle, explainer_for(bundle, native_text(folder, bundle.manifest)))
 
 

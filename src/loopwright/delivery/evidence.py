@@ -1,6 +1,6 @@
 """Reads what a rollout's next decision rests on: counts from the folds, the smoke test from the bundle."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,18 @@ def gather(
     )
 
 
-def smoke_test(path: Path, keys: Sequence[PublicKey]) -> Verdict:
-    """Predict the golden rows of the bundle at `path`: PASS, FAIL (other answers), ERROR (will not open)."""
+def smoke_test(
+    path: Path, keys: Sequence[PublicKey], trusted: Container[str] | None = None
+) -> Verdict:
+    """Predict the golden rows of the bundle at `path`: PASS, FAIL (other answers), ERROR (will not open).
+
+    `trusted`: digests of pickled models that may be loaded now, as `open_bundle` takes them.
+    """
     # ONNX Runtime is loaded only by the processes that really test.
     from loopwright.bundle.open import open_bundle
 
     try:
-        bundle = open_bundle(path, keys)
+        bundle = open_bundle(path, keys, trusted=trusted)
     except LoopwrightError:
         return Verdict.ERROR
     try:

@@ -47,6 +47,7 @@ from loopwright.registry.documents.sections import Written, read_card
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 from loopwright.registry.policies import admit, waive
+from loopwright.registry.trust.store import approved
 from loopwright.registry.versions import Version, current, get_version, register_version
 from loopwright.training.context import capture, mlflow_tags
 from loopwright.training.recorder import Recorder, start_run
@@ -276,9 +277,10 @@ def stable_baseline(
             version: Version | None = get_version(conn, model=model, version=stable)
         else:
             version = current(conn, model=model)
+        pickles = approved(conn)
     if version is None or version.bundle is None:
         return None
-    bundle = open_bundle(BundleDepot(home.bundles).path(version.bundle), trusted)
+    bundle = open_bundle(BundleDepot(home.bundles).path(version.bundle), trusted, trusted=pickles)
     until = bundle.manifest.provenance.get("trained_until")
     return Baseline(version.version, bundle, parse_time(until) if until else None)
 

@@ -20,12 +20,15 @@ from loopwright.bundle.signature import Field, Schema
 from loopwright.bundle.trust import SignedTrust, load_trusted
 from loopwright.cli.edge import run
 from loopwright.control.context import Context
+from loopwright.control.explaining import open_version
 from loopwright.control.operation import find
 from loopwright.control.routes import current_routes
+from loopwright.delivery.evidence import smoke_test
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, Tampered
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
+from loopwright.pipeline.lifecycle import stable_baseline
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.versions import register_version
 
@@ -158,6 +161,32 @@ def test_withdrawing_trust_names_the_versions_it_stops(
     record = do(people["ada"], "trust.approve", digest=FOUND.digest)["record"]
     registered(ctx, tmp_path, msgspec.convert(record, SignedTrust))
     assert do(people["ada"], "trust.revoke", digest=FOUND.digest, reason="a gadget")["stops"] == ["late/1"]
+
+
+def test_withdrawn_trust_stops_the_control_plane_too(
+    ctx: Context, people: dict[str, Context], tmp_path: Path
+) -> None:
+    """Explaining, the smoke test of a rollout and a baseline load models as servers do."""
+    ask(people["dora"])
+    record = do(people["ada"], "trust.approve", digest=FOUND.digest)["record"]
+    digest = registered(ctx, tmp_path, msgspec.convert(record, SignedTrust))
+    path, keys = BundleDepot(ctx.home.bundles).path(digest), ctx.keyring.public
+
+    def open_it() -> object:
+        return open_version(ctx, "late", 1).bundle.pickled
+
+    def baseline() -> object:
+        return stable_baseline(ctx.ledger, ctx.home, keys, "late")
+
+    do(ctx, "models.break_glass", model="late", version=1, reason="nothing else answers today")
+    assert open_it() == FOUND.digest
+    assert baseline() is not None
+    assert smoke_test(path, keys, [FOUND.digest]) is Verdict.PASS
+    do(people["bob"], "trust.revoke", digest=FOUND.digest, reason="a gadget was found")
+    for act in (open_it, baseline):
+        with pytest.raises(Refused, match="nobody trusts these pickled objects"):
+            act()
+    assert smoke_test(path, keys, []) is Verdict.ERROR
 
 
 def test_a_new_seal_does_not_renew_trust_that_a_revoked_key_signed(

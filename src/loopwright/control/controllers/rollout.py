@@ -17,6 +17,7 @@ from loopwright.delivery.store import Rollout
 from loopwright.kernel.verdict import Verdict
 from loopwright.monitoring.store import load_spec
 from loopwright.registry import versions
+from loopwright.registry.trust.store import approved
 
 
 class RolloutController:
@@ -35,9 +36,11 @@ class RolloutController:
         def smoke(rollout: Rollout) -> Verdict:
             with ctx.ledger.read() as conn:
                 version = versions.get_version(conn, model=rollout.model, version=rollout.version)
+                trusted = approved(conn)
             if version.bundle is None:
                 return Verdict.ERROR
-            return smoke_test(BundleDepot(ctx.home.bundles).path(version.bundle), ctx.keyring.public)
+            path = BundleDepot(ctx.home.bundles).path(version.bundle)
+            return smoke_test(path, ctx.keyring.public, trusted)
 
         def compare(rollout: Rollout, until: datetime) -> Mapping[str, Any] | None:
             if not isinstance(rollout.state, Shadow) or rollout.baseline is None:
