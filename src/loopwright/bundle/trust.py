@@ -1,23 +1,28 @@
 """Loads pickled objects that a person approved: exactly those bytes, importing exactly those names.
 
+While a file is loaded, classes are called and the few functions that plain models need, nothing else; and no object of
+the file takes the place of a method that the loader calls.
+
 What this does not defend against: an approved class that does harm in its own `__setstate__` or constructor when it is
-given a crafted state. That is why a file is trusted by its digest, why two people decide, and why ONNX is the default.
+given a crafted state, and a function the model keeps and calls when it predicts. That is why a file is trusted by its
+digest, why two people decide, and why ONNX is the default.
 """
 
 import io
 import pickle
 import sys
+from collections import deque
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 
-from loopwright.bundle.gadgets import ARRAY_WRAPPER, canonical, denied
+from loopwright.bundle.gadgets import ARRAY_WRAPPER, canonical, denied, makes
 from loopwright.bundle.keys import PublicKey, SigningKey, verify_any
 from loopwright.bundle.pickle_machine import joined
 from loopwright.bundle.pickles import Scan, read_bounded, scan_bytes, unpack
@@ -144,6 +149,7 @@ class _Loader(pickle._Unpickler):  # the one written in Python, as joblib's is
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
+    metastack: list[list[Any]]
 
     def __init__(self, file: io.BytesIO, allowed: frozenset[str], arrays: Any, depth: int = 0) -> None:
         super().__init__(file)
@@ -174,8 +180,53 @@ class _Loader(pickle._Unpickler):  # the one written in Python, as joblib's is
     def get_extension(self, code: int) -> Any:
         raise Refused("does not use the registry of extensions")
 
+    # typeshed leaves the opcodes' methods out of pickle._Unpickler: hence the remarks to mypy.
+
+    def load_reduce(self) -> None:
+        _check_call(self.stack[-2], self.stack[-1])
+        super().load_reduce()  # type: ignore[misc]
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def load_newobj(self) -> None:
+        _check_class(self.stack[-2])
+        super().load_newobj()  # type: ignore[misc]
+
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+
+    def load_newobj_ex(self) -> None:
+        _check_class(self.stack[-3])
+        super().load_newobj_ex()  # type: ignore[misc]
+
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
+
+    def _instantiate(self, kind: Any, arguments: Any) -> None:
+        _check_class(kind)
+        super()._instantiate(kind, arguments)  # type: ignore[misc]
+
+    def load_append(self) -> None:
+        _check_filled(self.stack[-2], (list, deque), "append")
+        super().load_append()  # type: ignore[misc]
+
+    dispatch[pickle.APPEND[0]] = load_append
+
+    def load_appends(self) -> None:
+        _check_filled(self.metastack[-1][-1], (list, deque), "append", "extend")
+        super().load_appends()  # type: ignore[misc]
+
+    dispatch[pickle.APPENDS[0]] = load_appends
+
+    def load_additems(self) -> None:
+        _check_filled(self.metastack[-1][-1], (set,), "add", "update")
+        super().load_additems()  # type: ignore[misc]
+
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+
     def load_build(self) -> None:
-        super().load_build()  # type: ignore[misc]  # typeshed leaves the opcodes' methods out
+        if isinstance(self.stack[-2], (type, ModuleType, FunctionType, BuiltinFunctionType)):
+            raise Refused("changes nothing that was imported", got=repr(self.stack[-2])[:200])
+        _check_filled(self.stack[-2], (object,), "__setstate__")
+        super().load_build()  # type: ignore[misc]
         if isinstance(self.stack[-1], _Array):
             self.stack[-1] = self._read(self.stack[-1])
 
@@ -201,3 +252,32 @@ class _Loader(pickle._Unpickler):  # the one written in Python, as joblib's is
         flat = np.frombuffer(data, dtype=dtype) if size else np.empty(prod(wrapper.shape), dtype=dtype)
         array = flat.reshape(wrapper.shape[::-1]).T if wrapper.order == "F" else flat.reshape(wrapper.shape)
         return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+
+
+def _check_class(called: Any) -> None:
+    if not isinstance(called, type):
+        raise Refused("makes objects of classes only", got=repr(called)[:200])
+
+
+def _check_call(called: Any, arguments: Any) -> None:
+    """Refuse to call what is neither a class nor one of the functions that plain models call."""
+    if isinstance(called, type):
+        return
+    module, name = getattr(called, "__module__", None), getattr(called, "__qualname__", None)
+    if not isinstance(called, (FunctionType, BuiltinFunctionType)) and type(called).__name__ != _CYTHON:
+        module = None  # an object may say any name of itself
+    if module is None or not makes(str(module), str(name), len(arguments)):
+        raise Refused(
+            "calls a function that no plain model calls while it is loaded", got=f"{module}.{name}",
+            wanted="a class", next="Export the model to ONNX.",
+        )  # fmt: skip
+
+
+_CYTHON = "cython_function_or_method"
+
+
+def _check_filled(target: Any, kinds: tuple[type, ...], *methods: str) -> None:
+    """Refuse to fill an object that is no container of these kinds, or has an attribute in a method's place."""
+    own = getattr(target, "__dict__", {})
+    if not isinstance(target, kinds) or any(name in own for name in methods):
+        raise Refused("fills something that is no plain container", got=type(target).__name__)
