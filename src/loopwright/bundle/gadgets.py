@@ -124,9 +124,9 @@ def denied(module: str, name: str) -> str:
         return "" if name in _PLAIN else "a builtin that can run or reach anything"
     if module in _STANDARD and name in _STANDARD[module]:
         return ""
-    if root in sys.stdlib_module_names or root in _GONE:
-        return f"of Python's own library only what plain models need may be had, not {full}"
-    if root in _MODULES or root == "joblib":
+    if root in _STANDARD:
+        return f"of {root} only what plain models need may be had"
+    if root in sys.stdlib_module_names or root in _GONE or root in _MODULES or root == "joblib":
         return f"nothing of {root} may be had"
     if (module == "numpy.ma" or module.startswith("numpy.ma.")) and name not in _MASKED:
         return "it may call any method by its name"
