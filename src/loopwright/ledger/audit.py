@@ -164,16 +164,21 @@ def next_row(
 def hashed_bytes(row: Stored) -> bytes:
     """Return what the hash of the row is taken of: with a canonical payload, the canonical JSON of its fields.
 
-    Raises TypeError or UnicodeError for a row that holds something other than text.
+    Raises TypeError, AttributeError or UnicodeError for a row that holds something other than text.
     """
     seq, at, actor, action, subject, payload, prev_hash, _ = row
-    return (
-        f'[{seq!r},{at!r},{_quoted(actor)},{_quoted(action)},{_quoted(subject)},{payload},"{prev_hash}"]'
-    ).encode()
+    return _HASHED % (
+        seq, at, _quoted(actor), _quoted(action), _quoted(subject), payload.encode(), prev_hash.encode()
+    )  # fmt: skip
 
 
-# Names and acts recur.
-_quoted = lru_cache(maxsize=8192)(encode_basestring)
+# %a writes a number as it is; %d would make 1 of 1.5, which SQLite would keep.
+_HASHED = b'[%a,%a,%b,%b,%b,%b,"%b"]'
+
+
+@lru_cache(maxsize=8192)  # names and acts recur
+def _quoted(text: str) -> bytes:
+    return encode_basestring(text).encode()
 
 
 def is_canonical(payload: bytes) -> bool:
@@ -205,20 +210,25 @@ def follow(rows: Iterable[Stored], since: Walk = START) -> tuple[Walk, Break | N
     seq, previous, last, backwards, furthest = since.seq, since.hash, since.at, since.backwards, 0
     broken: Break | None = None
     for row in rows:
+        # What `_misfit` and `hashed_bytes` say, as one expression: it is asked a hundred thousand times a second.
+        number, at, actor, action, subject, payload, before, digest = row
         try:
-            # What `_misfit` asks, as one expression: it is asked a hundred thousand times a second.
+            text = payload.encode()
+            hashed = _HASHED % (
+                number, at, _quoted(actor), _quoted(action), _quoted(subject), text, before.encode()
+            )  # fmt: skip
             fits = (
-                row[0] == seq + 1
-                and row[6] == previous
-                and sha256(hashed_bytes(row)).hexdigest() == row[7]
-                and is_canonical(row[5].encode())
+                number == seq + 1
+                and before == previous
+                and sha256(hashed).hexdigest() == digest
+                and is_canonical(text)
             )
         except (TypeError, AttributeError, UnicodeError):
             fits = False
         if not fits:
             broken = _misfit(row, seq, previous)
             break
-        seq, at, previous = row[0], row[1], row[7]
+        seq, previous = number, digest
         if last is not None and at < last:
             backwards, furthest = backwards + 1, max(furthest, last - at)
         last = at
