@@ -23,7 +23,7 @@ from loopwright.delivery.store import (
 from loopwright.kernel.clock import iso
 from loopwright.kernel.digest import digest_json
 from loopwright.registry.approval import approval_record
-from loopwright.registry.review import revoked_versions
+from loopwright.registry.promotion import returnable
 from loopwright.registry.trust.store import approved
 
 
@@ -70,10 +70,10 @@ def stable_version(conn: Connection, model: str) -> int | None:
 
 
 def rollback_targets(conn: Connection, model: str) -> list[int]:
-    """Versions `rollback_now` can go to, nearest first; none whose broken glass was not upheld."""
+    """Versions `rollback_now` can go to, nearest first: those that have answered before and are approved still."""
     done = [(rollout.version, rollback) for rollout, rollback in completions(conn, model)]
-    gone = revoked_versions(conn, model)
-    return [version for version in previous_versions(done) if version not in gone]
+    approved = {promotion.version for promotion in returnable(conn, model)}
+    return [version for version in previous_versions(done) if version in approved]
 
 
 def route_table(conn: Connection, key: SigningKey, now: datetime) -> tuple[int, bytes]:

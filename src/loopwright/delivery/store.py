@@ -242,8 +242,9 @@ def due_promotions(conn: Connection, model: str | None = None) -> list[DuePromot
     """Effective promotions (of `model`) to Production without a rollout, in the order they took effect.
 
     A version that has left Production since (an earlier rollout failed and took it along) waits for a new
-    request.
+    request; the promotion that follows on it is the one that is due then.
     """
+    later = promotions.alias()
     of_version = (versions.c.model == promotions.c.model) & (versions.c.version == promotions.c.version)
     query = (
         select(promotions)
@@ -253,6 +254,13 @@ def due_promotions(conn: Connection, model: str | None = None) -> list[DuePromot
             promotions.c.stage == Stage.PRODUCTION.value,
             promotions.c.state == "effective",
             ~exists().where(rollouts.c.promotion_id == promotions.c.id),
+            ~exists().where(
+                later.c.model == promotions.c.model,
+                later.c.version == promotions.c.version,
+                later.c.stage == promotions.c.stage,
+                later.c.state == promotions.c.state,
+                later.c.decided_seq > promotions.c.decided_seq,
+            ),
         )
         .order_by(promotions.c.decided_seq, promotions.c.id)
     )

@@ -3,7 +3,7 @@
 Each act writes its rows, the stage here and in MLflow, and its audit row in the caller's one transaction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -255,16 +255,16 @@ def archive(
 ) -> Version:
     """Move a version to Archived; delivery does so when a newer one has all traffic.
 
-    Raises Conflict for the version that governance wants in Production: only a rollback takes that away.
+    Raises Conflict for the version that governance wants in Production: only a rollback takes that away. Other
+    versions there are delivery's alone to archive: during a rollout the one that answers is not the wanted one.
     """
     require_on(conn, actor, Role.DEVELOPER, f"archive {model}/{version}", model=model)
     found = store.get_version(conn, model, version)
     wanted = current(conn, model=model)
-    if wanted is not None and wanted.version == version:
-        raise Conflict(
-            "this is the version that serves; it leaves Production by a rollback or when its successor has taken over",
-            where=found.subject, next=f"loopwright rollback {model}",
-        )  # fmt: skip
+    if found.stage is Stage.PRODUCTION and (
+        actor.name != SYSTEM.name or (wanted is not None and wanted.version == version)
+    ):
+        raise _serves(found)
     return _restage(conn, found, Stage.ARCHIVED, actor, now, "version.archived", {"why": why})
 
 
@@ -273,10 +273,7 @@ def demote(conn: Connection, *, model: str, version: int, why: str, now: datetim
     require_on(conn, actor, Role.DEVELOPER, f"demote {model}/{version}", model=model)
     found = store.get_version(conn, model, version)
     if found.stage is Stage.PRODUCTION:
-        raise Conflict(
-            "a version leaves Production only by a rollback or when its successor has taken over",
-            where=found.subject, next=f"loopwright rollback {model}",
-        )  # fmt: skip
+        raise _serves(found)
     return _restage(conn, found, Stage.NONE, actor, now, "version.demoted", {"why": why})
 
 
@@ -293,9 +290,9 @@ def revert(
 ) -> Version | None:
     """Take `version` out of Production and leave exactly `to_version` there (None: nothing).
 
-    `version` is archived and its promotion reverted, so that it needs new approvals to come back. Returns the version
-    now in Production. Raises Conflict when `version` is not in Production, Refused when `to_version` was never
-    approved for it.
+    `version` is archived and its promotion reverted, so that it needs new approvals to come back. A request that
+    waits for `to_version` to come to Production is withdrawn: it is there. Returns the version now in Production.
+    Raises Conflict when `version` is not in Production, Refused when `to_version` was never approved for it.
     """
     found = store.get_version(conn, model, version)
     if found.stage is not Stage.PRODUCTION or version == to_version:
@@ -320,14 +317,29 @@ def revert(
     if target is not None:
         store.set_stage(conn, model, target.version, Stage.PRODUCTION, now)
         target = replace(target, stage=Stage.PRODUCTION)
+        withdraw_for(
+            conn, model=model, version=target.version, actor=actor, now=now, why="it is in Production again"
+        )
     _point_aliases(conn, model)
     return target
 
 
-def rollback_target(conn: Connection, *, model: str) -> Version | None:
-    """The version that served before the current one and was not reverted, None when there is none."""
-    wanted = current(conn, model=model)
+def returnable(conn: Connection, model: str) -> Iterator[Promotion]:
+    """The promotions to Production by which versions may come back without new approvals, the latest first.
+
+    Those that stand, of exactly the bytes of a version that is still there; without broken glass that was revoked.
+    """
+    revoked = {review.promotion_id for review in find_reviews(conn, model=model, state="revoked")}
     for promotion in store.effective_productions(conn, model):
+        version = store.find_version(conn, model, promotion.version)
+        if version is not None and version.bundle == promotion.bundle and promotion.id not in revoked:
+            yield promotion
+
+
+def rollback_target(conn: Connection, *, model: str) -> Version | None:
+    """The version that was promoted before the current one and may come back, None when there is none."""
+    wanted = current(conn, model=model)
+    for promotion in returnable(conn, model):
         if wanted is None or promotion.version != wanted.version:
             return store.get_version(conn, model, promotion.version)
     return None
@@ -351,6 +363,7 @@ def rollback(
         if previous is None:
             raise Refused("there is no earlier approved version to go back to", where=wanted.subject)
         target = previous.version
+    _approved_before(conn, list(returnable(conn, model)), model, target)
     back = revert(
         conn, model=model, version=wanted.version, to_version=target, why=reason, now=now, actor=actor
     )
@@ -440,7 +453,7 @@ def _approved_before(conn: Connection, effective: list[Promotion], model: str, v
     target = store.get_version(conn, model, version)
     if not any(p.version == version and p.bundle == target.bundle for p in effective):
         raise Refused(
-            "was never approved for Production, or its approval was reverted", where=target.subject,
+            "was never approved for Production, or its approval was reverted or revoked", where=target.subject,
             next=f"Request it: loopwright promote {model} {version} --to production",
         )  # fmt: skip
     return target
@@ -480,6 +493,13 @@ def note(
     return ledger.append(
         conn, at=now, actor=actor.name, action=action, subject=f"{promotion.model}/{promotion.version}",
         payload={"promotion": promotion.id, "stage": promotion.stage.value, "bundle": promotion.bundle, **payload},
+    )  # fmt: skip
+
+
+def _serves(version: Version) -> Conflict:
+    return Conflict(
+        "a version leaves Production only by a rollback or when its successor has taken over",
+        where=version.subject, next=f"loopwright rollback {version.model}",
     )  # fmt: skip
 
 

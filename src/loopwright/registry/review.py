@@ -144,16 +144,6 @@ def list_reviews(conn: Connection, *, model: str | None = None, state: str | Non
     return find_reviews(conn, model=model, state=state)
 
 
-def revoked_versions(conn: Connection, model: str) -> frozenset[int]:
-    """Versions whose only way to Production was broken glass that a reviewer did not uphold."""
-    revoked = {review.promotion_id for review in find_reviews(conn, model=model, state="revoked")}
-    if not revoked:
-        return frozenset()
-    effective = store.effective_productions(conn, model)
-    gone = {promotion.version for promotion in effective if promotion.id in revoked}
-    return frozenset(gone - {promotion.version for promotion in effective if promotion.id not in revoked})
-
-
 def _check_gates(conn: Connection, found: Version, policy: Policy) -> None:
     gates = evidence_of(conn, model=found.model, version=found.version, kind="gates")
     mine = [item for item in gates if item.bundle == found.bundle]

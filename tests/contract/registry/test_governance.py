@@ -422,4 +422,4 @@ class TestBrokenGlass:
             register(conn)
             smash(conn)
             decide(conn, BO, "revoke")
-            assert review.revoked_versions(conn, M) == {1}
+            assert list(promotion.returnable(conn, M)) == []

@@ -239,7 +239,7 @@ def test_during_a_rollout_both_are_in_production_and_the_new_one_is_wanted(ledge
             approval_record(conn, model=M, version=1).first
             and not approval_record(conn, model=M, version=2).first
         )
-        with pytest.raises(Conflict, match="the version that serves"):
+        with pytest.raises(Conflict, match="leaves Production only by a rollback"):
             promotion.archive(conn, model=M, version=2, why="no", now=NOON)
         promotion.archive(conn, model=M, version=1, why="replaced by 2", now=NOON)
         assert stages(conn) == mlflow_stages(conn) == {1: "Archived", 2: "Production"}

@@ -4,9 +4,10 @@ A deleted version leaves every list. Its row, number, promotions, evidence and a
 other version has the same bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection
@@ -50,15 +51,16 @@ class Standing:
 
 def standing(conn: Connection, *, model: str, version: int) -> Standing:
     """Say how long one version is kept; raises NotFound."""
-    return _standing(conn, registry.get_version(conn, model, version), policy_of(conn, model).retain)
+    found, retain = registry.get_version(conn, model, version), policy_of(conn, model).retain
+    return _standing(conn, found, retain, _ways_back(conn, model))
 
 
 def standings(conn: Connection, *, model: str | None = None) -> list[Standing]:
     """The same for all versions of `model`, or of all models; oldest first."""
     found = []
     for name in [model] if model is not None else registry.list_models(conn):
-        retain = policy_of(conn, name).retain
-        found += [_standing(conn, version, retain) for version in registry.list_versions(conn, name)]
+        retain, back = policy_of(conn, name).retain, _ways_back(conn, name)
+        found += [_standing(conn, version, retain, back) for version in registry.list_versions(conn, name)]
     return found
 
 
@@ -114,10 +116,10 @@ def drop_bytes(books: Ledger, depot: BundleDepot) -> list[str]:
     return gone
 
 
-def _standing(conn: Connection, version: Version, retain: timedelta) -> Standing:
+def _standing(conn: Connection, version: Version, retain: timedelta, back: Set[int]) -> Standing:
     moved = store.last_moved(conn, version.subject)
     used = max(version.created_at, moved) if moved else version.created_at
-    return Standing(version, retain, _later(used, retain), tuple(_needed_by(conn, version)))
+    return Standing(version, retain, _later(used, retain), tuple(_needed_by(conn, version, back)))
 
 
 def _later(moment: datetime, retain: timedelta) -> datetime:
@@ -127,7 +129,15 @@ def _later(moment: datetime, retain: timedelta) -> datetime:
         return datetime.max.replace(tzinfo=moment.tzinfo)
 
 
-def _needed_by(conn: Connection, version: Version) -> Sequence[str]:
+def _ways_back(conn: Connection, model: str) -> frozenset[int]:
+    """What a rollback would bring back: the version promoted before, and the one that answered before."""
+    approved = {one.version for one in promotion.returnable(conn, model)}
+    before = (one for one in store.answered(conn, model)[1:] if one in approved)
+    target = promotion.rollback_target(conn, model=model)
+    return frozenset([*([target.version] if target else []), *islice(before, 1)])
+
+
+def _needed_by(conn: Connection, version: Version, back: Set[int]) -> Sequence[str]:
     model, number = version.model, version.version
     reasons = []
     if version.stage in (Stage.STAGING, Stage.PRODUCTION):
@@ -141,7 +151,6 @@ def _needed_by(conn: Connection, version: Version) -> Sequence[str]:
         f"the emergency promotion {one} waits for its review"
         for one in store.open_reviews(conn, model, number)
     ]
-    target = promotion.rollback_target(conn, model=model)
-    if target is not None and target.version == number:
+    if number in back:
         reasons.append("a rollback would go back to it")
     return reasons

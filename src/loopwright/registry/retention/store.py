@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, column, delete, func, select, table, update
 
 from loopwright.kernel.clock import from_us, to_us
-from loopwright.ledger.schema import audit, reviews, rollouts, route_tables, versions
+from loopwright.ledger.schema import audit, reviews, rollout_events, rollouts, route_tables, versions
 from loopwright.registry.mlflow_rows.store import ml_sources_at
 from loopwright.registry.records import source_of
 from loopwright.registry.store import (
@@ -61,10 +61,22 @@ def routed(conn: Connection, model: str) -> set[int]:
     document = conn.execute(query).scalar_one_or_none()
     if document is None:
         return set()
-    # Kept as it was signed: the table is text inside its envelope.
-    content = json.loads(document)
-    content = json.loads(content["table"]) if isinstance(content.get("table"), str) else content
-    return {int(number) for number in (content.get("models", {}).get(model) or {}).get("versions", {})}
+    # Kept as it was signed: text inside an envelope, which is text itself.
+    table = json.loads(json.loads(json.loads(document)["signed"])["table"])
+    return {int(number) for number in table["models"].get(model, {}).get("versions", ())}
+
+
+def answered(conn: Connection, model: str) -> list[int]:
+    """The versions that all traffic came to, the last one first."""
+    last = func.max(rollout_events.c.id)
+    query = (
+        select(rollouts.c.version)
+        .join(rollout_events, rollout_events.c.rollout_id == rollouts.c.id)
+        .where(rollouts.c.model == model, rollout_events.c.kind == "completed")
+        .group_by(rollouts.c.version)
+        .order_by(last.desc())
+    )
+    return [int(number) for number in conn.execute(query).scalars()]
 
 
 def open_reviews(conn: Connection, model: str, version: int) -> list[str]:
