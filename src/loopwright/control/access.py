@@ -19,7 +19,8 @@ DEFAULT_LIFE = timedelta(days=90)
 """How long a token works when nobody says otherwise."""
 LONGEST_LIFE = timedelta(days=36_500)
 _WRONG = "Get one with: loopwright token create USER"
-_TOKEN = re.compile(r"lw_[0-9a-f]{12}_[A-Za-z0-9_-]{16,}")
+_TOKEN = re.compile(r"lw_([0-9a-f]{12})_[A-Za-z0-9_-]{16,}")
+_SHAPE = re.compile(r"lw_([0-9a-f]{12})_([A-Za-z0-9_-]{1,128})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +75,20 @@ def mint() -> tuple[str, str, str]:
 
 def parse(text: str) -> tuple[str, str]:
     """Return (id, secret) of a token; raises Unauthenticated when it does not even look like one."""
-    parts = text.strip().split("_", 2)
-    if len(parts) != 3 or parts[0] != "lw" or not parts[1] or not parts[2]:
+    found = _SHAPE.fullmatch(text.strip())
+    if found is None:
         raise Unauthenticated("this is not a token of ours", wanted="lw_…", next=_WRONG)
-    return parts[1], parts[2]
+    return found[1], found[2]
 
 
 def holds_token(text: str) -> bool:
     """Whether a token stands anywhere in `text`."""
     return _TOKEN.search(text) is not None
+
+
+def redacted(text: str) -> str:
+    """`text` with the secrets of tokens taken out; their ids stay."""
+    return _TOKEN.sub(r"lw_\1_…", text)
 
 
 def admit(secret: str, token: Token | None, user: User | None, now: datetime) -> Actor:

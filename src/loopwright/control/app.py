@@ -1,5 +1,6 @@
 """The control plane as one ASGI app: /api/v1, /mlflow, /healthz, /readyz, /metrics, /docs."""
 
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -23,6 +24,8 @@ from loopwright.control.oidc import Provider, SignIn
 from loopwright.control.operation import every_operation
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Unavailable
 
+log = logging.getLogger("loopwright.control")
+
 
 @dataclass
 class Mounted:
@@ -37,8 +40,9 @@ class Mounted:
         """Make the app; keeps the error when that fails."""
         try:
             self.app = make()
-        except BaseException as error:  # noqa: BLE001 - kept and shown by /readyz: the process must not look healthy
+        except BaseException as error:  # kept and shown by /readyz: the process must not look healthy
             self.error = error
+            log.error("%s could not start", self.name, exc_info=error)
         finally:
             self.done.set()
 
@@ -155,9 +159,10 @@ def _lifespan(
 
 
 def _missing(mlflow: Mounted, context: Context, controllers: Controllers) -> Sequence[str]:
-    missing = []
+    missing: list[str] = []
     if mlflow.error is not None:
-        missing.append(f"MLflow could not start: {mlflow.error}")
+        # Whoever asks need not have signed in: the kind of fault, not its words.
+        missing.append(f"MLflow could not start ({type(mlflow.error).__name__}); the log has the details")
     elif not mlflow.done.is_set():
         missing.append("MLflow is starting")
     elif not controllers.started:
@@ -166,7 +171,7 @@ def _missing(mlflow: Mounted, context: Context, controllers: Controllers) -> Seq
         with context.ledger.read() as conn:
             conn.exec_driver_sql("SELECT 1")
     except LoopwrightError as error:
-        missing.append(str(error))
+        missing.append(error.what)
     return missing
 
 

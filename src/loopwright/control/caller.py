@@ -74,8 +74,7 @@ class Caller:
         """Whether it came straight from this machine: a loopback address, by a loopback name, through no proxy."""
         if self.trusted or any(name in _PROXYS or name.startswith("x-forwarded-") for name in self.headers):
             return False
-        named = urlsplit(f"//{self.host}").hostname or ""
-        return is_loopback(self.address) and is_loopback(named)
+        return is_loopback(self.address) and is_loopback(_host_in(f"//{self.host}"))
 
     @property
     def by_person(self) -> bool:
@@ -113,7 +112,7 @@ class Caller:
         Browsers name the page's origin with every request that is no GET, and no page can forge it.
         """
         origin, site = self.headers.get("origin"), self.headers.get("sec-fetch-site")
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != self.host.lower()
+        foreign = origin is not None and _place_in(origin) != self.host.lower()
         if foreign or site in ("cross-site", "same-site"):
             raise Refused("a page of another site may not act here", got=origin or site)
         if proven and origin is None and site is None:
@@ -169,6 +168,24 @@ def _read(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         else:
             headers[name] += ("; " if name == "cookie" else ", ") + text
     return headers
+
+
+def _host_in(url: str) -> str:
+    """The host an address names; "" for one that cannot be read."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises, too, for what is no number
+        return parts.hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place_in(origin: str) -> str | None:
+    """Host and port of an origin; None for one that cannot be read, or names none ("null")."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
 
 
 def _within(address: str, networks: Sequence[Network]) -> bool:

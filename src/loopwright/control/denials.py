@@ -11,9 +11,12 @@ from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
 
 ACTION = "access.denied"
+NOBODY = "nobody"
 TOGETHER = timedelta(minutes=1)
 MOST = 200
-"""Different denials told apart within a minute; beyond it they are counted in one row."""
+"""Different denials of strangers told apart within a minute; beyond it they are counted in one row."""
+MOST_OF_ONE = 50
+"""The same for each actor we know: nobody hides in a crowd, not even in their own."""
 _LONG = 200
 
 
@@ -28,7 +31,9 @@ class Denial:
     address: str = ""
 
 
-_OTHERS = Denial("nobody", "many different acts", f"more than {MOST} different denials within a minute", 0)
+def _others(actor: str) -> Denial:
+    most = MOST if actor == NOBODY else MOST_OF_ONE
+    return Denial(actor, "many different acts", f"more than {most} different denials within a minute", 0)
 
 
 @dataclass(slots=True)
@@ -48,6 +53,7 @@ class Denials:
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self._ledger, self._clock = ledger, clock
         self._counts: dict[Denial, _Count] = {}
+        self._told: dict[str, set[Denial]] = {}
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._news = threading.Event()
@@ -57,8 +63,11 @@ class Denials:
     def note(self, denial: Denial) -> None:
         """Count a denial; it is written soon."""
         with self._lock:
-            if denial not in self._counts and len(self._counts) >= MOST:
-                denial = _OTHERS
+            # Apart for each actor: how many there are is for admins to say, and strangers are one.
+            told = self._told.setdefault(denial.actor, set())
+            if denial not in told and len(told) >= (MOST if denial.actor == NOBODY else MOST_OF_ONE):
+                denial = _others(denial.actor)
+            told.add(denial)
             count = self._counts.setdefault(denial, _Count(self._clock()))
             count.unwritten += 1
             if not count.told:
@@ -86,6 +95,9 @@ class Denials:
                         self._counts[denial].told = True
                 for denial in [d for d, c in self._counts.items() if not c.unwritten and _over(c.since, now)]:
                     del self._counts[denial]
+                    self._told[denial.actor].discard(denial)
+                    if not self._told[denial.actor]:
+                        del self._told[denial.actor]
             return len(due) if written else 0
 
     def start(self) -> None:

@@ -5,12 +5,12 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from anyio import to_thread
 
 from loopwright.control import identify
-from loopwright.control.access import LOCAL
+from loopwright.control.access import LOCAL, holds_token, redacted
 from loopwright.control.caller import Caller, Network, check_query, is_loopback
 from loopwright.control.denials import Denial, Denials
 from loopwright.control.faults import explain
@@ -116,6 +116,9 @@ class Doorkeeper:
             if self.own_token is not None and hmac.compare_digest(secret.encode(), self.own_token.encode()):
                 return SYSTEM, None
             return await self._known(identify.by_token, secret, caller), None
+        if _below(scope, "/api"):
+            # No page of another site has a question for the API, and some answers take work: running kept code, say.
+            caller.check_same_origin()
         cookie = caller.cookie()
         if cookie is not None:
             actor, session = await self._known(identify.by_session, cookie, caller)
@@ -180,7 +183,9 @@ class Doorkeeper:
         if caller_wants_page and door.scope["type"] == "http":
             door.note(error.http_status, error.what)
             place = door.scope["path"] + (f"?{query}" if (query := _query(door.scope)) else "")
-            await _redirect(door.send, f"/login?next={quote(place, safe='')}")
+            # An address with a token in it is refused at the sign-in page, too.
+            after = "" if holds_token(unquote(unquote(place))) else f"?next={quote(place, safe='')}"
+            await _redirect(door.send, f"/login{after}")
             return
         await refuse(door.give, error, door.scope)
 
@@ -242,7 +247,7 @@ class _Passage:
     def note(self, status: int, why: str) -> None:
         """Have it written down that this request was turned away."""
         actor = self.actor.name if self.actor is not None else "nobody"
-        act = f"{self.scope.get('method', self.scope['type'])} {self.scope['path'][:160]}"
+        act = f"{self.scope.get('method', self.scope['type'])} {redacted(self.scope['path'])[:160]}"
         self.denials.note(Denial(actor, act, why[:200], status, self.address))
 
     async def _refuse_size(self) -> None:

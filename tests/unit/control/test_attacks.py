@@ -1,0 +1,154 @@
+"""What an attacker would try at the door and through the operations, besides what the rooms' own tests hold."""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from loopwright.control.access import holds_token, parse
+from loopwright.control.context import Context
+from loopwright.control.denials import MOST, Denial, Denials
+from loopwright.control.operation import find
+from loopwright.kernel.errors import Unauthenticated
+from tests.unit.control.test_doorkeeper import browse, token_of
+
+NOBODY = {"Accept": "text/html"}
+
+
+@pytest.fixture
+def here(ctx: Context) -> Iterator[TestClient]:
+    with browse(ctx, local=True) as client:
+        yield client
+
+
+@pytest.fixture
+def strict(ctx: Context) -> Iterator[TestClient]:
+    with browse(ctx, local=False) as client:
+        yield client
+
+
+def denials(ctx: Context, client: TestClient | None = None) -> list[Any]:
+    if client is not None:
+        client.app.denials.write(all_of_them=True)  # type: ignore[attr-defined]
+    rows: Any = find("audit.show")(ctx, action="access.denied", limit=10_000)
+    return list(rows)
+
+
+# Secrets.
+
+
+def test_a_token_in_a_path_is_not_written_down(strict: TestClient, ctx: Context) -> None:
+    """A token is revoked by its id or by itself: whoever does that with too small a token must not tell the log."""
+    token = token_of(ctx, "ada", "admin")
+    small: Any = find("access.create_token")(ctx, user="ada", scopes=["read"])
+    mine = {"Authorization": f"Bearer {small['token']}"}
+    assert strict.delete(f"/api/v1/tokens/{token}", headers=mine).status_code == 403
+    assert strict.delete(f"/api/v1/tokens/{token}").status_code == 401
+    assert strict.get(f"/api/v1/x/{token}", headers=NOBODY, follow_redirects=False).status_code == 303
+    rows = denials(ctx, strict)
+    assert len(rows) == 3
+    assert not holds_token(str(rows))
+    assert parse(token)[1] not in str(rows)
+
+
+def test_a_page_whose_address_holds_a_token_leads_to_signing_in_without_it(
+    strict: TestClient, ctx: Context
+) -> None:
+    """The sign-in page refuses a token in its own address too: it would send the browser round and round."""
+    token = token_of(ctx, "ada", "admin")
+    for address in (f"/docs?token={token}", f"/login?next=/docs%3Ftoken%3D{token}"):
+        first = strict.get(address, headers=NOBODY, follow_redirects=False)
+        assert first.status_code == 303
+        assert parse(token)[1] not in first.headers["location"]
+        assert (
+            strict.get(first.headers["location"], headers=NOBODY, follow_redirects=False).status_code == 200
+        )
+
+
+# What cannot be read.
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Host": "["}, {"Host": "[::1"}, {"Host": "127.0.0.1:x"}, {"Origin": "http://["}], ids=str
+)
+def test_a_host_or_origin_that_cannot_be_read_is_nobodys(here: TestClient, headers: dict[str, str]) -> None:
+    wanted = 401 if "Host" in headers else 403
+    assert here.post("/api/v1/tick", headers=headers).status_code == wanted
+    assert here.get("/api/v1/whoami", headers=headers).status_code == wanted
+
+
+@pytest.mark.parametrize("token", ["lw_\0_x", "lw_" + "a" * 100_000 + "_x", "lw_é_x", "lw_0123456789AB_x"])
+def test_what_no_id_can_be_never_reaches_the_ledger(strict: TestClient, token: str) -> None:
+    with pytest.raises(Unauthenticated):
+        parse(token)
+    basic = base64.b64encode(f":{token}".encode()).decode()
+    assert strict.get("/api/v1/whoami", headers={"Authorization": f"Basic {basic}"}).status_code == 401
+
+
+def test_whoever_may_not_come_in_is_told_nothing_of_the_machine(
+    strict: TestClient, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loopwright.kernel.errors import Unavailable
+    from loopwright.ledger.engine import Ledger
+
+    def away(self: Ledger) -> None:
+        raise Unavailable(
+            "the ledger does not answer",
+            where="postgresql://10.1.2.3/lw",
+            got='password of user "lw" is wrong',
+        )
+
+    monkeypatch.setattr(Ledger, "read", away)
+    answer = strict.get("/readyz")
+    assert answer.status_code == 503
+    assert "the ledger does not answer" in answer.text
+    assert "10.1.2.3" not in answer.text
+    assert "password" not in answer.text
+
+
+# Hiding among denials.
+
+
+def test_strangers_cannot_hide_what_somebody_known_was_refused(ctx: Context) -> None:
+    book = Denials(ctx.ledger, ctx.clock)
+    for number in range(MOST * 3):
+        book.note(Denial("nobody", f"GET /{number}", "who are you?", 401, "10.0.0.7"))
+    book.note(Denial("eve", "POST /api/v1/users", "eve may not", 403, "10.0.0.9"))
+    book.write()
+    rows = denials(ctx)
+    assert ("eve", "POST /api/v1/users") in {(row["actor"], row["payload"]["act"]) for row in rows}
+
+
+def test_one_address_cannot_hide_another_and_an_actor_cannot_hide_in_their_own_crowd(ctx: Context) -> None:
+    book = Denials(ctx.ledger, ctx.clock)
+    for number in range(MOST * 3):
+        book.note(Denial("eve", f"GET /{number}", "eve may not", 403, "10.0.0.9"))
+    book.note(Denial("mallory", "POST /api/v1/users", "mallory may not", 403, "10.0.0.9"))
+    book.write()
+    rows = denials(ctx)
+    by = {row["actor"] for row in rows}
+    assert by == {"eve", "mallory"}, "what is counted together is still eve's"
+    assert len(rows) < MOST * 2
+    assert sum(row["payload"]["count"] for row in rows if row["actor"] == "eve") == MOST * 3
+
+
+# Other sites' pages.
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_another_sites_page_asks_the_api_nothing_in_the_owners_name(here: TestClient, site: str) -> None:
+    """Some questions are work: walking the audit log, running the code kept with a run."""
+    answer = here.get("/api/v1/audit/verify", headers={"Sec-Fetch-Site": site})
+    assert answer.status_code == 403
+    for fine in ("same-origin", "none"):
+        assert here.get("/api/v1/audit/verify", headers={"Sec-Fetch-Site": fine}).status_code == 200
+    page = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Accept": "text/html"}
+    assert here.get("/docs", headers=page).status_code == 200, "a link to a page is no question"
+
+
+def test_a_program_with_a_token_asks_whatever_header_it_sends(strict: TestClient, ctx: Context) -> None:
+    token = token_of(ctx, "ada", "viewer")
+    headers = {"Authorization": f"Bearer {token}", "Sec-Fetch-Site": "cross-site"}
+    assert strict.get("/api/v1/whoami", headers=headers).status_code == 200
