@@ -12,7 +12,7 @@ WRITE = "run scripts/pages and read what it changes"
 @pytest.mark.parametrize("name", PLAYED)
 def test_the_commands_of_a_page_print_what_it_shows(name: str, tmp_path: Path) -> None:
     played = play((DOCS / name).read_text(encoding="utf-8"), tmp_path / "home")
-    assert played.differs == [], WRITE
+    assert not played.differs, "\n".join([WRITE, *played.differs])
 
 
 def test_the_table_of_tiers_is_that_of_the_built_in_documents() -> None:
