@@ -11,6 +11,9 @@ from loopwright.cli.session import Session, command
 from loopwright.cli.show import Column, pairs, table, text
 from loopwright.kernel.errors import BadInput
 
+_STAGES = click.Choice(["staging", "production"], case_sensitive=False)
+_WHICH = "Which request, when one to each stage waits."
+
 
 @subcommands()
 def models() -> None:
@@ -121,27 +124,33 @@ def promote(session: Session, model: str, version: int, to: str, reason: str, em
 @click.argument("model")
 @click.argument("version", type=int)
 @click.option("--comment", default="", help="What you looked at.")
-def approve(session: Session, model: str, version: int, comment: str) -> None:
+@click.option("--to", type=_STAGES, help=_WHICH)
+def approve(session: Session, model: str, version: int, comment: str, to: str | None) -> None:
     """Say yes to a promotion."""
-    session.show(session.call("models.approve", model=model, version=version, comment=comment), _promotion)
+    answer = session.call("models.approve", model=model, version=version, comment=comment, to=to)
+    session.show(answer, _promotion)
 
 
 @command("reject")
 @click.argument("model")
 @click.argument("version", type=int)
 @click.option("--comment", default="", help="Why not.")
-def reject(session: Session, model: str, version: int, comment: str) -> None:
+@click.option("--to", type=_STAGES, help=_WHICH)
+def reject(session: Session, model: str, version: int, comment: str, to: str | None) -> None:
     """Say no to a promotion."""
-    session.show(session.call("models.reject", model=model, version=version, comment=comment), _promotion)
+    answer = session.call("models.reject", model=model, version=version, comment=comment, to=to)
+    session.show(answer, _promotion)
 
 
 @command("withdraw")
 @click.argument("model")
 @click.argument("version", type=int)
 @click.option("--reason", default="", help="Why; it stays in the audit log.")
-def withdraw(session: Session, model: str, version: int, reason: str) -> None:
+@click.option("--to", type=_STAGES, help=_WHICH)
+def withdraw(session: Session, model: str, version: int, reason: str, to: str | None) -> None:
     """Take back a request for a promotion."""
-    session.show(session.call("models.withdraw", model=model, version=version, reason=reason), _promotion)
+    answer = session.call("models.withdraw", model=model, version=version, reason=reason, to=to)
+    session.show(answer, _promotion)
 
 
 @command("annotate")

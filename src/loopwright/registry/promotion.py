@@ -114,13 +114,22 @@ def reject(
 
 
 def withdraw(
-    conn: Connection, *, model: str, version: int, actor: Actor, now: datetime, reason: str = ""
+    conn: Connection,
+    *,
+    model: str,
+    version: int,
+    actor: Actor,
+    now: datetime,
+    reason: str = "",
+    promotion: str | None = None,
 ) -> Promotion:
-    """Take a waiting request back: by who made it, or an admin."""
-    promotion = _pending(conn, model, version, None)
-    needed = Role.DEVELOPER if actor.name == promotion.requested_by else Role.ADMIN
-    require_on(conn, actor, needed, f"withdraw {promotion.requested_by}'s request", model=model)
-    return _withdrawn(conn, promotion, actor, now, reason)
+    """Take a waiting request back: by who made it, or an admin. Raises Conflict for one that was decided."""
+    waiting = _pending(conn, model, version, promotion)
+    needed = Role.DEVELOPER if actor.name == waiting.requested_by else Role.ADMIN
+    require_on(conn, actor, needed, f"withdraw {waiting.requested_by}'s request", model=model)
+    if waiting.state != "pending":
+        raise Conflict(f"the promotion is {waiting.state} already", where=f"{model}/{version}")
+    return _withdrawn(conn, waiting, actor, now, reason)
 
 
 def withdraw_for(

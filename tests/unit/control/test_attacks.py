@@ -1,7 +1,7 @@
 """What an attacker would try at the door and through the operations, besides what the rooms' own tests hold."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from loopwright.control.access import holds_token, parse
 from loopwright.control.context import Context
 from loopwright.control.denials import MOST, Denial, Denials
 from loopwright.control.operation import find
-from loopwright.kernel.errors import Unauthenticated
+from loopwright.kernel.errors import Conflict, NotFound, Unauthenticated
 from tests.unit.control.test_doorkeeper import browse, token_of
 
 NOBODY = {"Accept": "text/html"}
@@ -152,3 +152,25 @@ def test_a_program_with_a_token_asks_whatever_header_it_sends(strict: TestClient
     token = token_of(ctx, "ada", "viewer")
     headers = {"Authorization": f"Bearer {token}", "Sec-Fetch-Site": "cross-site"}
     assert strict.get("/api/v1/whoami", headers=headers).status_code == 200
+
+
+# A yes to one thing taken for a yes to another.
+
+
+def test_a_yes_to_staging_is_never_taken_for_a_yes_to_production(
+    people: dict[str, Context], register: Callable[..., int]
+) -> None:
+    """Whoever asks for Production while somebody reads the request to Staging would else get that for this."""
+    asks: Any = {"model": "late", "version": register()}
+    find("models.promote")(people["dora"], **asks, to="staging")
+    find("models.promote")(people["dora"], **asks, to="production")
+    for act in ("models.approve", "models.reject"):
+        with pytest.raises(Conflict, match="say which one"):
+            find(act)(people["ada"], **asks)
+    with pytest.raises(Conflict, match="say which one"):
+        find("models.withdraw")(people["dora"], **asks)
+    said: Any = find("models.approve")(people["ada"], **asks, to="staging")
+    assert (said["stage"], said["state"]) == ("Staging", "effective")
+    with pytest.raises(NotFound, match="no promotion to Staging waits"):
+        find("models.approve")(people["bob"], **asks, to="staging")
+    assert find("models.withdraw")(people["dora"], **asks)["stage"] == "Production"  # type: ignore[index,call-overload]

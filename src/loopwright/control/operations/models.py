@@ -16,7 +16,7 @@ from loopwright.delivery import conduct
 from loopwright.delivery.routes import stable_version
 from loopwright.delivery.store import active_rollout, list_rollouts, standing_versions
 from loopwright.kernel.actor import Role
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.errors import BadInput, Conflict, NotFound
 from loopwright.kernel.stage import Stage
 from loopwright.registry import evidence as registry_evidence
 from loopwright.registry import lineage as registry_lineage
@@ -117,33 +117,45 @@ def promote(
 
 
 @operation("models.approve", "POST", "/models/{model}/{version}/approve", role=Role.VIEWER)
-def approve(ctx: Context, model: str, version: int, comment: str = "") -> dict[str, Any]:
-    """Say yes to the pending promotion of a version; the last yes it needs makes it effective."""
+def approve(
+    ctx: Context, model: str, version: int, comment: str = "", to: str | None = None
+) -> dict[str, Any]:
+    """Say yes to the pending promotion of a version; the last yes it needs makes it effective.
+
+    `to`: staging or production; needed when requests for both wait, so that a yes to one is never taken for the other.
+    """
     with ctx.ledger.write() as conn:
         asked = promotion.approve(
-            conn, model=model, version=version, reviewer=ctx.actor, now=ctx.now, comment=comment
-        )
+            conn, model=model, version=version, reviewer=ctx.actor, now=ctx.now, comment=comment,
+            promotion=_meant(conn, model, version, to),
+        )  # fmt: skip
         deliver_due(ctx, conn, model)
         return _answer(ctx, conn, asked)
 
 
 @operation("models.reject", "POST", "/models/{model}/{version}/reject", role=Role.VIEWER)
-def reject(ctx: Context, model: str, version: int, comment: str = "") -> dict[str, Any]:
-    """Say no to the pending promotion of a version, which ends it."""
+def reject(
+    ctx: Context, model: str, version: int, comment: str = "", to: str | None = None
+) -> dict[str, Any]:
+    """Say no to the pending promotion of a version, which ends it. `to` as in `models.approve`."""
     with ctx.ledger.write() as conn:
         asked = promotion.reject(
-            conn, model=model, version=version, reviewer=ctx.actor, now=ctx.now, comment=comment
-        )
+            conn, model=model, version=version, reviewer=ctx.actor, now=ctx.now, comment=comment,
+            promotion=_meant(conn, model, version, to),
+        )  # fmt: skip
         return _answer(ctx, conn, asked)
 
 
 @operation("models.withdraw", "POST", "/models/{model}/{version}/withdraw", role=Role.DEVELOPER)
-def withdraw(ctx: Context, model: str, version: int, reason: str = "") -> dict[str, Any]:
-    """Take back the pending promotion of a version."""
+def withdraw(
+    ctx: Context, model: str, version: int, reason: str = "", to: str | None = None
+) -> dict[str, Any]:
+    """Take back the pending promotion of a version. `to` as in `models.approve`."""
     with ctx.ledger.write() as conn:
         asked = promotion.withdraw(
-            conn, model=model, version=version, actor=ctx.actor, now=ctx.now, reason=reason
-        )
+            conn, model=model, version=version, actor=ctx.actor, now=ctx.now, reason=reason,
+            promotion=_meant(conn, model, version, to),
+        )  # fmt: skip
         return _answer(ctx, conn, asked)
 
 
@@ -214,6 +226,24 @@ def delete(ctx: Context, model: str, version: int, reason: str, dry_run: bool = 
             )
     dropped = retention.drop_bytes(ctx.ledger, BundleDepot(ctx.home.bundles))
     return {"model": model, "version": version, "deleted": True, "at": gone or ctx.now, "dropped": dropped}
+
+
+def _meant(conn: Connection, model: str, version: int, to: str | None) -> str | None:
+    """Which of a version's waiting promotions is spoken of; None where none waits, which the registry tells."""
+    waiting = promotion.list_promotions(conn, model=model, version=version, state="pending")
+    stages = ", ".join(one.stage.value for one in waiting)
+    if to is None:
+        if len(waiting) > 1:
+            raise Conflict(
+                "more than one promotion waits; say which one you mean", where=f"{model}/{version}", got=stages,
+                wanted="--to staging or --to production",
+            )  # fmt: skip
+        return waiting[0].id if waiting else None
+    stage = Stage.parse(to)
+    meant = [one.id for one in waiting if one.stage is stage]
+    if not meant and waiting:
+        raise NotFound(f"no promotion to {stage.value} waits", where=f"{model}/{version}", wanted=stages)
+    return meant[0] if meant else None
 
 
 def _answer(ctx: Context, conn: Connection, asked: Promotion) -> dict[str, Any]:
