@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,7 @@ class Session:
         if self.as_json:
             click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
         else:
-            text = render(answer)
+            text = render(harmless(answer))
             if text:
                 click.echo(text)
 
@@ -102,6 +103,19 @@ class Session:
     @property
     def at_terminal(self) -> bool:
         return sys.stdout.isatty() and not self.as_json
+
+
+def harmless(answer: Any) -> Any:
+    """`answer` without what a terminal would obey or show in another order: names and reasons are others' words."""
+    if isinstance(answer, str):
+        return answer if answer.isprintable() else _OBEYED.sub("\ufffd", answer)
+    if isinstance(answer, dict):
+        return {harmless(key): harmless(value) for key, value in answer.items()}
+    return [harmless(one) for one in answer] if isinstance(answer, list) else answer
+
+
+# Control characters but for those of plain text, and the marks that turn the direction of writing.
+_OBEYED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 
 
 def command(name: str, group: click.Group | None = None, **attributes: Any) -> Callable[[Any], click.Command]:

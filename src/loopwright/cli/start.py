@@ -11,7 +11,7 @@ from loopwright.cli.quiet import stdout_for_the_answer
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import text
 from loopwright.kernel.actor import SYSTEM
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.errors import BadInput, Refused
 
 
 @command("init")
@@ -79,7 +79,7 @@ def run(
     opened.check_files()
     context = _context(session, tracking_uri)
     if retrain:
-        context = context.acting_as(SYSTEM)
+        context = _for_retraining(context, retrain, opened.spec.model)
     from loopwright.pipeline.lifecycle import run_project
     from loopwright.registry.identity import current_actor
 
@@ -153,6 +153,24 @@ def _context(session: Session, tracking_uri: str | None) -> Any:
     from dataclasses import replace
 
     return replace(context, tracking_uri=tracking_uri) if tracking_uri else context
+
+
+def _for_retraining(context: Any, retrain: str, model: str) -> Any:
+    """The home in the product's own hands; raises Refused unless the control plane has just begun this retraining.
+
+    What is trained so has no person as its author: nobody may have their own work called that.
+    """
+    from loopwright.control.access import LOCAL
+    from loopwright.retraining.store import list_retrains
+
+    with context.ledger.read() as conn:
+        running = {one.id for one in list_retrains(conn, model=model, state="running")}
+    if context.actor != LOCAL or retrain not in running:
+        raise Refused(
+            "only the control plane answers its retrainings", where=model, got=retrain,
+            next="Train it yourself, as its author: loopwright run DIR",
+        )  # fmt: skip
+    return context.acting_as(SYSTEM)
 
 
 def _arguments(

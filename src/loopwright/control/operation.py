@@ -1,7 +1,7 @@
 """What an operation is: one typed function that HTTP, the command line and Python all call."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -65,6 +65,7 @@ class Operation:
         Raises Refused when the actor's role on the model, or everywhere when it is about none, is too small, and
         BadInput when an argument does not fit.
         """
+        check_texts(self.name, arguments)
         self.authorise(ctx.ledger, ctx.actor, arguments.get("model"))
         if self.changes and ctx.assumed_by is not None:
             ctx.record(
@@ -159,6 +160,58 @@ def every_operation() -> tuple[Operation, ...]:
     for room in ROOMS:
         import_module(f"loopwright.control.operations.{room}")
     return tuple(_REGISTRY[name] for name in sorted(_REGISTRY, key=lambda name: name.partition(".")[0]))
+
+
+def check_texts(where: str, arguments: Mapping[str, object]) -> None:
+    """Raise BadInput for texts that are too long to be kept, or that no database holds: NUL, half of a pair.
+
+    Reasons and comments go into the audit log, from which nothing is ever taken out.
+    """
+    for name, value in arguments.items():
+        longest = _LONGEST.get(name, LONGEST_TEXT)
+        if isinstance(value, list):  # of names; what are lists of documents is not kept as it came
+            parts = [one for one in value if isinstance(one, str)]
+        else:
+            parts = list(_texts(value)) if isinstance(value, str | dict) else []
+        for text in parts:
+            if "\0" in text or not _encodes(text):
+                raise BadInput(f"`{name}` is no text", where=where, got=text, wanted="Unicode without NUL")
+            if len(text) > longest:
+                raise BadInput(
+                    f"`{name}` is too long", where=where, got=f"{len(text):,} characters", wanted=f"at most {longest:,}"
+                )  # fmt: skip
+        if isinstance(value, dict) and (size := sum(map(len, parts))) > LARGEST_DOCUMENT:
+            raise BadInput(
+                f"`{name}` is too large", where=where, got=f"{size:,} characters",
+                wanted=f"at most {LARGEST_DOCUMENT:,}",
+            )  # fmt: skip
+
+
+LONGEST_TEXT = 20_000
+LARGEST_DOCUMENT = 2**20
+_LONGEST = {"text": 200_000, "document": LARGEST_DOCUMENT, "spec": LARGEST_DOCUMENT}
+"""What is longer than a reason: a card, a policy, a loop.yaml."""
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a document, names included."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            waiting += one
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def misfit(where: str, error: ValidationError, known: list[str]) -> BadInput:

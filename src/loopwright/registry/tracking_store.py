@@ -70,7 +70,7 @@ class GuardedTracking(SqlAlchemyStore):
         with self._refusing("run.created", str(experiment_id)):
             _check(f"experiment {experiment_id}", tags)
         actor = current_actor.get()
-        if actor is not None and actor.role < Role.ADMIN:
+        if actor is not None and not _speaks_for_others():
             user_id = actor.name
             tags = [RunTag(USER_TAG, actor.name) if tag.key == USER_TAG else tag for tag in tags or []]
         return super().create_run(experiment_id, user_id, start_time, tags, run_name)
@@ -220,4 +220,4 @@ def _check(where: str, tags: list[Any] | None) -> None:
 def _speaks_for_others() -> bool:
     """Whether nobody is signed in (a folder of one's own), or an admin: runs are started for others by the server."""
     actor = current_actor.get()
-    return actor is None or actor.role >= Role.ADMIN
+    return actor is None or actor.role_on() >= Role.ADMIN

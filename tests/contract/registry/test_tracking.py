@@ -6,7 +6,7 @@ import pytest
 from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from loopwright.kernel.actor import Actor, Role
+from loopwright.kernel.actor import Actor, Role, Scope
 from loopwright.ledger.engine import Ledger
 from loopwright.registry import versions
 from loopwright.registry.identity import current_actor
@@ -139,3 +139,15 @@ def test_no_call_carries_more_than_a_thousand_tags(tracking: GuardedTracking) ->
         with pytest.raises(MlflowException, match="at most 1,000"):
             call()
     assert len(tracking.create_run(experiment, "ana", 0, many[:1000], "run").data.tags) >= 1000
+
+
+def test_an_admins_token_to_write_speaks_for_nobody_else(tracking: GuardedTracking) -> None:
+    experiment = tracking.create_experiment("e")
+    token = current_actor.set(Actor("ada", Role.ADMIN, scopes=(Scope("write"),)))
+    try:
+        run = tracking.create_run(experiment, "bob", 0, [], "run").info
+        assert run.user_id == "ada"
+        with pytest.raises(MlflowException, match="who made a run stays with it"):
+            tracking.set_tag(run.run_id, RunTag("mlflow.user", "bob"))
+    finally:
+        current_actor.reset(token)

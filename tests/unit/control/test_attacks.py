@@ -11,7 +11,8 @@ from loopwright.control.access import holds_token, parse
 from loopwright.control.context import Context
 from loopwright.control.denials import MOST, Denial, Denials
 from loopwright.control.operation import find
-from loopwright.kernel.errors import Conflict, NotFound, Unauthenticated
+from loopwright.kernel.actor import Actor, Role, Scope
+from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, Unauthenticated
 from tests.unit.control.test_doorkeeper import browse, token_of
 
 NOBODY = {"Accept": "text/html"}
@@ -174,3 +175,55 @@ def test_a_yes_to_staging_is_never_taken_for_a_yes_to_production(
     with pytest.raises(NotFound, match="no promotion to Staging waits"):
         find("models.approve")(people["bob"], **asks, to="staging")
     assert find("models.withdraw")(people["dora"], **asks)["stage"] == "Production"  # type: ignore[index,call-overload]
+
+
+# More than the token is for, more than the role is for.
+
+
+def test_a_run_acts_with_no_more_than_the_token_it_came_with(ctx: Context) -> None:
+    """A token to write, in a build's hands, may be an admin's: a run with it loosens no policy."""
+    writes = ctx.acting_as(Actor("ada", Role.ADMIN, scopes=(Scope("write"),)))
+    assert find("system.where")(writes)["role"] == "developer"  # type: ignore[index,call-overload]
+
+
+def test_rows_of_data_are_for_those_who_work_on_the_model(people: dict[str, Context]) -> None:
+    with pytest.raises(Refused, match="role developer"):
+        find("data.quarantine")(people["vera"], model="late", table="flights")
+    with pytest.raises(NotFound):
+        find("data.quarantine")(people["dora"], model="late", table="flights")
+
+
+# Too much, and what no database holds.
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("models.promote", {"model": "late", "version": 1, "reason": "x" * 200_000}),
+        ("models.approve", {"model": "late", "version": 1, "comment": "x" * 200_000}),
+        ("keys.rotate", {"reason": "x" * 200_000}),
+        ("trust.request", {"digest": "0" * 64, "name": "x" * 200_000, "globals": [], "reason": "r"}),
+        ("trust.request", {"digest": "0" * 64, "name": "n", "globals": ["a\0.b"], "reason": "r"}),
+        ("models.show", {"model": "la\0te"}),
+        ("models.annotate", {"model": "late\0", "version": 1, "key": "k", "value": "v"}),
+        ("access.set_user", {"name": "ada\0", "role": "admin"}),
+        ("access.revoke_token", {"id": "\0"}),
+        ("models.promote", {"model": "late", "version": 1, "reason": "\ud800"}),
+        ("projects.apply", {"model": "late", "path": "/p", "spec": {"tags": {"a": ["x" * 2_000_000]}}}),
+        ("projects.apply", {"model": "late", "path": "/p", "spec": {"tags": {"a": ["\0"]}}}),
+    ],
+)
+def test_no_text_is_too_long_for_a_row_or_unfit_for_a_database(
+    ctx: Context, register: Callable[..., int], name: str, arguments: dict[str, Any]
+) -> None:
+    register()
+    with pytest.raises(BadInput, match=r"too long|too large|no text"):
+        find(name)(ctx, **arguments)
+
+
+def test_a_long_reason_and_a_card_of_the_longest_kind_still_fit(
+    ctx: Context, register: Callable[..., int]
+) -> None:
+    asks: dict[str, Any] = {"model": "late", "version": register()}
+    find("models.promote")(ctx, **asks, reason="é\n" * 1000, to="staging")
+    find("documents.record")(ctx, **asks, text="## Intended use\n\n" + "x" * 99_000)

@@ -80,9 +80,12 @@ def tables(ctx: Context, model: str | None = None) -> list[dict[str, Any]]:
     return listed
 
 
-@operation("data.quarantine", "GET", "/data/{model}/{table}/quarantine")
+@operation("data.quarantine", "GET", "/data/{model}/{table}/quarantine", role=Role.DEVELOPER)
 def quarantine(ctx: Context, model: str, table: str, limit: int = 20) -> dict[str, Any]:
-    """Show rows that were set aside, newest batch last, with the rules they broke."""
+    """Show rows that were set aside, newest batch last, with the rules they broke.
+
+    Rows of data are for those who work on the model.
+    """
     if not 1 <= limit <= 10_000:
         raise BadInput("`limit` is out of range", got=limit, wanted="1 to 10000")
     with ctx.ledger.read() as conn:

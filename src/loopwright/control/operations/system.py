@@ -53,7 +53,8 @@ def where(ctx: Context) -> dict[str, Any]:
         "home": ctx.home.root,
         "key_id": ctx.key.public.key_id,
         "actor": ctx.actor.name,
-        "role": ctx.actor.role,
+        # What they hold with the token they came with: a run acts with no more.
+        "role": ctx.actor.role_on(),
     }
 
 
