@@ -25,9 +25,7 @@ from loopwright.ledger.engine import Ledger
 from loopwright.ledger.store import verify
 from tests.lifecycle.own import MODEL, ROWS, TARGET, Own, Said, serving, tensors, write_rows
 
-STRICT = (
-    "policy: {tier: low, approvals: {staging: 1, production: 2}, author_may_approve: false, requester_may_approve: false}"
-)
+STRICT = "policy: {tier: low, approvals: {staging: 1, production: 2}, author_may_approve: false, requester_may_approve: false}"
 START = datetime(2026, 1, 5, tzinfo=UTC)
 WRITTEN = (
     "artifacts/bundles", "lake/bronze", "lake/silver", "lake/quarantine", "labels", "predictions",
@@ -248,7 +246,12 @@ ACTS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...], int, tuple[s
         2,
         ("no such user", "loopwright user add zoe"),
     ),
-    "a wrong token": ((), ("status", "--token", "lw_abc_def"), 2, ("wrong token", "loopwright token create")),
+    "a wrong token": (
+        (),
+        ("status", "--token", f"lw_{'0a' * 6}_{'x' * 43}"),
+        2,
+        ("wrong token", "loopwright token create"),
+    ),
     "something that is no token": ((), ("promote", MODEL, "2", "--token", "hunter2"), 2, ("token",)),
     "a rollback to nowhere": ((), ("rollback", MODEL), 2, ("no earlier version",)),
 }

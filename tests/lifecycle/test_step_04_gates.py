@@ -30,6 +30,7 @@ def test_the_first_model_is_called_one_and_compared_with_nothing(played: Played)
     results = gates(played, 1)
     assert set(results) == {
         "smoke", "export", "metric", "latency", "first model", "invariance", "directional", "minimum functionality",
+        "fairness",
     }  # fmt: skip
     assert {result["verdict"] for result in results.values()} == {"PASS"}
     assert results["first model"]["detail"] == "first model: nothing to compare with"

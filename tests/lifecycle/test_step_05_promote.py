@@ -36,10 +36,11 @@ def test_the_audit_log_tells_refusal_request_approvals_and_effect_in_order(playe
         ("chen", "promotion.effective"),
     ]
     effect = rows[-1]["payload"]
-    (evidence,) = played.evidence(1, "gates")
+    wanted = [played.evidence(1, kind) for kind in ("gates", "fairness", "explainability", "card")]
+    assert [len(found) for found in wanted] == [1, 1, 1, 1]
     assert effect["approved_by"] == ["bo", "chen"]
     assert effect["requested_by"] == "ana"
-    assert effect["evidence"] == [evidence["digest"]]
+    assert sorted(effect["evidence"]) == sorted(found["digest"] for (found,) in wanted)
     assert {row["payload"].get("bundle", effect["bundle"]) for row in rows} == {effect["bundle"]}
 
 

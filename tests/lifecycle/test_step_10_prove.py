@@ -99,7 +99,7 @@ def test_the_log_cannot_be_changed_in_passing(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "broken_at"),
     [
-        ("UPDATE lw_audit SET actor = 'ana' WHERE seq = 17", 17),
+        ("UPDATE lw_audit SET actor = 'mallory' WHERE seq = 17", 17),
         ("DELETE FROM lw_audit WHERE seq = 15", 15),
         ("DELETE FROM lw_audit WHERE seq = (SELECT max(seq) FROM lw_audit)", None),
     ],
