@@ -30,7 +30,9 @@ def must(condition: object) -> None:
         raise No
 
 
-def _asked(*, age: timedelta, sections: frozenset[str], all_kinds: bool) -> dict[str, tuple[timedelta, frozenset[str]]]:
+def _asked(
+    *, age: timedelta, sections: frozenset[str], all_kinds: bool
+) -> dict[str, tuple[timedelta, frozenset[str]]]:
     bare: frozenset[str] = frozenset()
     asked = {"gates": (age, bare)}
     if all_kinds:
@@ -308,11 +310,15 @@ class Reference:
         self.request(actor, number, stage)
         self.deliver_due()
 
-    def speak(self, actor: Actor, number: int, yes: bool, looked_at: str | None) -> None:
-        version = self.get(number)
-        waiting = self.pending(number)
-        must(waiting)
-        ask = waiting[-1]
+    def meant(self, number: int, to: str | None) -> Ask:
+        """Which of a version's waiting requests is spoken of: of two, the one that is named."""
+        self.get(number)
+        waiting = self.pending(number, to)
+        must(len(waiting) == 1)
+        return waiting[0]
+
+    def speak(self, actor: Actor, number: int, yes: bool, looked_at: str | None, to: str | None) -> None:
+        version, ask = self.get(number), self.meant(number, to)
         rules = strictest(ask.rules, self.rules())
         must(actor.role >= Role.APPROVER and not actor.service)
         must(actor.name not in self.counting(ask, rules))
@@ -328,12 +334,10 @@ class Reference:
         self.settle(ask, actor.name)
         self.deliver_due()
 
-    def withdraw(self, actor: Actor, number: int) -> None:
-        self.get(number)
-        waiting = self.pending(number)
-        must(waiting)
-        must(actor.role >= (Role.DEVELOPER if actor.name == waiting[-1].by else Role.ADMIN))
-        self._withdraw(waiting[-1], actor.name)
+    def withdraw(self, actor: Actor, number: int, to: str | None) -> None:
+        ask = self.meant(number, to)
+        must(actor.role >= (Role.DEVELOPER if actor.name == ask.by else Role.ADMIN))
+        self._withdraw(ask, actor.name)
 
     def transition(self, actor: Actor, number: int, stage: str) -> None:
         """What MLflow's client asks for."""

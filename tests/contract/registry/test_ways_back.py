@@ -38,13 +38,15 @@ def register(world: World, *numbers: int) -> None:
 
 def ask(world: World, number: int) -> None:
     for kind in ("gates", "fairness", "explainability", "card"):
-        world.record(kind, f"{number:064x}", "PASS", world.now, None, SECTIONS if kind == "card" else frozenset())
+        world.record(
+            kind, f"{number:064x}", "PASS", world.now, None, SECTIONS if kind == "card" else frozenset()
+        )
     world.operate("models.promote", DEE, model=MODEL, version=number)
 
 
 def agree(world: World, number: int) -> None:
     for who in (BO, CY):
-        world.speak(who, number, True, None, False)
+        world.speak(who, number)
 
 
 def promote(world: World, number: int) -> None:
@@ -94,7 +96,7 @@ def test_a_request_is_closed_when_its_version_comes_back_by_a_rollback(world: Wo
         assert row.payload["reason"] == "it is in Production again"
     promote(world, 3)
     with pytest.raises(NotFound, match="no promotion waits"):
-        world.speak(BO, 1, True, None, False)
+        world.speak(BO, 1)
     complete(world)  # left open, the request would have made the baseline the version that is wanted
     assert stages(world) == {1: "Archived", 2: "Archived", 3: "Production"}
 
@@ -178,5 +180,7 @@ class TestRetention:
         world.operate("models.delete", ROOT, model=MODEL, version=1, reason="its time is over")
         world.operate("models.rollback", BO, model=MODEL)
         with world.ledger.read() as conn:
-            assert rollback_targets(conn, MODEL) == [] and promotion.rollback_target(conn, model=MODEL) is None
+            assert (
+                rollback_targets(conn, MODEL) == [] and promotion.rollback_target(conn, model=MODEL) is None
+            )
             assert [one.version.version for one in retention.standings(conn, model=MODEL)] == [2, 3]

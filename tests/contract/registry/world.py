@@ -1,7 +1,7 @@
 """A home at work on a database of its own, as one person after another uses it; and accidents at any statement."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from loopwright.delivery.judge import ArmCounts
 from loopwright.delivery.rollout import Evidence as Seen
 from loopwright.delivery.tick import tick
 from loopwright.kernel.actor import SYSTEM, Actor, Role
-from loopwright.kernel.errors import LoopwrightError
+from loopwright.kernel.errors import Conflict, LoopwrightError
 from loopwright.kernel.home import Home
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger.engine import Ledger
@@ -95,9 +95,13 @@ class World:
         self.ctx = Context(home, self.ledger, OWNER, lambda: self.now, Keyring.open(home.keys), "")
 
     def close(self) -> None:
+        self.start_anew()
+        unit_of_work._engines.pop(self.url, None)
+
+    def start_anew(self) -> None:
+        """Go on as the next process would: with no connection of the one that died."""
         self.ledger.dispose()
         self.registry.engine.dispose()
-        unit_of_work._engines.pop(self.url, None)
 
     # Acts
 
@@ -126,25 +130,47 @@ class World:
             registry.create_model_version(MODEL, f"mlflow-artifacts:/1/run{self.steps}/artifacts/model")
 
     def record(
-        self, kind: str, bundle: str, verdict: str, at: datetime, snapshot: str | None, sections: frozenset[str]
+        self,
+        kind: str,
+        bundle: str,
+        verdict: str,
+        at: datetime,
+        snapshot: str | None,
+        sections: frozenset[str],
+        conn: Connection | None = None,
     ) -> None:
         payload: dict[str, Any] = {"snapshot": snapshot} if snapshot else {}
         if kind == "card":
             payload |= {"sections": dict.fromkeys(sorted(sections), SAID) | {"notes": "TODO"}}
-        with self.ledger.write() as conn:
+        with nullcontext(conn) if conn is not None else self.ledger.write() as conn:
             evidence.record_evidence(
                 conn, kind=kind, model=MODEL, version=None, bundle=bundle, verdict=Verdict(verdict), payload=payload,
                 at=at,
             )  # fmt: skip
 
-    def speak(self, actor: Actor, version: int, yes: bool, looked_at: str | None, assumed: bool) -> None:
+    def speak(
+        self,
+        actor: Actor,
+        version: int,
+        yes: bool = True,
+        looked_at: str | None = None,
+        to: str | None = None,
+        assumed: bool = False,
+    ) -> None:
+        """`assumed`: the owner of the machine speaks under this name. `looked_at`: the bytes the actor means."""
         if looked_at is None:
-            self.operate("models.approve" if yes else "models.reject", actor, assumed, model=MODEL, version=version)
+            act = "models.approve" if yes else "models.reject"
+            self.operate(act, actor, assumed, model=MODEL, version=version, to=to)
             return
-        # Who says which bytes they looked at speaks to the registry.
         speak = promotion.approve if yes else promotion.reject
         with self.ledger.write() as conn:
-            speak(conn, model=MODEL, version=version, reviewer=actor, now=self.now, bundle=looked_at)
+            waiting = promotion.list_promotions(conn, model=MODEL, version=version, state="pending")
+            meant = [one.id for one in waiting if to in (None, one.stage.value)]
+            if len(meant) != 1:
+                raise Conflict("not one promotion", got=len(meant))
+            speak(
+                conn, model=MODEL, version=version, reviewer=actor, now=self.now, bundle=looked_at, promotion=meant[0]
+            )  # fmt: skip
             for due in delivery.due_promotions(conn):
                 if delivery.active_rollout(conn, MODEL) is None:
                     self._begin(conn, due)
@@ -253,4 +279,3 @@ def die(_: Any) -> None:
 def _without_fsync(connection: Any, _record: object) -> None:
     # Power does not fail in these tests: processes do.
     connection.execute("PRAGMA synchronous = OFF")
-
