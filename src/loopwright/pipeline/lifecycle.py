@@ -291,7 +291,6 @@ def _admitted(conn: Connection, project: Project, actor: Actor) -> tuple[str, ..
     return admit(
         conn,
         model=spec.model,
-        team=spec.team,
         section=spec.to_json()["policy"],
         actor=actor,
         where=str(project.dir / "loop.yaml"),

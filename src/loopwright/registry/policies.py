@@ -150,7 +150,6 @@ def admit(
     conn: Connection,
     *,
     model: str,
-    team: str,
     section: Mapping[str, Any],
     actor: Actor,
     where: str = "",
@@ -159,9 +158,10 @@ def admit(
     """Return the points of a project's `policy:` section that stay, or become, waived; hand them to `waive`.
 
     A section that is as it was keeps the waivers it had, so that a document tightened since binds it, unless the act
-    is `deliberate` (`loopwright apply`). Who is no admin in `team`, which `check_team` has let through, waives
-    nothing: a first project is governed by tier high until an admin applies it, and a changed one that asks for less
-    than what governs the model now raises Refused. Retraining on nobody's word never loosens anything.
+    is `deliberate` (`loopwright apply`). Who is no admin of the home waives nothing: a first project is governed by
+    tier high until an admin applies it, and a changed one that asks for less than what governs the model now raises
+    Refused. An admin of the model's team is none: the tiers bind teams. Retraining on nobody's word never loosens
+    anything.
     """
     found = store.policy_section(conn, model)
     standing, waived = found or ({}, [])
@@ -171,7 +171,7 @@ def admit(
     unchanged = found is not None and _said(standing) == _said(section)
     if unchanged and not deliberate:
         return kept
-    may = actor.name != SYSTEM.name and actor.role_on(model=model, team=team) >= Role.ADMIN
+    may = actor.name != SYSTEM.name and actor.role_on(model=model) >= Role.ADMIN
     if may:
         return loosened
     looser = document.within(section, loosened).looser_than(policy_of(conn, model))

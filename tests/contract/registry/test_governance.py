@@ -87,9 +87,7 @@ def section(**said: Any) -> dict[str, Any]:
 
 
 def adopt(conn: Connection, who: Actor, *, deliberate: bool = False, **said: Any) -> tuple[str, ...]:
-    points = policies.admit(
-        conn, model=M, team="default", section=section(**said), actor=who, deliberate=deliberate
-    )
+    points = policies.admit(conn, model=M, section=section(**said), actor=who, deliberate=deliberate)
     save_project(conn, M, "", {"policy": section(**said)}, "", NOON)
     policies.waive(conn, M, points, actor=who, now=NOON)
     return points

@@ -14,6 +14,7 @@ from loopwright.control.operation import find
 from loopwright.kernel.actor import Actor, Role, Scope
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, Unauthenticated
 from tests.unit.control.test_doorkeeper import browse, token_of
+from tests.unit.control.test_operations import a_spec
 
 NOBODY = {"Accept": "text/html"}
 
@@ -227,3 +228,20 @@ def test_a_long_reason_and_a_card_of_the_longest_kind_still_fit(
     asks: dict[str, Any] = {"model": "late", "version": register()}
     find("models.promote")(ctx, **asks, reason="é\n" * 1000, to="staging")
     find("documents.record")(ctx, **asks, text="## Intended use\n\n" + "x" * 99_000)
+
+
+def test_an_admin_of_a_team_neither_loosens_what_binds_teams_nor_says_whose_code_runs(ctx: Context) -> None:
+    """One person could else be author, lower the tier and approve alone; or run code beside the home's keys."""
+    tina = ctx.acting_as(Actor("tina", Role.VIEWER, teams=(("flights", Role.ADMIN),)))
+    apply = find("projects.apply")
+    standing: dict[str, Any] = {"model": "late", "path": "/srv/late", "spec": {**a_spec(), "team": "flights"}}
+    with pytest.raises(Refused, match="from where the control plane trains"):
+        apply(tina, **standing)
+    apply(ctx, **standing)
+    with pytest.raises(Refused, match="from where the control plane trains"):
+        apply(tina, **standing | {"path": "/tmp/hers"})
+    for loose in ({"tier": "low"}, {"author_may_approve": True}, {"approvals": {"production": 1}}):
+        with pytest.raises(Refused, match="may not loosen the policy"):
+            apply(tina, **standing | {"spec": {**a_spec(**loose), "team": "flights"}})
+    strict = {**a_spec(approvals={"production": 3}), "team": "flights"}
+    assert apply(tina, **standing | {"spec": strict})["changed"] == ["policy"]  # type: ignore[index,call-overload]
