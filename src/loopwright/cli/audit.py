@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loopwright.cli.lazy import subcommands
+from loopwright.cli.output import check_place
 from loopwright.cli.progress import Lines, watch
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import Column, table, text
@@ -115,6 +116,7 @@ def anchor(session: Session, places: tuple[Path, ...]) -> int:
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="A file; default: standard output.")  # fmt: skip
 def export(session: Session, output: Path | None, **filters: Any) -> None:
     """Write every row that fits, with its hashes, oldest first."""
+    check_place(output)
     given = {name: value for name, value in _period(filters).items() if value is not None}
     chunks = session.client().stream("audit.export", **given)
     if output is None:
@@ -149,6 +151,7 @@ def report(session: Session, of: str, model: str | None, format: str, output: Pa
     from loopwright.control.audit_page import PAGES
     from loopwright.kernel.files import write_atomic
 
+    check_place(output)
     answer = session.call("audit.report", month=of, model=model)
     page = PAGES["json" if session.as_json else format](answer)
     if output is None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
+from loopwright.cli.output import check_folder, check_place
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import table, text
 from loopwright.kernel.errors import BadInput, Conflict, Unavailable
 
+_CARDS = ("md", "html", "json")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time of every entry of a .zip: the same documents give the same bytes."""
 
@@ -21,14 +23,14 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["md", "html", "json"]),
+    type=click.Choice(_CARDS),
     help="Default: by the file's ending, else md.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to this file.")
 def card(session: Session, model: str, version: int, format_: str | None, output: Path | None) -> None:
     """Show or write the model card, made from what is recorded now."""
-    ending = output.suffix.lstrip(".").lower() if output else ""
-    chosen = format_ or (ending if ending in ("md", "html", "json") else "md")
+    check_place(output)
+    chosen = format_ or _by_ending(output)
     answer = session.call("documents.card", model=model, version=version, format=chosen)
     _give(session, answer, output)
 
@@ -39,6 +41,7 @@ def card(session: Session, model: str, version: int, format_: str | None, output
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to this file.")
 def sbom(session: Session, model: str, version: int, output: Path | None) -> None:
     """Show or write the software bill of materials (CycloneDX 1.6)."""
+    check_place(output)
     _give(session, session.call("documents.sbom", model=model, version=version), output)
 
 
@@ -50,14 +53,14 @@ def document(session: Session, model: str, version: int, file: Path) -> int:
     """Record what people write about a version, without training again.
 
     FILE is Markdown with headings like `## Intended use`; the newest one counts. Exit code 1 when the policy still
-    misses sections.
+    misses sections, or one that was filled before is no longer.
     """
     from loopwright.registry.documents.sections import read_card
 
     written = read_card(file, name=file.name)
     answer = session.call("documents.record", model=model, version=version, text=written.text, file=file.name)
     session.show(answer, _recorded)
-    return 1 if answer["policy_misses"] else 0
+    return 1 if answer["policy_misses"] or answer["lost"] else 0
 
 
 @command("documents")
@@ -71,12 +74,23 @@ def documents(session: Session, model: str, version: int, output: Path) -> None:
 
     The folder can be checked with: sha256sum -c SHA256SUMS
     """
+    check_folder(output)
     _check_free(output)
     answer = session.call("documents.all", model=model, version=version)
     files = {str(each["name"]): str(each["content"]).encode() for each in answer["files"]}
     _write(output, files.items())
     listed = [{name: value for name, value in each.items() if name != "content"} for each in answer["files"]]
     session.show({**answer, "files": listed, "path": str(output)}, _taken)
+
+
+def _by_ending(output: Path | None) -> str:
+    ending = output.suffix.lstrip(".").lower() if output else ""
+    if ending not in ("", *_CARDS):
+        raise BadInput(
+            "a card is not written in this format", where=str(output), got=f".{ending}",
+            wanted=", ".join(f".{each}" for each in _CARDS),
+        )  # fmt: skip
+    return ending or "md"
 
 
 def _give(session: Session, answer: dict[str, Any], output: Path | None) -> None:
@@ -94,6 +108,8 @@ def _recorded(answer: dict[str, Any]) -> str:
     lines = [f"{answer['model']} version {answer['version']}: {what}", f"filled: {text(answer['filled'])}"]
     if answer["not_filled"]:
         lines.append(f"not filled: {text(answer['not_filled'])}")
+    if answer["lost"]:
+        lines.append(f"NO LONGER filled, and were in the text before: {text(answer['lost'])}")
     if answer["policy_misses"]:
         lines.append(f"the policy still misses: {text(answer['policy_misses'])}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from loopwright.cli.lazy import subcommands
+from loopwright.cli.output import check_place
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import pairs, table
 from loopwright.kernel.errors import BadInput
@@ -34,6 +35,7 @@ def prediction(
     """Explain a logged prediction of MODEL, or what VERSION answers to a row of inputs."""
     if (request_id is None) == (file is None):
         raise BadInput("what is to be explained?", wanted="either --id ID or VERSION with --input FILE")
+    check_place(svg)
     if file is None:
         answer = session.call("explain.prediction", model=model, id=request_id, version=version)
     elif version is None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from loopwright.cli.lazy import subcommands
+from loopwright.cli.output import check_place
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import table, text
 from loopwright.kernel.errors import BadInput, Unavailable
@@ -43,6 +44,8 @@ def show(
 
     With --batch, --snapshot, --source, --run or --column no version is named; MODEL keeps to that model.
     """
+    check_place(svg)
+    check_place(html)
     things = {"batch": batch, "snapshot": snapshot, "source": source, "run": run_id, "column": column}
     if any(things.values()):
         if version is not None or downstream or both or html:
@@ -92,6 +95,7 @@ def columns(session: Session, run: str, recompute: bool) -> int:
 @click.option("-o", "--out", type=_FILE, help="Where to; default: the screen.")
 def export(session: Session, since: str | None, out: Path | None) -> None:
     """Write OpenLineage events, one JSON object a line, made anew from the ledger."""
+    check_place(out)
     lines: list[str] = []
     going: int | None = 0
     while going is not None:

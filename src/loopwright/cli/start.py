@@ -83,6 +83,10 @@ def run(
     from loopwright.pipeline.lifecycle import run_project
     from loopwright.registry.identity import current_actor
 
+    if context.assumed_by is not None:  # as Operation does for every other act under another's name
+        context.record(
+            "user.assumed", subject=context.actor.name, payload={"operation": "run"}, by=context.assumed_by
+        )
     current_actor.set(context.actor)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from loopwright.control.openlineage import following

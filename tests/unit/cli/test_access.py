@@ -1,8 +1,14 @@
 """The commands about users, teams and tokens, as people type them."""
 
 import json
+from importlib.resources import files
 
+import pytest
+
+from loopwright.kernel.errors import Refused
 from tests.unit.cli.conftest import Type
+
+FLIGHTS = str(files("loopwright") / "examples" / "flights")
 
 
 def test_a_team_says_who_works_on_its_models(loopwright: Type) -> None:
@@ -35,3 +41,17 @@ def test_the_owner_of_a_folder_is_told_so(loopwright: Type) -> None:
     loopwright("user", "add", "ada")
     assert loopwright("whoami").out == "local: admin (this machine)\n"
     assert loopwright("user", "set", "ada").code == 2
+
+
+def test_training_under_another_name_is_audited_as_every_act_is(
+    loopwright: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise Refused("not today")
+
+    monkeypatch.setattr("loopwright.pipeline.lifecycle.run_project", refuse)
+    loopwright("user", "add", "dora", "--role", "developer")
+    for who in (("--as", "dora"), ()):
+        assert loopwright("run", FLIGHTS, *who).code == 1
+    (row,) = json.loads(loopwright("audit", "show", "--action", "user.assumed", "--json").out)
+    assert (row["actor"], row["subject"], row["payload"]) == ("local", "dora", {"operation": "run"})

@@ -49,7 +49,7 @@ def test_a_card_is_printed_or_written_in_the_format_of_the_ending(
 ) -> None:
     shown = loopwright("models", "card", "late", "1", "--home", str(ready))
     assert shown.code == 0 and shown.out.startswith("# late 1.0.0\n")
-    page = tmp_path / "deep" / "card.html"
+    page = tmp_path / "card.html"
     written = loopwright("models", "card", "late", "1", "-o", str(page), "--home", str(ready))
     assert written.code == 0 and "sha256" in written.out
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
@@ -71,6 +71,47 @@ def test_documenting_says_what_the_policy_still_misses(loopwright: Type, ready: 
     assert all_of_it.code == 0 and "misses" not in all_of_it.out
     none = loopwright("models", "document", "late", "1", str(tmp_path / "nowhere.md"), "--home", str(ready))
     assert none.code == 2
+
+
+def test_a_table_of_data_is_no_card(loopwright: Type, ready: Path, tmp_path: Path) -> None:
+    (tmp_path / "loans.csv").write_text("id,amount\n1,2000\n", encoding="utf-8")
+    answer = loopwright("models", "document", "late", "1", str(tmp_path / "loans.csv"), "--home", str(ready))
+    assert answer.code == 2 and "loans.csv: no card" in answer.err and "## Intended use" in answer.err
+
+
+def test_a_card_that_says_less_than_the_one_before_says_what_is_lost(
+    loopwright: Type, ready: Path, tmp_path: Path
+) -> None:
+    words = ("models", "document", "late", "1", str(tmp_path / "card.md"), "--home", str(ready))
+    contact = "## Contact\n\ndesk@example.com\n"
+    (tmp_path / "card.md").write_text(CARD + contact, encoding="utf-8")
+    assert loopwright(*words).code == 0
+    (tmp_path / "card.md").write_text(CARD.replace("## Risks", "## Notes"), encoding="utf-8")
+    less = loopwright(*words)
+    assert less.code == 1 and "NO LONGER filled, and were in the text before: Contact, Risks" in less.out
+    (tmp_path / "card.md").write_text(CARD, encoding="utf-8")
+    assert loopwright(*words).code == 1  # the policy has all it asks for; what Notes said is gone
+
+
+def test_an_ending_that_is_no_format_of_a_card_is_told(loopwright: Type, ready: Path, tmp_path: Path) -> None:
+    answer = loopwright("models", "card", "late", "1", "-o", str(tmp_path / "x.pdf"), "--home", str(ready))
+    assert answer.code == 2 and "got .pdf, wanted .md, .html, .json" in answer.err
+    assert not (tmp_path / "x.pdf").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["models card late 1 -o", "models sbom late 1 -o", "models documents late 1 -o", "explain late 1 --id x --svg",
+     "lineage late 1 --svg", "lineage late 1 --html", "lineage export -o", "audit export -o",
+     "audit report --month 2013-07 -o"],
+)  # fmt: skip
+def test_nothing_is_written_into_a_folder_that_is_not_there(
+    loopwright: Type, ready: Path, tmp_path: Path, words: str
+) -> None:
+    target = tmp_path / "mistyped" / "out.md"
+    answer = loopwright(*words.split(), str(target), "--home", str(ready))
+    assert answer.code == 2 and "no such folder" in answer.err and str(target.parent) in answer.err
+    assert not target.parent.exists()
 
 
 def test_all_documents_as_a_folder_that_sha256sum_agrees_with(

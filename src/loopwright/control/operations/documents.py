@@ -10,7 +10,7 @@ from loopwright.kernel.digest import sha256_bytes
 from loopwright.kernel.errors import BadInput, Conflict
 from loopwright.registry import evidence, versions
 from loopwright.registry.authority import require_on
-from loopwright.registry.documents.sections import is_filled, parse_card, title_of
+from loopwright.registry.documents.sections import check_headings, is_filled, parse_card, says, title_of
 from loopwright.registry.policies import policy_of
 
 
@@ -46,7 +46,7 @@ def record(ctx: Context, model: str, version: int, text: str, file: str = "card.
     """Record what people write about a version, as Markdown with `## Heading`s; the newest counts.
 
     No training is needed. Is idempotent: the same text again changes nothing. The answer says which sections are
-    filled and which ones the policy still misses before Production.
+    filled, which of the text before are filled no longer, and which ones the policy still misses before Production.
     """
     if not file or len(file) > 256 or any(ord(sign) < 32 for sign in file):
         raise BadInput("not the name of a file", where="file", got=file)
@@ -60,19 +60,24 @@ def record(ctx: Context, model: str, version: int, text: str, file: str = "card.
                 next="Train it with: loopwright run PROJECT",
             )  # fmt: skip
         standing = evidence.evidence_of(conn, model=model, version=version, kind="card")
+        wanted = dossier.required_sections(policy_of(conn, model))
+        check_headings(written, wanted)
+        before = standing[-1].payload.get("sections", {}) if standing else {}
         is_new = not standing or standing[-1].payload.get("digest") != written.digest
         if is_new:
             evidence.record_evidence(
                 conn, kind="card", model=model, version=version, bundle=found.bundle, verdict=written.verdict,
                 payload=written.payload(by=ctx.actor.name), at=ctx.now, actor=ctx.actor,
             )  # fmt: skip
-        wanted = dossier.required_sections(policy_of(conn, model))
     return {
         "model": model,
         "version": version,
         "recorded": is_new,
         "filled": [title_of(name) for name in written.filled],
         "not_filled": [title_of(name) for name in written.sections if name not in written.filled],
+        "lost": [
+            title_of(name) for name, body in before.items() if says(name, body) and name not in written.filled
+        ],
         "policy_misses": [
             title_of(name) for name in wanted if not is_filled(written.sections.get(name) or "")
         ],

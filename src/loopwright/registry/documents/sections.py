@@ -1,7 +1,7 @@
 """The part of a model card that only people can write: `## Heading` and what stands under it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,10 +143,26 @@ def parse_card(text: str, *, file: str) -> Written:
     return Written(file, text, sha256_bytes(text.encode()), said)
 
 
+def check_headings(written: Written, wanted: Iterable[str] = ()) -> None:
+    """Raise BadInput for a text without any heading of a card: a table of data, notes, the wrong file.
+
+    `wanted`: what a policy asks for besides the headings of a new project's card.md.
+    """
+    if not (_KNOWN | {*wanted}) & written.sections.keys():
+        known = dict.fromkeys([*QUESTIONS, *map(title_of, wanted)])
+        raise BadInput(
+            "no card: none of a card's headings is in it", where=written.file,
+            wanted="one of " + ", ".join(f"## {heading}" for heading in known),
+        )  # fmt: skip
+
+
 def section_name(heading: str) -> str:
     """ "Intended use" → "intended_use"; "License" → "licence"."""
     name = re.sub(r"\W+", "_", heading.lower()).strip("_")[:60] or "section"
     return _SPELLINGS.get(name, name)
+
+
+_KNOWN = frozenset({*map(section_name, QUESTIONS), "licence"})
 
 
 def title_of(name: str) -> str:
