@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from loopwright.kernel.errors import BadInput, Refused
 from loopwright.registry import limits, store
+from loopwright.registry.location import plain_location
 from loopwright.registry.mlflow_rows import store as rows
 from loopwright.registry.promotion import RESERVED_ALIASES
 from loopwright.registry.versions import TAG_PREFIX
@@ -75,12 +76,15 @@ def copied_tags(conn: Connection, copied: tuple[str, int], tags: list[Any] | Non
 
 
 def resolved(conn: Connection, source: str) -> str:
-    """`runs:/RUN/PATH` as the place it means, which can be kept from being overwritten; anything else as it is."""
+    """`runs:/RUN/PATH` as the place it means, which can be kept from being overwritten; anything else as it is.
+
+    A place on the server comes in its one spelling.
+    """
     parts = urlsplit(source)
     if parts.scheme != "runs":
-        return source
+        return plain_location(source, "source")
     run, _, path = parts.path.lstrip("/").partition("/")
     place = rows.files_of_run(conn, run, path)
     if parts.netloc or not path or place is None:
         raise BadInput("no such run, or no path in it", where="source", got=source, wanted="runs:/RUN/PATH")
-    return place
+    return plain_location(place, "source")

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, parse_qsl, unquote
 
 import anyio.to_thread
 
-from loopwright.kernel.actor import Actor, Role
+from loopwright.kernel.actor import Actor, Role, beyond_token
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Refused, Unauthenticated
 from loopwright.registry.authority import require_somewhere
 from loopwright.registry.identity import current_actor
@@ -68,6 +68,10 @@ class Passage:
     writes: str | None = None
     run: str | None = None
     """Set when `writes` lies below a run's artifacts instead of the root."""
+    routed: str | None = None
+    """`writes` before it was decoded: MLflow's own spelling."""
+    reads: str | None = None
+    """The path below MLflow's root of an artifact that is read."""
 
 
 class Guard:
@@ -102,6 +106,8 @@ class Guard:
                 )
             passage = judge(scope["method"], path, scope.get("query_string", b"").decode("latin-1"))
             require_somewhere(actor, passage.role, f"{scope['method']} {path}")
+            if passage.reads is not None and actor.role_on() < Role.VIEWER:
+                await anyio.to_thread.run_sync(partial(self._check_read, passage.reads, actor))
             if passage.writes is not None:
                 await anyio.to_thread.run_sync(partial(self._check_write, passage))
             bounded = _Bounded(receive, send, passage.limit, _declared_length(scope))
@@ -120,24 +126,38 @@ class Guard:
             current_actor.reset(token)
 
     def _check_write(self, passage: Passage) -> None:
-        path = passage.writes or ""
+        # As it is routed and as it reads once nothing is left to decode: a name may hold a % of its own.
+        for path in dict.fromkeys((passage.routed or "", passage.writes or "")):
+            self._check_path(passage, path)
+
+    def _check_path(self, passage: Passage, path: str) -> None:
         segments = path.split("/")
         if passage.run is None and segments[0].casefold() == "bundles":
             raise Refused(
                 "sealed bundles are immutable: nothing under bundles/ is written or deleted through this API",
                 where=f"mlflow-artifacts:/{path}", next="Train and register a new version instead.",
             )  # fmt: skip
-        if passage.run is not None:
-            found = self.registered([], f"run:{passage.run}")
-        else:
-            above = ["mlflow-artifacts:/" + "/".join(segments[: n + 1]) for n in range(len(segments))]
-            found = self.registered(above, f"mlflow-artifacts:/{path}/")
+        in_run = passage.run is not None
+        found = self.registered([], f"run:{passage.run}") if in_run else self._versions_at(path)
         if found:
             model, version = found[0]
             raise Refused(
                 f"these files are what {model}/{version} was registered from; they stay as they are",
                 where=f"mlflow-artifacts:/{path}",
             )
+
+    def _check_read(self, path: str, actor: Actor) -> None:
+        """Refuse a sealed bundle to a token that is for other models: it holds rows of data."""
+        if path.split("/")[0].casefold() != "bundles":
+            return
+        models = {model for model, _ in self._versions_at(path)} if "/" in path else set()
+        if not any(actor.role_on(model=model) >= Role.VIEWER for model in models):
+            raise beyond_token(actor, "read this bundle", "a scope for its model")
+
+    def _versions_at(self, path: str) -> list[tuple[str, int]]:
+        segments = path.split("/")
+        above = ["mlflow-artifacts:/" + "/".join(segments[: n + 1]) for n in range(len(segments))]
+        return self.registered(above, f"mlflow-artifacts:/{path}/")
 
 
 def below_mount(path: str, root_path: str) -> str:
@@ -159,18 +179,32 @@ def judge(method: str, path: str, query: str = "") -> Passage:
         clean_path(spelled.removeprefix("/"))
     role = _ROLES[route.treatment]
     if route.treatment != "uploads":
-        return Passage(role, _limit(route))
+        return Passage(role, _limit(route), reads=_read(route, spelled, query))
     if route.path == "upload-artifact":
         named = parse_qs(query, keep_blank_values=True)
         runs, targets = named.get("run_uuid", []), named.get("path", [])
         if len(runs) != 1 or len(targets) != 1:
             # MLflow reads the first of several; whoever checks another one checks nothing.
             raise BadInput("wanted once each: run_uuid and path", where="mlflow", got=query)
-        return Passage(role, UPLOAD_LIMIT, clean_path(targets[0]), clean_path(runs[0]))
+        return Passage(role, UPLOAD_LIMIT, clean_path(targets[0]), clean_path(runs[0]), targets[0])
     # "/mlflow-artifacts/artifacts/PATH", "/mlflow-artifacts/mpu/create/PATH"
     fixed = route.path.partition("<")[0]
     limit = ARTIFACT_LIMIT if method == "PUT" else API_LIMIT
-    return Passage(role, limit, clean_path(spelled.removeprefix(fixed)))
+    routed = spelled.removeprefix(fixed)
+    return Passage(role, limit, clean_path(routed), routed=routed)
+
+
+def _read(route: Route, spelled: str, query: str) -> str | None:
+    fixed = route.path.partition("<")[0]
+    if not fixed.startswith("/mlflow-artifacts/"):
+        return None
+    if "<" in route.path:
+        return clean_path(spelled.removeprefix(fixed))
+    listed = parse_qs(query).get("path", [])
+    if len(listed) > 1:
+        raise BadInput("wanted once: path", where="mlflow", got=query)
+    asked = listed[0].strip("/") if listed else ""
+    return clean_path(asked) if asked else ""
 
 
 def _limit(route: Route) -> int:

@@ -4,9 +4,12 @@ from urllib.parse import unquote, urlsplit
 
 from loopwright.kernel.errors import Refused
 
+OWN = "mlflow-artifacts"
+"""The scheme of what the server keeps itself."""
+
 _STORES = frozenset(
     (
-        "mlflow-artifacts",
+        OWN,
         "s3",
         "gs",
         "wasb",
@@ -21,6 +24,21 @@ _STORES = frozenset(
 )
 """Schemes that name a store. Others (http, ftp, hdfs …) name a machine that the server would be made to call."""
 _SOURCES = _STORES | {"models", "runs"}
+
+
+def plain_location(location: str, field: str = "artifact_location") -> str:
+    """The one spelling of a place on the server: `mlflow-artifacts:/a/b`; any other location as it is.
+
+    What is kept from being overwritten is found by its spelling. Raises Refused for what could be read in two ways.
+    """
+    parts = urlsplit(location)
+    if parts.scheme != OWN or parts.netloc:
+        return location
+    if any(sign in location for sign in "%?#\\"):
+        raise Refused(
+            "a place that could be read as another", where=field, got=location, wanted=f"{OWN}:/… without % ? # \\"
+        )
+    return f"{OWN}:/" + "/".join(part for part in parts.path.split("/") if part not in ("", "."))
 
 
 def check_location(location: str | None, own: str = "", field: str = "artifact_location") -> None:
@@ -41,7 +59,7 @@ def check_location(location: str | None, own: str = "", field: str = "artifact_l
         )  # fmt: skip
     if not in_own and (
         parts.scheme not in (_SOURCES if field == "source" else _STORES)
-        or (parts.scheme == "mlflow-artifacts" and parts.netloc)
+        or (parts.scheme == OWN and parts.netloc)
     ):
         raise Refused(
             "the server does not go to other machines on a client's word", where=field, got=location,

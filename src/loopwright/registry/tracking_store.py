@@ -18,7 +18,7 @@ from loopwright.kernel.clock import utc_now
 from loopwright.kernel.errors import BadInput, LoopwrightError, Refused
 from loopwright.registry import limits, store
 from loopwright.registry.identity import current_actor
-from loopwright.registry.location import check_location
+from loopwright.registry.location import check_location, plain_location
 from loopwright.registry.mlflow_rows import store as rows
 from loopwright.registry.mlflow_store import as_mlflow
 from loopwright.registry.refusals import Refusals
@@ -47,6 +47,7 @@ class GuardedTracking(SqlAlchemyStore):
     ) -> Any:
         with self._refusing("experiment.created", name):
             check_location(artifact_location, own=self.artifact_root_uri)
+            artifact_location = plain_location(artifact_location) if artifact_location else None
             _check(name, tags)
         return super().create_experiment(name, artifact_location, tags)
 

@@ -147,8 +147,8 @@ def annotate(
 
 
 def check_name(model: str) -> None:
-    """Raise BadInput for a name that MLflow's registry cannot hold."""
-    if not model.strip() or len(model) > 256 or any(sign in model for sign in "/:"):
+    """Raise BadInput for a name that MLflow's registry cannot hold, or that shows as another."""
+    if not model.strip() or len(model) > 256 or any(sign in model for sign in "/:") or not model.isprintable():
         raise BadInput(
-            "not a model name", where="registry", got=model, wanted="1 to 256 characters without / and :"
+            "not a model name", where="registry", got=model, wanted="1 to 256 signs that show, without / and :"
         )

@@ -167,3 +167,21 @@ def test_nobody_signed_in_means_no_change(registry: GovernedRegistry) -> None:
     finally:
         current_actor.reset(token)
     assert refused.value.get_http_status_code() == 401
+
+
+def test_a_versions_source_is_kept_in_its_one_spelling(registry: GovernedRegistry) -> None:
+    """Else what it was registered from would not be found when somebody writes there."""
+    registry.create_registered_model("m")
+    registry.takes_files = False
+    for spelled in ("mlflow-artifacts:///1/r/artifacts/m/", "mlflow-artifacts:/1//r/./artifacts/m"):
+        made = registry.create_model_version("m", spelled, "r" * 32)
+        assert made.source == "mlflow-artifacts:/1/r/artifacts/m"
+    for spelled in ("mlflow-artifacts:/1/r/artifacts/my%20m", "mlflow-artifacts:/1/r/artifacts/m?x"):
+        with pytest.raises(MlflowException, match="could be read as another"):
+            registry.create_model_version("m", spelled, "r" * 32)
+
+
+@pytest.mark.parametrize("name", ["la\u202ete", "late\u200b", "late\n", "la\x1bte"])
+def test_no_model_has_a_name_that_shows_as_another(registry: GovernedRegistry, name: str) -> None:
+    with pytest.raises(MlflowException, match="not a model name"):
+        registry.create_registered_model(name)

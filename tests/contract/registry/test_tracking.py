@@ -151,3 +151,10 @@ def test_an_admins_token_to_write_speaks_for_nobody_else(tracking: GuardedTracki
             tracking.set_tag(run.run_id, RunTag("mlflow.user", "bob"))
     finally:
         current_actor.reset(token)
+
+
+def test_an_experiment_keeps_its_files_at_a_place_of_one_spelling(tracking: GuardedTracking) -> None:
+    made = tracking.create_experiment("plain", "mlflow-artifacts:///runs//mine/")
+    assert tracking.get_experiment(made).artifact_location == "mlflow-artifacts:/runs/mine"
+    with pytest.raises(MlflowException, match="could be read as another"):
+        tracking.create_experiment("not", "mlflow-artifacts:/runs/mi%6ee")

@@ -40,12 +40,13 @@ def ask(
     actor: Actor | None = DEV,
     chunks: tuple[bytes, ...] = (b"",),
     headers: tuple[tuple[bytes, bytes], ...] = (),
-    registered: tuple[tuple[str, int], ...] = (),
+    registered: Any = (),
     root_path: str = "/mlflow",
     refused: Any = lambda *_: None,
 ) -> tuple[int, str, Backend]:
     backend = Backend()
-    guard = Guard(backend, registered=lambda uris, below: list(registered), fallback=actor, refused=refused)
+    found = registered if callable(registered) else lambda uris, below: list(registered)
+    guard = Guard(backend, registered=found, fallback=actor, refused=refused)
     waiting = list(chunks)
     said: list[Message] = []
 
@@ -57,8 +58,8 @@ def ask(
         said.append(message)
 
     scope = {
-        "type": "http", "method": method, "path": root_path + path, "root_path": root_path, "query_string": b"",
-        "headers": list(headers),
+        "type": "http", "method": method, "path": root_path + path.partition("?")[0], "root_path": root_path,
+        "query_string": path.partition("?")[2].encode(), "headers": list(headers),
     }  # fmt: skip
     asyncio.run(guard(scope, receive, send))
     return said[0]["status"], said[1]["body"].decode(), backend
@@ -187,6 +188,30 @@ def test_reading_a_bundle_is_open_to_viewers() -> None:
 def test_files_a_version_was_registered_from_are_not_overwritten() -> None:
     status, body, _ = ask("PUT", f"{ARTIFACTS}/1/models/m-1/artifacts/MLmodel", registered=(("flights", 1),))
     assert status == 403 and "flights/1" in json.loads(body)["message"]
+
+
+def test_a_name_with_a_percent_sign_of_its_own_is_looked_up_as_it_is_routed() -> None:
+    """The path comes decoded once; MLflow writes to that one, whatever it would read as when decoded again."""
+    for place in ("a%20b", "a b"):
+
+        def registered(uris: list[str], below: str, place: str = place) -> list[tuple[str, int]]:
+            return [("late", 1)] if f"mlflow-artifacts:/1/r/artifacts/{place}" in uris else []
+
+        for method in ("PUT", "DELETE"):
+            assert ask(method, f"{ARTIFACTS}/1/r/artifacts/a%20b/MLmodel", registered=registered)[0] == 403
+
+
+def test_a_token_for_one_model_reads_that_models_bundles_only() -> None:
+    ci = Actor("ci", Role.ADMIN, scopes=(Scope.parse("write:late"),))
+    listed = "/api/2.0/mlflow-artifacts/artifacts?path="
+    for path in (f"{ARTIFACTS}/bundles/x/MLmodel", f"{listed}bundles/x", f"{listed}bundles/x/"):
+        assert ask("GET", path, actor=ci, registered=(("late", 1),))[0] == 200
+        assert ask("GET", path, actor=ci, registered=(("other", 1),))[0] == 403
+        assert ask("GET", path, actor=ci)[0] == 403
+    assert ask("GET", f"{listed}bundles", actor=ci, registered=(("late", 1),))[0] == 403
+    assert ask("GET", f"{listed}Bundles/x", actor=ci)[0] == 403
+    assert ask("GET", f"{listed}1/r/artifacts", actor=ci)[0] == 200, "what is tracked is no model's"
+    assert ask("GET", f"{ARTIFACTS}/bundles/x/MLmodel", actor=Actor("vi", Role.VIEWER))[0] == 200
 
 
 def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read() -> None:

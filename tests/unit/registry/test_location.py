@@ -3,7 +3,7 @@
 import pytest
 
 from loopwright.kernel.errors import Refused
-from loopwright.registry.location import check_location
+from loopwright.registry.location import check_location, plain_location
 
 HOME = "file:///home/ada/.loopwright/artifacts"
 
@@ -56,3 +56,20 @@ def test_without_a_server_the_homes_own_folder_is_fine() -> None:
 def test_what_is_outside_of_it_or_belongs_to_bundles_is_refused(location: str) -> None:
     with pytest.raises(Refused):
         check_location(location, own=HOME)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["mlflow-artifacts:/1/r/artifacts/m", "mlflow-artifacts:///1/r/artifacts/m", "mlflow-artifacts:1/r/artifacts/m",
+     "mlflow-artifacts:/1/r/artifacts/m/", "mlflow-artifacts:/1//r/./artifacts/m"],
+)  # fmt: skip
+def test_a_place_on_the_server_has_one_spelling(spelled: str) -> None:
+    """What is kept from being overwritten is found by it."""
+    assert plain_location(spelled) == "mlflow-artifacts:/1/r/artifacts/m"
+
+
+@pytest.mark.parametrize("sign", ["%20", "%", "?x", "#x", "\\"])
+def test_a_place_that_could_be_read_as_another_is_refused(sign: str) -> None:
+    with pytest.raises(Refused, match="could be read as another"):
+        plain_location(f"mlflow-artifacts:/1/r/artifacts/m{sign}")
+    assert plain_location(f"s3://bucket/m{sign}") == f"s3://bucket/m{sign}", "another store's names are its own"
