@@ -97,10 +97,12 @@ class Machine:
         except _Broken as error:
             self.found.broken = True
             self.found.suspect(str(error))
-        except (ValueError, IndexError, OverflowError, EOFError, MemoryError) as error:
+        except (ValueError, IndexError, OverflowError, EOFError, MemoryError):
             # pickletools' ways to say: not a pickle, or cut short.
             self.found.broken = True
-            self.found.suspect(f"not a whole pickle ({type(error).__name__}: {str(error)[:120]})")
+            self.found.suspect(
+                f"not a pickle, or one that is cut short or spoiled: it does not read on at byte {self.position:,}"
+            )
 
     def _follow(self) -> None:
         found = self.found

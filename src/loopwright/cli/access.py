@@ -135,6 +135,8 @@ def create(
             f"It {end}{scoped}. Keep it: it is not shown again. Use it as LOOPWRIGHT_TOKEN, or "
             "MLFLOW_TRACKING_TOKEN for MLflow."
         )
+    for model in answer.get("unknown_models", ()):
+        session.note(f"note: there is no model {model} yet; the scope counts once there is one of this name")
 
 
 @command("list", token)

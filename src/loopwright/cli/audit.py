@@ -1,5 +1,6 @@
 """audit show|verify|anchor|export|report."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,12 +15,13 @@ from loopwright.cli.progress import Lines, watch
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import Column, table, text
 from loopwright.kernel.clock import iso, month
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.errors import BadInput, did_you_mean
 from loopwright.kernel.files import written_whole
 
 if TYPE_CHECKING:
     from loopwright.ledger.anchor import Anchor, Keys
 
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 PART = 200_000
 """Rows walked in one call: two seconds or so, between which progress is shown."""
 
@@ -50,7 +52,10 @@ def show(session: Session, **filters: Any) -> None:
     """Show who did what to what, when, on which evidence."""
     columns: list[Column] = [("#", "seq"), ("at", "at"), ("who", "actor"), ("did", "action"), ("to", "subject"),
                ("with", lambda row: _brief(row["payload"]))]  # fmt: skip
-    session.show(session.call("audit.show", **_period(filters)), lambda rows: table(rows, columns))
+    rows = session.call("audit.show", **_period(filters))
+    session.show(rows, lambda rows: table(rows, columns))
+    if not rows:
+        _note_unknown(session, filters)
 
 
 @command("verify", audit)
@@ -161,6 +166,20 @@ def report(session: Session, of: str, model: str | None, format: str, output: Pa
     session.show({"path": str(output)}, lambda a: f"the report is in {a['path']}")
 
 
+def _note_unknown(session: Session, filters: dict[str, Any]) -> None:
+    """Say so when nobody ever did what was asked for: the empty answer may be a slip of the keys."""
+    asked = {name: filters[name] for name in ("action", "actor") if filters.get(name)}
+    if not asked:
+        return
+    known = session.call("audit.known")
+    for name, value in asked.items():
+        if value not in known[f"{name}s"]:
+            near = did_you_mean(value, known[f"{name}s"])
+            session.note(
+                f"note: the whole log has no row with the {name} {value}" + (f"; {near}" if near else "")
+            )
+
+
 def _walked(session: Session) -> dict[str, Any]:
     """Walk part by part: a long log shows how far it is, and no request takes too long."""
     with _watched(session) as watcher:
@@ -181,6 +200,7 @@ def _walked_file(
     from loopwright.ledger.anchor import judge
     from loopwright.ledger.export import check_export
 
+    _check_exported(path)
     size = path.stat().st_size
     with path.open("rb") as stream, _watched(session) as watcher:
         if size > 50_000_000:
@@ -199,6 +219,18 @@ def _walked_file(
     answer["anchors"] = {"checked": 0, "newest": None, "wrong": [], "ignored": []}
     _hold(answer, found)
     return answer
+
+
+def _check_exported(path: Path) -> None:
+    """Raise BadInput for a file that was never an export: that is no finding about the log."""
+    with path.open("rb") as stream:
+        start = stream.read(4096).lstrip()
+    if start and not start.startswith(b"{"):
+        csv = start.startswith(b"seq,at,actor,")
+        raise BadInput(
+            "rows exported as CSV cannot be verified" if csv else "no rows of an audit log", where=str(path),
+            wanted="what this writes: loopwright audit export -o FILE.jsonl",
+        )  # fmt: skip
 
 
 def _seen(lines: Iterable[bytes], size: int, watcher: Lines) -> Iterator[bytes]:
@@ -264,7 +296,12 @@ def _verdict(answer: dict[str, Any]) -> str:
     if told is None:
         return "\n".join(lines)
     agreed = told["checked"] - len(told["wrong"])
-    if agreed:
+    if agreed and not answer["ok"] and not told["wrong"]:
+        # An anchor is held against the hash that stands in its row, which whoever changed a row may have left alone.
+        what = "1 anchor has" if agreed == 1 else f"{agreed} anchors have"
+        where = f"the newest at row {told['newest']}"
+        lines.append(f"{what} the hash that stands in the log ({where}): no proof of what its rows say")
+    elif agreed:
         plural = "anchor agrees" if agreed == 1 else "anchors agree"
         lines.append(f"{agreed} {plural}, the newest at row {told['newest']}")
     elif not told["wrong"] and "kind" not in answer:
@@ -310,4 +347,5 @@ def _brief(payload: dict[str, Any], limit: int = 80) -> str:
     flat = ", ".join(
         f"{k}={text(v)}" for k, v in payload.items() if not isinstance(v, dict | list) and v is not None
     )
+    flat = _DIGEST.sub(r"\1", flat)
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"

@@ -8,7 +8,7 @@ import click
 
 from loopwright.cli.lazy import subcommands
 from loopwright.cli.session import Session, command
-from loopwright.cli.show import pairs, table, text
+from loopwright.cli.show import pairs, table, text, times
 from loopwright.kernel.errors import BadInput
 
 
@@ -118,11 +118,11 @@ def _tested(answer: dict[str, Any]) -> str:
     head += "nothing is missing" if answer["satisfied"] else f"{len(answer['missing'])} missing"
     rows = table(
         answer["requirements"],
-        [("", lambda each: "ok" if each["met"] else "missing"), ("wanted", "what"), ("found", "found"),
-         ("takes", "cost"), ("do", "next")],
+        [("", lambda each: "ok" if each["met"] else "missing"), ("wanted", "what"),
+         ("found", lambda each: times(each["found"])), ("takes", "cost"), ("do", "next")],
     )  # fmt: skip
     step = answer["next"]
-    told = "".join(f"\n- {lack}" for lack in answer["missing"])
+    told = "".join(f"\n- {times(lack)}" for lack in answer["missing"])
     last = f"\n\nnext cheapest step: {step['next']} ({step['cost']})" if step else ""
     return f"{head}\n\n{rows}" + (f"\n{told}" if told else "") + last
 

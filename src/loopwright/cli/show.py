@@ -1,5 +1,6 @@
 """Tables and lists: drawn by rich at a terminal, plain aligned columns when piped."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -8,6 +9,7 @@ from typing import Any
 Column = tuple[str, str | Callable[[Any], Any]]
 """A heading, and the key of a row or a function of it."""
 
+_TIME = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
 _COLOURS = {
     "PASS": "green", "Production": "green", "ok": "green", "completed": "green", "succeeded": "green",
     "FAIL": "red", "ERROR": "red", "P0": "red", "P1": "red", "failed": "red", "rolled_back": "red",
@@ -50,6 +52,11 @@ def text(value: Any) -> str:
         case dict():
             return ", ".join(f"{key} {text(item)}" for key, item in value.items())
     return str(value)
+
+
+def times(sentence: str) -> str:
+    """Return a sentence with the times in it as a person reads them: to the minute, UTC."""
+    return _TIME.sub(lambda found: _short_time(found.group()), sentence)
 
 
 def share(value: float | None) -> str:

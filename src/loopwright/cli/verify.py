@@ -1,4 +1,4 @@
-"""verify: a bundle's folder, offline."""
+"""verify: bundles' folders, offline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,23 +8,43 @@ import click
 
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import pairs
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.errors import BadInput, LoopwrightError
 
 if TYPE_CHECKING:
     from loopwright.bundle.keys import PublicKey
 
 
 @command("verify")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PATH…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--key", "given", multiple=True, metavar="FILE|TEXT",
     help="A trusted public key, as text or in a file; may be given again. Default: the home's keys.",
 )  # fmt: skip
-def verify(session: Session, path: Path, given: tuple[str, ...]) -> int:
-    """Check a bundle's folder, offline."""
-    answer = _verified(path, _keys(given) if given else _own(session))
-    session.show(answer, lambda a: pairs({name: value for name, value in a.items() if name != "ok"}))
-    return 0 if answer["ok"] else 1
+def verify(session: Session, paths: tuple[Path, ...], given: tuple[str, ...]) -> int:
+    """Check a bundle's folder, offline.
+
+    Several may be named: each is told, and exit code 1 when one of them fails.
+    """
+    keys = _keys(given) if given else _own(session)
+    if len(paths) == 1:
+        answer = _verified(paths[0], keys)
+        session.show(answer, _told)
+        return 0 if answer["ok"] else 1
+    answers = [_tried(path, keys) for path in paths]
+    session.show(answers, lambda told: "\n\n".join(map(_told, told)))
+    return 0 if all(answer["ok"] for answer in answers) else 1
+
+
+def _told(answer: dict[str, Any]) -> str:
+    return pairs({name: value for name, value in answer.items() if name != "ok"})
+
+
+def _tried(path: Path, keys: Sequence["PublicKey"]) -> dict[str, Any]:
+    """As `_verified`, with what is wrong as an answer: one bad folder must not hide the others."""
+    try:
+        return _verified(path, keys)
+    except LoopwrightError as error:
+        return {"path": str(path), "failed": str(error), "ok": False}
 
 
 def _verified(path: Path, keys: Sequence["PublicKey"]) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def summary_of(answer: Answer) -> list[str]:
         )
         told = chain.get("anchors") or {"checked": 0, "newest": None}
         lines.append(
-            f"Anchors that were held against it: {told['checked']}, the newest at row {told['newest']}."
+            f"{told['checked']} {'anchor was' if told['checked'] == 1 else 'anchors were'} held against it"
+            + (f", the newest that agrees at row {told['newest']}." if told["newest"] else "; none agrees.")
             if told["checked"]
             else "No anchor could be held against it."
         )
@@ -72,6 +73,8 @@ def sections_of(answer: Answer) -> list[Section]:
                 "No key and no trust was changed."),
         Section("Access", ("at", "by", "to", "what", "how"), _acts(answer["access"]),
                 "Nobody's access was changed."),
+        Section("Under another's name", ("who", "as", "times", "acts", "first", "last"),
+                [_assumed(one) for one in answer.get("assumed", ())], "Nobody acted under another's name."),
         Section("Versions", ("at", "by", "version", "what"),
                 [(_at(one), one["by"], one["subject"], one["what"]) for one in answer["versions"]],
                 "No version was registered, archived or deleted."),
@@ -168,6 +171,13 @@ def _refusal(one: Answer) -> tuple[str, ...]:
         f"{act} ({count})" for act, count in sorted(one["acts"].items(), key=lambda kv: -kv[1])[:10]
     )
     return one["actor"], str(one["count"]), acts, _short(one["first"]), _short(one["last"]), one["why"][:200]
+
+
+def _assumed(one: Answer) -> tuple[str, ...]:
+    acts = ", ".join(
+        f"{act} ({count})" for act, count in sorted(one["acts"].items(), key=lambda kv: -kv[1])[:10]
+    )
+    return one["by"], one["subject"], str(one["count"]), acts, _short(one["first"]), _short(one["last"])
 
 
 def _acts(entries: Sequence[Answer]) -> list[tuple[str, ...]]:

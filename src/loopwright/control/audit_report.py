@@ -46,6 +46,7 @@ class Report:
     policy: list[dict[str, Any]] = field(default_factory=list)
     keys: list[dict[str, Any]] = field(default_factory=list)
     access: list[dict[str, Any]] = field(default_factory=list)
+    assumed: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     versions: list[dict[str, Any]] = field(default_factory=list)
     anchors: list[dict[str, Any]] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -59,7 +60,8 @@ class Report:
             "emergencies": list(self.emergencies.values()), "rollbacks": self.rollbacks,
             "refusals": sorted(self.refusals.values(), key=lambda one: (-one["count"], one["actor"])),
             "policy": self.policy, "keys": self.keys, "access": self.access, "versions": self.versions,
-            "anchors": self.anchors, "others": dict(sorted(self.others.items())),
+            "assumed": list(self.assumed.values()), "anchors": self.anchors,
+            "others": dict(sorted(self.others.items())),
             "clock_backwards": {"rows": self.backwards, "most_seconds": self.furthest.total_seconds()},
         }  # fmt: skip
 
@@ -93,6 +95,8 @@ def _sort(report: Report, row: AuditRow) -> None:
         report.rollbacks.append(_entry(row, to=row.payload.get("to"), why=row.payload.get("why", "")))
     elif row.action in _REFUSALS:
         _refused(report, row)
+    elif row.action == "user.assumed":
+        _assumed(report, row)
     elif row.action in _VERSIONS:
         report.versions.append(_entry(row, what=_VERSIONS[row.action], subject=_version_of(row)))
     elif row.action == "audit.anchored":
@@ -160,6 +164,24 @@ def _refused(report: Report, row: AuditRow) -> None:
     one["count"] += times
     one["acts"][str(row.payload.get("act", row.action))] += times
     one["last"], one["why"] = iso(row.at), str(row.payload.get("why", ""))
+
+
+def _assumed(report: Report, row: AuditRow) -> None:
+    """Counted, not listed: whoever works so does with every act."""
+    one = report.assumed.setdefault(
+        (row.actor, row.subject),
+        {
+            "by": row.actor,
+            "subject": row.subject,
+            "count": 0,
+            "acts": Counter(),
+            "first": iso(row.at),
+            "last": "",
+        },
+    )
+    one["count"] += 1
+    one["acts"][str(row.payload.get("operation") or row.payload.get("through", ""))] += 1
+    one["last"] = iso(row.at)
 
 
 def _entry(row: AuditRow, **more: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import shutil
 import stat
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from loopwright.control.controllers.loop import LEASE
 from loopwright.control.limits import Settings
 from loopwright.control.oidc import Provider
 from loopwright.control.seals import sealed
+from loopwright.kernel.actor import Role
 from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import LoopwrightError
 from loopwright.kernel.stage import Stage
@@ -197,10 +199,20 @@ def _leader(ctx: Context) -> Finding:
 def _people(ctx: Context) -> Finding:
     with ctx.ledger.read() as conn:
         active = [user for user in store.list_users(conn) if user.disabled_at is None]
-    approvers = [user for user in active if user.role.name in ("APPROVER", "ADMIN")]
-    found = f"{len(active)} active users, {len(approvers)} who may approve"
-    remedy = "Production wants two reviewers by default: loopwright user add NAME --role approver"
-    return len(approvers) >= 2, found, remedy
+    people = [user for user in active if not user.service]  # machines review nothing
+    everywhere = {user.name for user in people if user.role >= Role.APPROVER}
+    there = Counter(
+        team for user in people if user.name not in everywhere for team, role in user.teams if role >= Role.APPROVER
+    )  # fmt: skip
+    told = "".join(f", {count} more in team {team}" for team, count in sorted(there.items()))
+    found = (
+        f"{len(active)} active users, {len(everywhere)} who may approve{' everywhere' if told else ''}{told}"
+    )
+    remedy = (
+        "Production wants two reviewers by default: loopwright user add NAME --role approver, or for a team's models: "
+        "loopwright team grant TEAM NAME approver"
+    )
+    return len(everywhere) + max(there.values(), default=0) >= 2, found, remedy
 
 
 _CHECKS: dict[str, Callable[[Context], Finding]] = {

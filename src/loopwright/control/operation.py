@@ -79,7 +79,7 @@ class Operation:
         named = model if isinstance(model, str) and "model" in self.parameters else None
         if self.changes and not actor.may_change(model=named):
             # Also where the role itself is asked for further in, as by `models.approve`.
-            raise beyond_token(actor, act, "a scope that changes something")
+            raise beyond_token(actor, act, "a scope that changes something", role=self.role)
         if named is None or actor.role_on(model=named) >= self.role or not actor.teams:
             # Whom no team could help needs no look at whose model it is.
             require(actor, self.role, act, model=named)
@@ -224,6 +224,13 @@ def misfit(where: str, error: ValidationError, known: list[str]) -> BadInput:
         return BadInput(f"unknown argument `{name}`", where=where, next=did_you_mean(name, known))
     if first["type"] == "missing":
         return BadInput(f"`{name}` is missing", where=where)
+    if first["type"].startswith(("datetime", "timezone")):
+        return BadInput(
+            f"`{name}` is not a time",
+            where=where,
+            got=first["input"],
+            wanted="ISO 8601, like 2013-04-01T05:00:00Z",
+        )
     return BadInput(
         f"`{name}`: {first['msg'][:1].lower()}{first['msg'][1:]}", where=where, got=first["input"]
     )

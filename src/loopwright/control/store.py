@@ -101,6 +101,14 @@ def list_teams(conn: Connection) -> dict[str, tuple[list[tuple[str, Role]], list
     return dict(sorted(found.items()))
 
 
+def is_known_model(conn: Connection, model: str) -> bool:
+    """Whether a project or a version has this model's name."""
+    return any(
+        conn.execute(select(table.c.model).where(table.c.model == model).limit(1)).first() is not None
+        for table in (projects, versions)
+    )
+
+
 def anyone(conn: Connection) -> bool:
     """Whether any token was ever made that could still let somebody in."""
     return bool(

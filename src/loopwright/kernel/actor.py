@@ -135,18 +135,34 @@ def require(actor: Actor, role: Role, act: str, *, model: str | None = None, tea
         f"{actor.name} may not {act}",
         got=f"role {held.name.lower()}",
         wanted=wanted,
-        next=f"An admin can change it: loopwright {_remedy(actor, role, team)}",
+        next=f"An admin can change it: loopwright {_remedy(actor, role, team)}{_and_token(actor, role, model)}",
     )
 
 
-def beyond_token(actor: Actor, act: str, wanted: str) -> Refused:
-    """What to raise when the actor might, but not with the token they came with."""
+def beyond_token(actor: Actor, act: str, wanted: str, *, role: Role = Role.NOBODY) -> Refused:
+    """What to raise when the actor might, but not with the token they came with.
+
+    `role` is what the act takes: a token alone does not help whom neither their role nor a team's brings that far.
+    """
+    if max([actor.role, *(held for _, held in actor.teams)]) < role:
+        return Refused(
+            f"{actor.name} may not {act}", got=f"role {actor.role.name.lower()}",
+            wanted=f"role {role.name.lower()} or above",
+            next=f"An admin can change it: loopwright {_remedy(actor, role, None)}{_and_token(actor, role, None)}",
+        )  # fmt: skip
     return Refused(
         f"{actor.name} may not {act} with this token",
         got=f"scopes {', '.join(map(str, actor.scopes or ())) or 'none'}",
         wanted=wanted,
         next=f"Make a token for it: loopwright token create {actor.name} --scope …",
     )
+
+
+def _and_token(actor: Actor, role: Role, model: str | None) -> str:
+    """What else it takes when the token they came with would not let them use the role either."""
+    if replace(actor, role=Role.ADMIN).role_on(model=model) >= role:
+        return ""
+    return f", and then make a token for it: loopwright token create {actor.name} --scope …"
 
 
 def _remedy(actor: Actor, role: Role, team: str | None) -> str:

@@ -165,6 +165,11 @@ def iterate(
         after = page[-1][0]
 
 
+def known(conn: Connection, column: str) -> list[str]:
+    """Every value that a column of the log has, sorted: its actions or its actors."""
+    return list(conn.execute(select(audit.c[column]).distinct().order_by(audit.c[column])).scalars())
+
+
 def span(conn: Connection, wanted: Wanted) -> tuple[int, int]:
     """Numbers (after, upto) between which all wanted rows lie; equal when there are none.
 

@@ -278,7 +278,7 @@ def _searched(
             wanted="def search_space(trial) -> dict of parameters",
             next="Write it beside `train`, or remove the `search` section.",
         )
-    watch.step(f"Search hyperparameters, {spec.search.trials} trials")
+    watch.step(f"Search hyperparameters, {spec.search.trials} trial{'s' * (spec.search.trials != 1)}")
     learn_from = parts.fit
     if spec.search.rows is not None and learn_from.rows > spec.search.rows:
         learn_from = learn_from.take(np.arange(learn_from.rows - spec.search.rows, learn_from.rows))

@@ -191,7 +191,9 @@ def check_reviewer(
         raise Refused(
             f"{reviewer.name} may not approve or reject {where}", got=f"role {held.name.lower()}",
             wanted=f"role {needed.name.lower()} or above",
-            next=f"An admin can change it: loopwright user set {reviewer.name} --role {needed.name.lower()}",
+            next=f"A role would not help: {reviewer.name} is the {out[0]}, and another person has to review it."
+            if (out := [what for what, name in barred(version, promotion, policy) if name == reviewer.name])
+            else f"An admin can change it: loopwright user set {reviewer.name} --role {needed.name.lower()}",
         )  # fmt: skip
     if reviewer.service:
         raise Refused(

@@ -208,7 +208,10 @@ def check_reason(reason: str, remedy: str) -> None:
     """Raise BadInput for a reason that is too short to be one."""
     if len(reason.strip()) < SHORTEST_REASON:
         raise BadInput(
-            "no reason is given", got=reason, wanted=f"at least {SHORTEST_REASON} characters", next=remedy
+            "the reason is too short" if reason.strip() else "no reason is given",
+            got=reason,
+            wanted=f"at least {SHORTEST_REASON} characters",
+            next=remedy,
         )
 
 

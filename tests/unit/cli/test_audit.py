@@ -1,6 +1,7 @@
 """audit verify|anchor|export|report as a person types them."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,58 @@ def test_the_report_comes_in_three_forms(
     answer = loopwright("audit", "report", "--month", "1999-01", "--format", format, "-o", str(file))
     assert answer.code == 0
     assert file.read_text().startswith(begins)
+
+
+def test_anchors_of_a_broken_log_prove_nothing_about_its_rows(loopwright: Type, home: Path) -> None:
+    assert loopwright("audit", "anchor").code == 0
+    with sqlite3.connect(home / "ledger.db") as db:
+        for (trigger,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {trigger}")
+        db.execute("UPDATE lw_audit SET actor = 'eve' WHERE seq = 2")
+    answer = loopwright("audit", "verify")
+    assert answer.code == 1 and answer.out.startswith("BROKEN: row 2")
+    assert "1 anchor has the hash that stands in the log" in answer.out and "no proof of what" in answer.out
+    assert "agree" not in answer.out
+
+
+def test_a_filter_that_nothing_fits_names_the_nearest(loopwright: Type, home: Path) -> None:
+    slip = loopwright("audit", "show", "--action", "user.aded", "--actor", "locl", "--json")
+    assert (slip.code, slip.out) == (0, "[]\n")
+    assert "no row with the action user.aded; did you mean `user.added`?" in slip.err
+    assert "no row with the actor locl; did you mean `local`?" in slip.err
+    quiet = loopwright("audit", "show", "--action", "user.added", "--month", "2001-01")
+    assert (quiet.code, quiet.err) == (0, "")
+
+
+@pytest.mark.parametrize("words", ["audit show --since yesterday", "lineage export --since yesterday"])
+def test_what_is_no_time_is_told_with_an_example(loopwright: Type, home: Path, words: str) -> None:
+    answer = loopwright(*words.split())
+    assert answer.code == 2
+    assert "`since` is not a time; got yesterday, wanted ISO 8601, like 2013-04-01T05:00:00Z" in answer.err
+
+
+def test_a_file_that_was_never_an_export_is_bad_input(loopwright: Type, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id,amount\n1,2\n")
+    answer = loopwright("audit", "verify", "--file", str(tmp_path / "x.csv"))
+    assert answer.code == 2 and "no rows of an audit log" in answer.err
+    assert loopwright("audit", "export", "--format", "csv", "-o", str(tmp_path / "log.csv")).code == 0
+    sheet = loopwright("audit", "verify", "--file", str(tmp_path / "log.csv"))
+    assert sheet.code == 2 and "rows exported as CSV cannot be verified" in sheet.err
+
+
+def test_digests_are_shown_short_and_kept_whole(loopwright: Type, home: Path) -> None:
+    assert loopwright("audit", "anchor").code == 0
+    (row,) = json.loads(loopwright("audit", "show", "--action", "audit.anchored", "--json").out)
+    shown = loopwright("audit", "show", "--action", "audit.anchored").out
+    assert f"hash={row['payload']['hash'][:12]}" in shown and row["payload"]["hash"][:13] not in shown
+
+
+def test_a_report_counts_what_was_done_under_another_name(loopwright: Type, home: Path) -> None:
+    for number in range(3):
+        loopwright("--as", "ada", "token", "create", "ada", "--note", f"note {number}")
+    loopwright("audit", "anchor")
+    (row, *_) = json.loads(loopwright("audit", "show", "--action", "user.assumed", "--json").out)
+    month = row["at"][:7]
+    page = loopwright("audit", "report", "--month", month).out
+    assert "| local | ada | 3 | access.create_token (3) |" in page and "user.assumed" not in page
+    assert "1 anchor was held against it, the newest that agrees at row" in page

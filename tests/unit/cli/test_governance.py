@@ -1,6 +1,7 @@
 """policy, review, promote --break-glass, withdraw and annotate, as a person types them."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -171,3 +172,27 @@ def test_a_request_is_withdrawn_and_a_version_annotated(late: Type) -> None:
     noted = late("annotate", "late", "1", "seen", "by the board", "--as", "dora")
     assert noted.out == "late version 1: seen by the board\n"
     assert late("annotate", "late", "1", "seen", "", "--as", "dora").out == "late version 1: –\n"
+
+
+def test_times_are_told_to_the_minute(late: Type) -> None:
+    shown = late("policy", "test", "late", "1", "--to", "staging").out
+    assert re.search(r"PASS, \d{4}-\d\d-\d\d \d\d:\d\d\b", shown) and not re.search(r"\dT\d\d:", shown)
+
+
+@pytest.mark.parametrize("to", ["prod", "prodction", "PRODUCTIO"])
+def test_only_the_stages_one_promotes_to_are_named(late: Type, to: str) -> None:
+    answer = late("policy", "test", "late", "1", "--to", to)
+    assert answer.code == 2 and "wanted staging or production. did you mean `production`?" in answer.err
+    assert "Archived" not in answer.err and late("policy", "test", "late", "1", "--to", "none").code == 2
+
+
+def test_a_reason_that_says_nothing_is_too_short(late: Type, tmp_path: Path) -> None:
+    answer = late("policy", "set", document(tmp_path, HIGH), "--reason", "because")
+    assert answer.code == 2 and "the reason is too short; got because" in answer.err
+
+
+def test_the_author_is_not_told_to_take_a_role_that_would_not_help(late: Type) -> None:
+    assert late("--as", "dora", "promote", "late", "1", "--to", "production").code == 0
+    answer = late("--as", "dora", "approve", "late", "1")
+    assert answer.code == 1 and "dora is the author, and another person has to review it" in answer.err
+    assert "user set" not in answer.err

@@ -11,7 +11,7 @@ from loopwright.control.access import Token, User
 from loopwright.control.context import Context
 from loopwright.control.operation import operation
 from loopwright.kernel.actor import Role, require
-from loopwright.kernel.errors import BadInput, NotFound, Refused
+from loopwright.kernel.errors import BadInput, NotFound, Refused, did_you_mean
 from loopwright.ledger import store as ledger_store
 
 _LONGEST_NOTE = 200
@@ -109,9 +109,18 @@ def grant_team(ctx: Context, team: str, user: str, role: str) -> dict[str, Any]:
 
 @operation("access.revoke_team", "DELETE", "/teams/{team}/{user}", role=Role.VIEWER)
 def revoke_team(ctx: Context, team: str, user: str) -> dict[str, Any]:
-    """Take a user's role in a team away; is idempotent. Their role everywhere stays."""
+    """Take a user's role in a team away; their role everywhere stays. Raises NotFound when they have none there."""
     access.check_team_name(team)
     require(ctx.actor, Role.ADMIN, f"say who works in the team {team}", team=team)
+    with ctx.ledger.read() as conn:
+        held, known = dict(store.get_user(conn, user).teams), store.list_teams(conn)
+    if team not in known:
+        raise NotFound("no such team", got=team, next=did_you_mean(team, known) or "loopwright team list")
+    if team not in held:
+        raise NotFound(
+            f"{user} has no role in the team {team}", where=f"user/{user}",
+            got=", ".join(held) or "no team", next="Their role everywhere: loopwright user set",
+        )  # fmt: skip
     return _set_team(ctx, team, user, None)
 
 
@@ -123,6 +132,8 @@ def tokens(ctx: Context, user: str | None = None) -> list[dict[str, Any]]:
             raise Refused("only an admin sees other people's tokens", got=user)
         user = ctx.actor.name
     with ctx.ledger.read() as conn:
+        if user not in (None, ctx.actor.name):
+            store.get_user(conn, user)  # an empty list would say that they have none
         return [_of_token(token, ctx.now) for token in store.list_tokens(conn, user)]
 
 
@@ -159,7 +170,16 @@ def create_token(
         told = {name: value for name, value in _of_token(made, ctx.now).items() if name in ("scopes", "note")}
         payload = {"token": token_id, "expires_at": _iso(expires), "with": ctx.actor.via, **told}
         _note(ctx, conn, "token.created", user, payload)
-    return {"id": token_id, "user": user, "token": whole, "expires_at": expires, **told}
+        named = sorted({scope.model for scope in wanted or () if scope.model})
+        unknown = [model for model in named if not store.is_known_model(conn, model)]
+    return {
+        "id": token_id,
+        "user": user,
+        "token": whole,
+        "expires_at": expires,
+        **told,
+        "unknown_models": unknown,
+    }
 
 
 @operation("access.revoke_token", "DELETE", "/tokens/{id}")

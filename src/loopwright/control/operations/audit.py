@@ -41,6 +41,13 @@ def show(
     return [row.to_json() for row in rows]
 
 
+@operation("audit.known", "GET", "/audit/known")
+def known(ctx: Context) -> dict[str, Any]:
+    """List the acts and the actors that the log has rows of: what it can be searched for."""
+    with ctx.ledger.read() as conn:
+        return {"actions": ledger_store.known(conn, "action"), "actors": ledger_store.known(conn, "actor")}
+
+
 @operation("audit.verify", "GET", "/audit/verify")
 def verify(ctx: Context, after: str = "", rows: int | None = None) -> dict[str, Any]:
     """Walk the chain and say whether every row follows the one before, and whether the anchors here agree.

@@ -6,7 +6,7 @@ from typing import Any
 from loopwright.control.context import Context
 from loopwright.control.operation import operation
 from loopwright.kernel.actor import Role
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.errors import BadInput, did_you_mean
 from loopwright.kernel.stage import Stage
 from loopwright.project.policy import TIERS
 from loopwright.project.policy import Policy as Section
@@ -65,9 +65,15 @@ def examine(
 
     `document` is the JSON of a policy to try in the place of what governs the model.
     """
-    stage = Stage.parse(to)
-    if stage not in (Stage.STAGING, Stage.PRODUCTION):
-        raise BadInput("no policy is about this stage", got=to, wanted="staging or production")
+    stages = {each.value.lower(): each for each in (Stage.STAGING, Stage.PRODUCTION)}
+    stage = stages.get(to.strip().lower())
+    if stage is None:
+        # "prod" is further from "production" than a slip of the keys, but no less clear.
+        near = [name for name in stages if len(to) > 1 and name.startswith(to.strip().lower())]
+        raise BadInput(
+            "nothing is promoted to this stage", got=to, wanted="staging or production",
+            next=did_you_mean(near[0] if near else to, stages),
+        )  # fmt: skip
     with ctx.ledger.read() as conn:
         tried = _tried(document) if document else None
         found = versions.get_version(conn, model=model, version=version)

@@ -17,18 +17,21 @@ from loopwright.control.operation import operation
 from loopwright.delivery.routes import route_table
 from loopwright.kernel.actor import Role
 from loopwright.kernel.clock import iso
-from loopwright.kernel.errors import BadInput, Conflict, Refused
+from loopwright.kernel.errors import BadInput, Conflict, Refused, did_you_mean
 from loopwright.ledger import store as ledger_store
 from loopwright.registry import versions
 from loopwright.registry.trust import store
 from loopwright.registry.trust.store import Trust
 
 MAX_GLOBALS = 2_000
+STATES = ("pending", "approved", "rejected", "revoked")
 
 
 @operation("trust.list", "GET", "/trusts")
 def list_trusts(ctx: Context, state: str | None = None) -> list[dict[str, Any]]:
     """List the pickled models somebody asked to be loaded, and who said yes."""
+    if state is not None and state not in STATES:
+        raise BadInput("no such state", got=state, wanted=", ".join(STATES), next=did_you_mean(state, STATES))
     with ctx.ledger.read() as conn:
         return [trust.to_json() for trust in store.list_trusts(conn, state)]
 
