@@ -1,6 +1,7 @@
 """Takes in what serving ships: each event exactly once, its counts, its row and its offset together."""
 
 import re
+from collections.abc import Iterable
 from datetime import timedelta
 
 from sqlalchemy import Connection
@@ -11,8 +12,9 @@ from loopwright.kernel.clock import from_us, to_us
 from loopwright.kernel.errors import BadInput
 from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.log import PredictionLog
-from loopwright.serving.events import read_frames
-from loopwright.serving.wire import Batch, open_batch
+from loopwright.serving.events import Event, read_frames
+from loopwright.serving.rows import EARLIEST_US, LATEST_US
+from loopwright.serving.wire import Batch, BatchHeader, open_batch
 
 TOLERANCE = timedelta(hours=1)
 """How far ahead of our clock an event may be: one wrong clock must not carry event time into the future."""
@@ -24,7 +26,7 @@ def take_in(ctx: Context, body: bytes) -> int:
     """Apply a shipped batch and return the offset reached in its segment.
 
     A batch that does not begin where the last one ended (a retry after a lost answer, say) changes nothing.
-    Raises BadInput for a body that is damaged or names what may not be a file name.
+    Raises BadInput for a body that is damaged, names what may not be a file name, or holds what no server sends.
 
     The Parquet file is named by where the batch begins. Should the process die between writing it and committing,
     the sender comes again from the same offset, and the file is written over: never twice in the log.
@@ -35,6 +37,7 @@ def take_in(ctx: Context, body: bytes) -> int:
         if not _NAME.fullmatch(name) or ".." in name:
             raise BadInput("not a name", where="event batch", got=name, wanted="letters, digits and . _ -")
     events = list(read_frames(batch.frames))
+    _check(events, header)
     with ctx.ledger.write() as conn:
         reached = store.shipped(conn, header.source, header.segment)
         if header.start != reached or header.end == header.start:
@@ -46,10 +49,28 @@ def take_in(ctx: Context, body: bytes) -> int:
         # The sender's clock may be wrong: event time never runs ahead of ours.
         latest = to_us(ctx.now + TOLERANCE)
         for model, moment in header.event_times.items():
-            if moment <= latest:
+            if EARLIEST_US <= moment <= latest:
                 monitoring_store.raise_watermark(conn, model, from_us(moment))
         store.set_shipped(conn, header.source, header.segment, header.end)
     return header.end
+
+
+def _check(events: Iterable[Event], header: BatchHeader) -> None:
+    """Refuse what no server sends, and no file or column holds."""
+    for event in events:
+        if not EARLIEST_US <= event.event_time < LATEST_US or not EARLIEST_US <= event.at < LATEST_US:
+            raise BadInput("a time outside 1900 to 2200", where="event batch", got=event.event_time)
+        if not 0 <= event.version < 2**31 or not 0 <= event.latency_us < 2**53:
+            raise BadInput("a number no server has", where="event batch", got=event.version)
+    for fold in header.folds:
+        counts = (fold.n, fold.errors, fold.fallbacks)
+        if fold.arm not in ("stable", "canary", "shadow") or not all(0 <= count <= 2**40 for count in counts):
+            raise BadInput("counts no server has", where="event batch", got=f"{fold.arm[:20]} {counts}")
+        if not EARLIEST_US <= fold.bucket < LATEST_US or not 0 <= fold.version < 2**31:
+            raise BadInput("an hour outside 1900 to 2200", where="event batch", got=fold.bucket)
+    for name in {*header.event_times, *(fold.model for fold in header.folds)}:
+        if len(name) > 256 or not name.isprintable():
+            raise BadInput("not a model's name", where="event batch", got=name)
 
 
 def _count(conn: Connection, batch: Batch) -> None:

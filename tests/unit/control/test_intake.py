@@ -5,6 +5,7 @@ import zlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -141,3 +142,42 @@ def test_event_time_never_runs_ahead_of_our_clock(ctx: Context) -> None:
     intake.take_in(ctx, ahead)
     with ctx.ledger.read() as conn:
         assert watermark(conn, "late") == HOUR
+
+
+def spoiled(**changes: Any) -> list[Event]:
+    (event,) = events(1)
+    return [msgspec.structs.replace(event, **changes)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"event_time": 2**62}, {"event_time": -(2**62)}, {"at": 2**62}, {"version": 2**40}, {"version": -1},
+     {"latency_us": -5}, {"model": "../../keys"}, {"model": "a\0b"}],
+    ids=str,
+)  # fmt: skip
+def test_what_no_server_sends_is_refused_and_nothing_of_it_kept(
+    ctx: Context, changes: dict[str, Any]
+) -> None:
+    sent = body(spoiled(**changes), event_times={}, folds=[])
+    with pytest.raises(BadInput):
+        intake.take_in(ctx, sent)
+    assert not list(ctx.home.predictions.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"n": -5}, {"n": 2**63 - 1}, {"errors": -1}, {"bucket": 2**62}, {"version": 2**40}, {"arm": "x" * 100_000},
+     {"model": "a\0b"}, {"model": "x" * 300}],
+    ids=lambda changes: str(changes)[:40],
+)  # fmt: skip
+def test_counts_no_server_has_are_refused(ctx: Context, changes: dict[str, Any]) -> None:
+    (fold,) = fold_events(events(1), lambda *_: None)
+    with pytest.raises(BadInput):
+        intake.take_in(ctx, body(events(1), folds=[msgspec.structs.replace(fold, **changes)]))
+    assert counted(ctx) == 0
+
+
+def test_an_event_time_no_clock_shows_moves_no_watermark(ctx: Context) -> None:
+    intake.take_in(ctx, body(events(1), event_times={"late": -(2**62)}))
+    with ctx.ledger.read() as conn:
+        assert watermark(conn, "late") is None
