@@ -1,9 +1,10 @@
 """MLflow's tracking store on the ledger's database: whole, except for what registered versions rest on."""
 
+import time
 from datetime import UTC, datetime
 
 import pytest
-from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
+from mlflow.entities import Metric, Param, RunStatus, RunTag, TraceInfo, TraceLocation, TraceState, ViewType
 from mlflow.exceptions import MlflowException
 
 from loopwright.kernel.actor import Actor, Role, Scope
@@ -158,3 +159,25 @@ def test_an_experiment_keeps_its_files_at_a_place_of_one_spelling(tracking: Guar
     assert tracking.get_experiment(made).artifact_location == "mlflow-artifacts:/runs/mine"
     with pytest.raises(MlflowException, match="could be read as another"):
         tracking.create_experiment("not", "mlflow-artifacts:/runs/mi%6ee")
+
+
+def test_no_pattern_of_a_client_holds_the_server(tracking: GuardedTracking) -> None:
+    """Python's own engine would try for longer than the sun shines, and answer nobody else meanwhile."""
+    experiment = tracking.create_experiment("e")
+    found = TraceInfo(
+        trace_id="tr-1", trace_location=TraceLocation.from_experiment_id(experiment), request_time=0,
+        state=TraceState.OK, tags={"x": "a" * 40 + "!"},
+    )  # fmt: skip
+    tracking.start_trace(found)
+
+    def search(pattern: str) -> list[str]:
+        traces, _ = tracking.search_traces([experiment], f"tags.x RLIKE '{pattern}'")
+        return [trace.trace_id for trace in traces]
+
+    since = time.monotonic()
+    assert search("(a+)+$") == []
+    assert time.monotonic() - since < 10
+    assert search("a!$") == ["tr-1"]
+    with pytest.raises(MlflowException) as refused:
+        search("(a")
+    assert refused.value.get_http_status_code() == 400, "no client should try that again"
