@@ -346,7 +346,7 @@ class TestBrokenGlass:
         [
             (BO, WHY, Refused, "wanted role admin"),
             (Actor("bot", Role.ADMIN, service=True), WHY, Refused, "only people break the glass"),
-            (ADMIN, "quick", BadInput, "no reason is given"),
+            (ADMIN, "quick", BadInput, "the reason is too short"),
         ],
     )
     def test_who_may_not_is_told_why(
