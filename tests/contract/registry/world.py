@@ -141,7 +141,7 @@ class World:
     ) -> None:
         payload: dict[str, Any] = {"snapshot": snapshot} if snapshot else {}
         if kind == "card":
-            payload |= {"sections": dict.fromkeys(sorted(sections), SAID) | {"notes": "TODO"}}
+            payload |= {"sections": dict.fromkeys(sorted(sections), SAID) | {"notes": "to be written"}}
         with nullcontext(conn) if conn is not None else self.ledger.write() as conn:
             evidence.record_evidence(
                 conn, kind=kind, model=MODEL, version=None, bundle=bundle, verdict=Verdict(verdict), payload=payload,
