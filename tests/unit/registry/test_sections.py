@@ -1,5 +1,6 @@
 """What of a card counts as written by a person."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,14 @@ def test_any_text_is_a_card_or_is_refused(text: str) -> None:
     except BadInput:
         return
     assert set(card.filled) <= set(card.sections)
+
+
+def test_a_card_of_comments_that_nothing_closes_is_read_in_no_time() -> None:
+    """It is looked at again whenever the policy is asked: one card must not hold the control plane for a minute."""
+    text = "## Intended use\n" + "<!--" * 24_000
+    since = time.process_time()
+    assert parse_card(text, file="card.md").filled == ()
+    assert time.process_time() - since < 5
+    hidden = "## Intended use\n<!-- " + "who decides what with it, and how often " * 3 + "-->"
+    assert parse_card(hidden, file="card.md").filled == ()
+    assert parse_card(f"{hidden}\nFor whoever plans crews, once an hour before take-off.", file="card.md").filled

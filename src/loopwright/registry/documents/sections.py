@@ -37,9 +37,9 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
 """Heading → questions, as a new project's card.md asks them. A question left standing is not an answer."""
 
 _BLANKS = re.compile(
-    r"<!--.*?-->|\b(?:todo|tbd|tba|fixme|xxx+|wip|n/?a|none yet|to be (?:done|written|defined|determined|added|"
+    r"\b(?:todo|tbd|tba|fixme|xxx+|wip|n/?a|none yet|to be (?:done|written|defined|determined|added|"
     r"decided)|fill (?:this )?in|coming soon|placeholder|lorem ipsum)\b|…+|\.{3,}",
-    re.IGNORECASE | re.DOTALL,
+    re.IGNORECASE,
 )
 _BRIEF = ("licence", "contact")
 """Sections that a word fills: "Apache-2.0"."""
@@ -213,6 +213,15 @@ def _answers(text: str) -> str:
     return "\n".join(kept).strip()
 
 
+def _without_comments(text: str) -> str:
+    # Not by an expression: each "<!--" that nothing closes would be followed to the end of the text.
+    parts, at = [], 0
+    while (start := text.find("<!--", at)) >= 0 and (end := text.find("-->", start)) >= 0:
+        parts.append(text[at:start])
+        at = end + len("-->")
+    return " ".join([*parts, text[at:]])
+
+
 def _substance(text: str) -> str:
-    said = " ".join(_BLANKS.sub(" ", _answers(text)).split())
+    said = " ".join(_BLANKS.sub(" ", _without_comments(_answers(text))).split())
     return said if any(sign.isalnum() for sign in said) else ""
