@@ -25,7 +25,10 @@ from loopwright.ledger.engine import Ledger
 from loopwright.ledger.store import verify
 from tests.lifecycle.own import MODEL, ROWS, TARGET, Own, Said, serving, tensors, write_rows
 
-STRICT = "policy: {tier: low, approvals: {staging: 1, production: 2}, author_may_approve: false, requester_may_approve: false}"
+STRICT = (
+    "policy: {tier: low, approvals: {staging: 1, production: 2}, author_may_approve: false, "
+    "requester_may_approve: false}"
+)
 START = datetime(2026, 1, 5, tzinfo=UTC)
 WRITTEN = (
     "artifacts/bundles", "lake/bronze", "lake/silver", "lake/quarantine", "labels", "predictions",

@@ -41,7 +41,9 @@ def list_models(session: Session) -> None:
 @command("show", models)
 @click.argument("model")
 @click.argument("version", type=int, required=False)
-@click.option("--limit", type=int, default=50, show_default=True, help="At most so many versions, the newest.")
+@click.option(
+    "--limit", type=int, default=50, show_default=True, help="At most so many versions, the newest."
+)
 @click.option("--before", type=int, metavar="N", help="Only versions with a number under N: the page after.")
 def show(session: Session, model: str, version: int | None, limit: int, before: int | None) -> None:
     """Show a model's versions, or one VERSION with approvals and evidence."""
@@ -106,7 +108,9 @@ def delete(session: Session, model: str, version: int, reason: str, dry_run: boo
 @click.option("--to", default="Production", show_default=True, help="The stage: staging or production.")
 @click.option("--reason", default="", help="Why; it stays in the audit log.")
 @click.option(
-    "--break-glass", "emergency", is_flag=True,
+    "--break-glass",
+    "emergency",
+    is_flag=True,
     help="An emergency: to Production without approvals. Raises an alert; somebody else must review it later.",
 )
 def promote(session: Session, model: str, version: int, to: str, reason: str, emergency: bool) -> None:
@@ -193,7 +197,9 @@ def _promotion(answer: dict[str, Any]) -> str:
     if answer.get("review"):
         review = answer["review"]
         what += f"\na review must follow until {text(review['due_at'])}, by somebody other than {review['broken_by']}: "
-        what += f"loopwright review {answer['model']} {answer['version']} --uphold --comment TEXT (or --revoke)"
+        what += (
+            f"loopwright review {answer['model']} {answer['version']} --uphold --comment TEXT (or --revoke)"
+        )
     if answer.get("rollout"):
         what += f"\nrollout: {answer['rollout']['at']} ({answer['rollout']['strategy']})"
     return what

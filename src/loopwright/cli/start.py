@@ -96,10 +96,14 @@ def run(
             from loopwright.pipeline.progress import Silent
 
             with stdout_for_the_answer():
-                report = run_project(**_arguments(context, opened, reason, retrain, version_number), progress=Silent())
+                report = run_project(
+                    **_arguments(context, opened, reason, retrain, version_number), progress=Silent()
+                )
         else:
             with watch() as progress:
-                report = run_project(**_arguments(context, opened, reason, retrain, version_number), progress=progress)
+                report = run_project(
+                    **_arguments(context, opened, reason, retrain, version_number), progress=progress
+                )
     from loopwright.control.plain import plain
 
     session.show(plain(report), _reported)

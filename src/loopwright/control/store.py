@@ -246,8 +246,10 @@ def _moment(microseconds: int | None) -> datetime | None:
 def stage_counts(conn: Connection) -> list[tuple[str, str, int]]:
     """(model, stage, versions) for /metrics."""
     kept = versions.c.deleted_at.is_(None)
-    query = select(versions.c.model, versions.c.stage, func.count()).where(kept).group_by(
-        versions.c.model, versions.c.stage
+    query = (
+        select(versions.c.model, versions.c.stage, func.count())
+        .where(kept)
+        .group_by(versions.c.model, versions.c.stage)
     )
     return [
         (row[0], row[1], int(row[2]))

@@ -111,7 +111,10 @@ def save_snapshot(
         return False
     conn.execute(
         insert(snapshots).values(
-            digest=digest, model=manifest["model"], manifest=canonical_json(manifest).decode(), rows=rows,
+            digest=digest,
+            model=manifest["model"],
+            manifest=canonical_json(manifest).decode(),
+            rows=rows,
             created_at=to_us(at),
         )
     )

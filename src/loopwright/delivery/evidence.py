@@ -45,9 +45,7 @@ def gather(
     )
 
 
-def smoke_test(
-    path: Path, keys: Sequence[PublicKey], trusted: Container[str] | None = None
-) -> Verdict:
+def smoke_test(path: Path, keys: Sequence[PublicKey], trusted: Container[str] | None = None) -> Verdict:
     """Predict the golden rows of the bundle at `path`: PASS, FAIL (other answers), ERROR (will not open).
 
     `trusted`: digests of pickled models that may be loaded now, as `open_bundle` takes them.

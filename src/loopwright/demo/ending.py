@@ -126,7 +126,9 @@ def by_month(stage: Stage, year: Frame, first: RunReport, until: datetime) -> li
     """Both qualities for each whole live month before `until`, from the prediction log and the labels that arrived."""
     home = stage.context.home
     log, labels = PredictionLog(home.predictions), LabelLog(home.labels)
-    frozen = open_bundle(BundleDepot(home.bundles).path(first.bundle), stage.context.keyring.public, threads=2)
+    frozen = open_bundle(
+        BundleDepot(home.bundles).path(first.bundle), stage.context.keyring.public, threads=2
+    )
     found = []
     for number in range(FIRST_LIVE_MONTH, 13):
         start, end = month(number), month(number + 1)

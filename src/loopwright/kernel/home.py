@@ -36,7 +36,9 @@ class Home:
         """What home.json names under "openlineage": url, endpoint, namespace, api_key_env. Empty when nothing."""
         named = self._settings().get("openlineage") or {}
         if not isinstance(named, dict):
-            raise BadInput("`openlineage` is not an object", where=str(self.config), wanted='{"url": "http://…"}')
+            raise BadInput(
+                "`openlineage` is not an object", where=str(self.config), wanted='{"url": "http://…"}'
+            )
         return named
 
     @property

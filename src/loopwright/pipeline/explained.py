@@ -36,7 +36,9 @@ def explain_bundle(bundle: Bundle, folder: Path, holdout: Frame, *, rows: int) -
     """Explain the bundle opened from `folder` on up to `rows` rows of `holdout`. Never raises for what a model does."""
     try:
         explainer = explainer_for(bundle, native_text(folder, bundle.manifest))
-        found = importance(bundle, explainer, holdout.inputs(), rows=rows, ids=[str(one) for one in holdout.ids()])
+        found = importance(
+            bundle, explainer, holdout.inputs(), rows=rows, ids=[str(one) for one in holdout.ids()]
+        )
     except LoopwrightError as error:
         return Explainability(Verdict.ERROR, {"why": str(error)})
     except Exception as error:  # noqa: BLE001 - the transform is the project's: anything may come out of it

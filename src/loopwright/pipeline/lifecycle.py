@@ -264,9 +264,7 @@ class recorded:  # noqa: N801 - reads as a word at its call site: with run, reco
                 )
 
 
-def stable_baseline(
-    ledger: Ledger, home: Home, trusted: Sequence[PublicKey], model: str
-) -> Baseline | None:
+def stable_baseline(ledger: Ledger, home: Home, trusted: Sequence[PublicKey], model: str) -> Baseline | None:
     """The version that answers as stable, opened; before anything is served, the one approved for Production.
 
     A version still in its canary is no baseline: it has to prove itself first. None when there is no version yet.

@@ -39,7 +39,9 @@ class GateResult:
             "value": value,
             "limit": self.limit,
             "detail": self.detail,
-            "interval": list(self.interval) if self.interval and all(map(math.isfinite, self.interval)) else None,
+            "interval": list(self.interval)
+            if self.interval and all(map(math.isfinite, self.interval))
+            else None,
         }
 
 

@@ -36,7 +36,10 @@ def plain_location(location: str, field: str = "artifact_location") -> str:
         return location
     if any(sign in location for sign in "%?#\\"):
         raise Refused(
-            "a place that could be read as another", where=field, got=location, wanted=f"{OWN}:/… without % ? # \\"
+            "a place that could be read as another",
+            where=field,
+            got=location,
+            wanted=f"{OWN}:/… without % ? # \\",
         )
     return f"{OWN}:/" + "/".join(part for part in parts.path.split("/") if part not in ("", "."))
 

@@ -46,7 +46,9 @@ ml_versions = table(
 ml_aliases = table("registered_model_aliases", *map(column, ("workspace", "name", "alias", "version")))
 ml_model_tags = table("registered_model_tags", *map(column, ("workspace", "name", "key", "value")))
 ml_tags = table("model_version_tags", *map(column, ("workspace", "name", "version", "key", "value")))
-ml_runs = table("runs", *map(column, ("run_uuid", "experiment_id", "lifecycle_stage", "artifact_uri", "user_id")))
+ml_runs = table(
+    "runs", *map(column, ("run_uuid", "experiment_id", "lifecycle_stage", "artifact_uri", "user_id"))
+)
 
 
 # Versions
@@ -80,7 +82,8 @@ def get_version(conn: Connection, model: str, version: int) -> Version:
     gone = deleted_at(conn, model, version)
     if gone is not None:
         raise NotFound(
-            f"`{model}` version {version} was deleted on {gone:%Y-%m-%d}, its retention over", where="registry"
+            f"`{model}` version {version} was deleted on {gone:%Y-%m-%d}, its retention over",
+            where="registry",
         )
     known = [v.version for v in list_versions(conn, model, limit=10)]
     if known:
@@ -350,7 +353,9 @@ def decide_promotion(
     policy: Policy | None = None,
 ) -> None:
     """Close a promotion; `seq` is the decision's audit row (kept when left out), `policy` what it was decided under."""
-    under: dict[str, Any] = {"policy": _json(policy.to_json()), "policy_digest": policy.digest} if policy else {}
+    under: dict[str, Any] = (
+        {"policy": _json(policy.to_json()), "policy_digest": policy.digest} if policy else {}
+    )
     under |= {} if seq is None else {"decided_seq": seq}
     conn.execute(
         update(promotions)

@@ -97,7 +97,12 @@ def get_version(conn: Connection, *, model: str, version: int) -> Version:
 
 
 def list_versions(
-    conn: Connection, *, model: str, stage: Stage | None = None, before: int | None = None, limit: int | None = None
+    conn: Connection,
+    *,
+    model: str,
+    stage: Stage | None = None,
+    before: int | None = None,
+    limit: int | None = None,
 ) -> list[Version]:
     """Versions of `model`, oldest first: those in `stage`, numbered under `before`, the newest `limit` of them."""
     return store.list_versions(conn, model, stage=stage, before=before, limit=limit)
@@ -148,7 +153,15 @@ def annotate(
 
 def check_name(model: str) -> None:
     """Raise BadInput for a name that MLflow's registry cannot hold, or that shows as another."""
-    if not model.strip() or len(model) > 256 or any(sign in model for sign in "/:") or not model.isprintable():
+    if (
+        not model.strip()
+        or len(model) > 256
+        or any(sign in model for sign in "/:")
+        or not model.isprintable()
+    ):
         raise BadInput(
-            "not a model name", where="registry", got=model, wanted="1 to 256 signs that show, without / and :"
+            "not a model name",
+            where="registry",
+            got=model,
+            wanted="1 to 256 signs that show, without / and :",
         )

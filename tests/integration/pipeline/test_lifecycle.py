@@ -86,7 +86,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
 @pytest.fixture(scope="module")
 def first(workshop: Workshop) -> RunReport:
     report = workshop.run()
-    with workshop.ledger.write() as conn:  # what `loopwright apply` by an admin does: the scaffolded tier is low
+    with (
+        workshop.ledger.write() as conn
+    ):  # what `loopwright apply` by an admin does: the scaffolded tier is low
         waive(conn, "shop", ("tier",), actor=Actor("root", Role.ADMIN), now=utc_now())
     return report
 

@@ -249,7 +249,13 @@ def test_what_is_wrong_with_one_model_does_not_undo_an_approval_of_another(
         ask_for_nothing(conn, "late", at=ctx.now)
         # Made effective by a plain MLflow client, say: its rollout is due, and its stored loop.yaml is no longer read.
         request_promotion(
-            conn, model="late", version=1, stage=Stage.PRODUCTION, actor=people["dora"].actor, reason="", now=ctx.now
+            conn,
+            model="late",
+            version=1,
+            stage=Stage.PRODUCTION,
+            actor=people["dora"].actor,
+            reason="",
+            now=ctx.now,
         )
         save_project(conn, "late", "/srv/late", {"model": "late", "unknown": 1}, "0", ctx.now)
     to_production(people, register("early"), model="early")

@@ -53,7 +53,9 @@ def fault(words: list[str]) -> str:
             if word.partition("=")[0] not in known and meant and isinstance(command, click.Group):
                 command = command.commands[meant]  # as `loopwright lineage --source …`
                 known |= {
-                    name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)
+                    name
+                    for parameter in command.params
+                    for name in (*parameter.opts, *parameter.secondary_opts)
                 }
             if word.partition("=")[0] not in known:
                 return f"no option {word}"

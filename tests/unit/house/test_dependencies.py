@@ -58,7 +58,9 @@ def undeclared(folders: tuple[str, ...], declared: set[str]) -> list[str]:
 
 
 def test_the_package_declares_what_it_imports() -> None:
-    declared = named(PROJECT["dependencies"]).union(*(named(EXTRAS[name]) for name in EXTRAS if name != "dev"))
+    declared = named(PROJECT["dependencies"]).union(
+        *(named(EXTRAS[name]) for name in EXTRAS if name != "dev")
+    )
     # They come with what is declared, at the version it wants.
     declared |= {"pydantic-core", "mlflow-skinny", "mlflow-tracing", "anyio", "protobuf"}
     assert undeclared(("src",), declared) == []

@@ -57,7 +57,9 @@ def test_folds_of_an_hour_add_up_and_hours_are_summed_half_open(ledger: Ledger) 
         assert store.arm_counts(conn, "m", 1, None, NOON, NOON + 2 * HOUR).n == 22
         assert store.arm_counts(conn, "m", 2, "stable", NOON, NOON + HOUR).n == 0
         assert store.served_hours(conn, "m", NOON, NOON + 5 * HOUR) == [(NOON, 1), (NOON + HOUR, 1)]
-        beside = conn.exec_driver_sql("SELECT arm, sum(answers), sum(errors) FROM lw_folds GROUP BY arm ORDER BY arm")
+        beside = conn.exec_driver_sql(
+            "SELECT arm, sum(answers), sum(errors) FROM lw_folds GROUP BY arm ORDER BY arm"
+        )
         assert [tuple(row) for row in beside] == [("shadow", 3, 0), ("stable", 22, 2)]
 
 

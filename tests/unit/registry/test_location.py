@@ -72,4 +72,6 @@ def test_a_place_on_the_server_has_one_spelling(spelled: str) -> None:
 def test_a_place_that_could_be_read_as_another_is_refused(sign: str) -> None:
     with pytest.raises(Refused, match="could be read as another"):
         plain_location(f"mlflow-artifacts:/1/r/artifacts/m{sign}")
-    assert plain_location(f"s3://bucket/m{sign}") == f"s3://bucket/m{sign}", "another store's names are its own"
+    assert plain_location(f"s3://bucket/m{sign}") == f"s3://bucket/m{sign}", (
+        "another store's names are its own"
+    )

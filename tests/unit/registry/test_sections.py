@@ -132,4 +132,6 @@ def test_a_card_of_comments_that_nothing_closes_is_read_in_no_time() -> None:
     assert time.process_time() - since < 5
     hidden = "## Intended use\n<!-- " + "who decides what with it, and how often " * 3 + "-->"
     assert parse_card(hidden, file="card.md").filled == ()
-    assert parse_card(f"{hidden}\nFor whoever plans crews, once an hour before take-off.", file="card.md").filled
+    assert parse_card(
+        f"{hidden}\nFor whoever plans crews, once an hour before take-off.", file="card.md"
+    ).filled

@@ -17,9 +17,9 @@ from loopwright.serving import loading
 from loopwright.serving.cache import Cache
 from loopwright.serving.events import Event, SegmentWriter, frame
 from loopwright.serving.loading import load_models
-from loopwright.serving.shipping import Shipper
 from loopwright.serving.options import ServeOptions
 from loopwright.serving.pinning import trusted_keys
+from loopwright.serving.shipping import Shipper
 from loopwright.serving.supervisor import _Slot, _Supervisor
 from loopwright.serving.upstream import Upstream
 from loopwright.serving.wire import open_batch

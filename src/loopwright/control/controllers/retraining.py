@@ -23,7 +23,9 @@ from loopwright.retraining.store import Retrain
 
 # A retraining works on the home's folder as the product itself, whoever started the control plane; what it
 # shows to the identity provider is no business of a project's code.
-_NOT_INHERITED = frozenset({"LOOPWRIGHT_URL", "LOOPWRIGHT_USER", "LOOPWRIGHT_TOKEN", "LOOPWRIGHT_OIDC_SECRET"})
+_NOT_INHERITED = frozenset(
+    {"LOOPWRIGHT_URL", "LOOPWRIGHT_USER", "LOOPWRIGHT_TOKEN", "LOOPWRIGHT_OIDC_SECRET"}
+)
 
 
 @dataclass(frozen=True, slots=True)
