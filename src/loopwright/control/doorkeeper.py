@@ -85,6 +85,9 @@ class Doorkeeper:
             actor, assumed_by = await self.identify(scope, caller)
             door.actor = actor
             await self._check(scope, caller, actor, assumed_by)
+            counted = actor not in (SYSTEM, LOCAL)
+            if counted:
+                self.limits.begin(actor.name)
         except LoopwrightError as error:
             await self._turn_away(door, error)
             return
@@ -101,6 +104,8 @@ class Doorkeeper:
             await door.run(self.app)
         finally:
             current_actor.reset(token)
+            if counted:
+                self.limits.end(actor.name)
 
     async def identify(self, scope: Scope, caller: Caller | None = None) -> tuple[Actor, Actor | None]:
         """Return (who acts, who assumed that name or None).

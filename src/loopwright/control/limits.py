@@ -6,7 +6,7 @@ The `limits` library counts; what it counts in is ours, because its own memory g
 import hashlib
 import ipaddress
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,10 +29,14 @@ _TRUSTED_FOR = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What home.json says under "limits", as `limits` writes them: "10/minute", "2000/10 seconds"."""
+    """What home.json says under "limits", as `limits` writes them: "10/minute", "2000/10 seconds".
+
+    at_once: how many requests of one actor may be under way. Some take seconds, and a crowd of them all our threads.
+    """
 
     failures: str = "10/minute"
     requests: str = "2000/10 seconds"
+    at_once: int = 32
 
     @classmethod
     def read(cls, document: object, *, where: str = "") -> "Settings":
@@ -45,6 +49,12 @@ class Settings:
         for name, text in document.items():
             if name not in known:
                 raise BadInput("no such limit", where=where, got=name, next=did_you_mean(str(name), known))
+            if name == "at_once":
+                if type(text) is not int or text < 1:
+                    raise BadInput(
+                        "`at_once` is not a number of requests", where=where, got=text, wanted="1 or more"
+                    )
+                continue
             try:
                 fits = parse(text).amount > 0
             except (ValueError, TypeError):
@@ -66,6 +76,7 @@ class Limits:
         self._strangers = FixedWindowRateLimiter(_Counts(clock))
         self._known = FixedWindowRateLimiter(_Counts(clock))
         self._good: OrderedDict[bytes, float] = OrderedDict()
+        self._at_once, self._under_way = settings.at_once, Counter[str]()
 
     def check_address(self, address: str, credential: str) -> None:
         """Raise TooMany for an address with too many wrong credentials of late.
@@ -101,6 +112,21 @@ class Limits:
                 next='An admin can raise it: "limits" in home.json.',
             )  # fmt: skip
 
+    def begin(self, actor: str) -> None:
+        """Count a request as under way until `end`; raises TooMany when as many as may be are."""
+        if self._under_way[actor] >= self._at_once:
+            raise TooMany(
+                f"{actor} has {self._at_once} requests under way", retry_after=1.0,
+                next='An admin can raise it: "limits" in home.json.',
+            )  # fmt: skip
+        self._under_way[actor] += 1
+
+    def end(self, actor: str) -> None:
+        """A request that was begun is answered."""
+        self._under_way[actor] -= 1
+        if not self._under_way[actor]:
+            del self._under_way[actor]
+
     def _until(self, moment: float) -> float:
         return max(1.0, math.ceil(moment - self._clock().timestamp()))
 
@@ -111,6 +137,8 @@ def group_of(address: str) -> str:
         found = ipaddress.ip_address(address)
     except ValueError:
         return address[:64]
+    if found.version == 6 and found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)  # else all of them would be one subscriber's
     return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)
 
 

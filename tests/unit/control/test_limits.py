@@ -64,6 +64,28 @@ def test_an_actor_may_send_so_many_requests(clock: FakeClock) -> None:
     limits.count_request("ada")
 
 
+def test_one_actors_slow_questions_leave_room_for_others(clock: FakeClock) -> None:
+    limits = Limits(Settings(at_once=2), clock)
+    limits.begin("ada")
+    limits.begin("ada")
+    with pytest.raises(TooMany, match="2 requests under way"):
+        limits.begin("ada")
+    limits.begin("bob")
+    limits.end("ada")
+    limits.begin("ada")
+
+
+def test_what_is_answered_or_refused_is_under_way_no_more(ctx: Context) -> None:
+    app = create_app(ctx, local=False, make_mlflow=lambda: mlflow, controllers=Controllers(ctx, []))
+    token = token_of(ctx, "ada", "viewer")
+    with TestClient(app, base_url="http://127.0.0.1:8080", client=("10.0.0.7", 50000)) as client:
+        for path, status in (("whoami", 200), ("models/no", 404), ("where", 403)) * 20:
+            answer = client.get(f"/api/v1/{path}", headers={"Authorization": f"Bearer {token}"})
+            assert answer.status_code == status
+        assert client.post("/api/v1/tick", headers={"Authorization": f"Bearer {token}"}).status_code == 403
+    assert not app.limits._under_way  # type: ignore[attr-defined]
+
+
 def test_a_clock_that_goes_back_locks_nobody_out(clock: FakeClock) -> None:
     limits = Limits(Settings(requests="1/minute"), clock)
     limits.count_request("ada")
@@ -82,11 +104,20 @@ def test_one_subscribers_ipv6_addresses_are_one() -> None:
     assert group_of("2001:db8::1") == group_of("2001:db8::ffff:1")
     assert group_of("2001:db8:0:1::1") != group_of("2001:db8::1")
     assert group_of("10.0.0.1") != group_of("10.0.0.2")
+    assert group_of("::ffff:10.0.0.1") == group_of("10.0.0.1") != group_of("::ffff:10.0.0.2")
 
 
 @pytest.mark.parametrize(
     "section",
-    [{"requests": "many"}, {"request": "1/second"}, {"requests": "0/second"}, {"failures": 3}, ["x"]],
+    [
+        {"requests": "many"},
+        {"request": "1/second"},
+        {"requests": "0/second"},
+        {"failures": 3},
+        ["x"],
+        {"at_once": 0},
+        {"at_once": "3"},
+    ],
 )
 def test_limits_that_cannot_be_read_are_named(section: object) -> None:
     with pytest.raises(BadInput):
