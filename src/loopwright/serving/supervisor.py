@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from loopwright.bundle.keys import PublicKey
-from loopwright.bundle.routes import RouteTable, open_routes
+from loopwright.bundle.routes import RouteTable, open_routes, signer_of
 from loopwright.kernel.errors import LoopwrightError, NotFound, Refused, Tampered, Unavailable
 from loopwright.kernel.ids import new_id
 from loopwright.serving.cache import Cache
@@ -95,6 +95,7 @@ class _Supervisor:
         self._stopping = asyncio.Event()
         self._failure: LoopwrightError | None = None
         self._ring, self._keys_at = b"", 0.0
+        self._following = bool(cache.followed())
         self._table: RouteTable | None = self._kept_table()
         self._document = b""
         self._unfetched: dict[str, str] = {}
@@ -179,11 +180,11 @@ class _Supervisor:
             if document == self._document and not self._unfetched and not self._doubted:
                 return self._table.serial if self._table else 0
             try:
-                table = open_routes(document, self._keys)
+                table = self._opened(document)
             except Tampered:
                 # Signed by a key that came after the last look, or by a stranger's.
                 await self._follow_keys()
-                table = open_routes(document, self._keys)
+                table = self._opened(document)
             if self._table is not None and table.serial < self._table.serial:
                 raise Refused(
                     "the control plane sent an older route table",
@@ -208,6 +209,19 @@ class _Supervisor:
                         slot.channel.send({"apply": unfetched})
             return table.serial
 
+    def _opened(self, document: bytes) -> RouteTable:
+        """The table, when the key that signs now has signed it; raises Tampered.
+
+        A retired key vouches for what it sealed and for nothing new: who took it away rules nobody's traffic.
+        """
+        table = open_routes(document, self._keys)
+        if self._following and signer_of(document) != self._keys[0].key_id:
+            raise Tampered(
+                "signed by a key that is retired", where="route table", got=signer_of(document),
+                wanted=self._keys[0].key_id,
+            )  # fmt: skip
+        return table
+
     def _kept_table(self) -> RouteTable | None:
         """The table kept on disk; one that no trusted key signed (any more) is none."""
         try:
@@ -226,7 +240,7 @@ class _Supervisor:
         if not document or document == self._ring:
             return
         trusted = await asyncio.to_thread(self._cache.follow, document)
-        self._ring = document
+        self._ring, self._following = document, True
         if trusted == self._keys:
             return
         self._say(f"trusting the control plane's keys {', '.join(key.key_id for key in trusted)} from now on")

@@ -196,6 +196,22 @@ def test_a_table_signed_by_a_revoked_key_is_not_followed(
         start()  # nor is the table that was kept from before: there is none to begin with
 
 
+def test_a_table_signed_by_a_retired_key_is_not_followed(start: Start, control: Control) -> None:
+    """Whoever copied a key before it was rotated could else send traffic where they like, revoked or not."""
+    server, wire = start()
+    old = control.keyring.signing
+    control.keyring.rotate(NOON)
+    control.publish()
+    assert poll(server) == 2
+    said = len(wire.sent)
+    control.publish(old)
+    with pytest.raises(Tampered, match="retired"):
+        poll(server)
+    assert (server._table.serial if server._table else None, len(wire.sent)) == (2, said)
+    control.publish()
+    assert poll(server) == 4
+
+
 def test_a_stranger_is_not_followed(start: Start, control: Control, cache: Cache, tmp_path: Path) -> None:
     server, _ = start()
     trusted, told = list(server._keys), []
