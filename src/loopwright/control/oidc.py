@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -38,6 +39,7 @@ LEEWAY = 60
 _TIMEOUT = 10.0
 _FRESH = timedelta(hours=1)
 _KEYS_AGAIN = timedelta(seconds=30)
+_AWAY = timedelta(seconds=5)
 _START_AGAIN = "Start again at /login."
 
 
@@ -124,6 +126,7 @@ class SignIn:
         self._used: dict[str, datetime] = {}
         self._metadata: tuple[datetime, dict[str, Any]] | None = None
         self._keys: tuple[datetime, Any] | None = None
+        self._asking, self._away = threading.Lock(), cast("datetime | None", None)
 
     def begin(self, redirect: str, next_page: str) -> tuple[str, str]:
         """Return (where to send the browser, the cookie that ties the answer to it)."""
@@ -245,7 +248,7 @@ class SignIn:
     def _described(self) -> dict[str, Any]:
         now = self._clock()
         if self._metadata is None or now - self._metadata[0] > _FRESH:
-            found = self._get(f"{self.provider.issuer.rstrip('/')}/.well-known/openid-configuration")
+            found = self._asked(f"{self.provider.issuer.rstrip('/')}/.well-known/openid-configuration", now)
             if found.get("issuer") != self.provider.issuer:
                 raise Unavailable(
                     "the provider calls itself something else", where=self.provider.issuer, got=found.get("issuer"),
@@ -253,6 +256,26 @@ class SignIn:
                 )  # fmt: skip
             self._metadata = (now, found)
         return self._metadata[1]
+
+    def _asked(self, url: str, now: datetime) -> dict[str, Any]:
+        """What the provider says of itself, asked by one thread at a time, and not again at once when it was away.
+
+        Anybody may come to the page that asks: a provider that is away must not take a thread of ours for each.
+        """
+        away = Unavailable("the provider does not answer just now", next="Try again in a moment.")
+        if (self._away is not None and timedelta() <= now - self._away < _AWAY) or not self._asking.acquire(
+            blocking=False
+        ):
+            raise away
+        try:
+            found = self._get(url)
+            self._away = None
+            return found
+        except Unavailable:
+            self._away = now
+            raise
+        finally:
+            self._asking.release()
 
     def _get(self, url: str, session: Any = None) -> dict[str, Any]:
         try:

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from starlette.testclient import TestClient
 from loopwright.control.access import holds_token, parse
 from loopwright.control.context import Context
 from loopwright.control.denials import MOST, Denial, Denials
+from loopwright.control.oidc import Provider, SignIn
 from loopwright.control.operation import find
 from loopwright.kernel.actor import Actor, Role, Scope
-from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, Unauthenticated
+from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, Unauthenticated, Unavailable
 from tests.unit.control.test_doorkeeper import browse, token_of
 from tests.unit.control.test_operations import a_spec
 
@@ -92,7 +94,6 @@ def test_what_no_id_can_be_never_reaches_the_ledger(strict: TestClient, token: s
 def test_whoever_may_not_come_in_is_told_nothing_of_the_machine(
     strict: TestClient, ctx: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loopwright.kernel.errors import Unavailable
     from loopwright.ledger.engine import Ledger
 
     def away(self: Ledger) -> None:
@@ -245,3 +246,27 @@ def test_an_admin_of_a_team_neither_loosens_what_binds_teams_nor_says_whose_code
             apply(tina, **standing | {"spec": {**a_spec(**loose), "team": "flights"}})
     strict = {**a_spec(approvals={"production": 3}), "team": "flights"}
     assert apply(tina, **standing | {"spec": strict})["changed"] == ["policy"]  # type: ignore[index,call-overload]
+
+
+def test_a_provider_that_is_away_takes_one_thread_not_all(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may come to /login/oidc."""
+    asked: list[str] = []
+
+    def away(self: SignIn, url: str, session: Any = None) -> Any:
+        asked.append(url)
+        with pytest.raises(Unavailable):
+            self.begin("http://127.0.0.1/auth/callback", "/")  # while the first one still waits
+        raise Unavailable("the provider does not answer")
+
+    monkeypatch.setattr(SignIn, "_get", away)
+    flow = SignIn(Provider("https://id.example", "loopwright"), ctx.clock)
+    for _ in range(50):
+        with pytest.raises(Unavailable):
+            flow.begin("http://127.0.0.1/auth/callback", "/")
+    assert len(asked) == 1
+    ctx.clock.move(timedelta(seconds=6))  # type: ignore[attr-defined]
+    with pytest.raises(Unavailable):
+        flow.begin("http://127.0.0.1/auth/callback", "/")
+    assert len(asked) == 2
