@@ -73,6 +73,11 @@ def _writable(ctx: Context) -> Finding:
         )
 
 
+def _private(ctx: Context) -> Finding:
+    mode = stat.S_IMODE(ctx.home.root.stat().st_mode)
+    return mode & 0o007 == 0, f"mode {mode:o}", f"Everybody on this machine may look in: chmod o-rwx {ctx.home.root}"
+
+
 def _space(ctx: Context) -> Finding:
     free = shutil.disk_usage(ctx.home.root).free
     return free >= LEAST_FREE, f"{free / 1e9:.1f} GB free", "Free some space: runs and predictions need room."
@@ -216,7 +221,8 @@ def _people(ctx: Context) -> Finding:
 
 
 _CHECKS: dict[str, Callable[[Context], Finding]] = {
-    "python": _python, "packages": _packages, "home is writable": _writable, "disk": _space, "signing key": _key,
-    "ledger": _ledger, "audit log": _audit, "anchors": _anchors, "bundles": _bundles, "seals": _seals,
-    "reviewers": _people, "tokens": _tokens, "signing in": _settings, "controllers": _leader,
+    "python": _python, "packages": _packages, "home is writable": _writable, "home is private": _private,
+    "disk": _space, "signing key": _key, "ledger": _ledger, "audit log": _audit, "anchors": _anchors,
+    "bundles": _bundles, "seals": _seals, "reviewers": _people, "tokens": _tokens, "signing in": _settings,
+    "controllers": _leader,
 }  # fmt: skip

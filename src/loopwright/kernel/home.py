@@ -103,7 +103,7 @@ class Home:
         return self.keys.is_dir()
 
     def create(self) -> "Home":
-        """Make the folders; is idempotent. Keys are readable by their owner only.
+        """Make the folders; is idempotent. A new home is its owner's only: it holds data, and who may do what.
 
         Raises Unavailable when the disk is full or read-only.
         """
@@ -111,7 +111,7 @@ class Home:
             self.lake, self.bundles, self.predictions, self.labels, self.serving, self.logs, self.cache,
         )  # fmt: skip
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             self.keys.mkdir(mode=0o700, exist_ok=True)

@@ -1,15 +1,18 @@
 """What an attacker would try at the door and through the operations, besides what the rooms' own tests hold."""
 
 import base64
+import os
+import stat
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from loopwright.control.access import holds_token, parse
-from loopwright.control.context import Context
+from loopwright.control.access import LOCAL, holds_token, parse
+from loopwright.control.context import Context, open_context
 from loopwright.control.denials import MOST, Denial, Denials
 from loopwright.control.oidc import Provider, SignIn
 from loopwright.control.operation import find
@@ -270,3 +273,28 @@ def test_a_provider_that_is_away_takes_one_thread_not_all(
     with pytest.raises(Unavailable):
         flow.begin("http://127.0.0.1/auth/callback", "/")
     assert len(asked) == 2
+
+
+def test_a_new_home_is_its_owners_only_and_the_doctor_names_one_that_is_not(tmp_path: Path) -> None:
+    """It holds data, predictions with their inputs, and who may do what."""
+    before = os.umask(0o022)
+    try:
+        ctx = open_context(tmp_path / "new", LOCAL, create=True)
+    finally:
+        os.umask(before)
+
+    def private() -> Any:
+        found: Any = find("system.doctor")(ctx)
+        return next(check for check in found if check["check"] == "home is private")
+
+    assert stat.S_IMODE(ctx.home.root.stat().st_mode) == 0o700
+    assert private()["ok"]
+    ctx.home.root.chmod(0o755)
+    assert (private()["ok"], "chmod o-rwx" in private()["next"]) == (False, True)
+    ctx.ledger.dispose()
+
+
+def test_whose_tokens_end_soon_is_for_admins(people: dict[str, Context]) -> None:
+    for name in ("vera", "dora", "ada"):
+        with pytest.raises(Refused, match="role admin"):
+            find("system.doctor")(people[name])

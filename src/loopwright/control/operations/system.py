@@ -33,9 +33,12 @@ def status(ctx: Context, model: str | None = None) -> list[dict[str, Any]]:
         return [_of_model(conn, found, name, ctx.now) for name in found.models]
 
 
-@operation("system.doctor", "GET", "/doctor")
+@operation("system.doctor", "GET", "/doctor", role=Role.ADMIN)
 def doctor(ctx: Context) -> list[dict[str, Any]]:
-    """Check the machine and the home: what is well, what is not, and what to do about it."""
+    """Check the machine and the home: what is well, what is not, and what to do about it.
+
+    It names folders, the database and whose tokens are about to end: for admins, as the owner of a folder is.
+    """
     return examine(ctx)
 
 
