@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from loopwright.kernel.actor import Actor, Role
-from loopwright.kernel.errors import BadInput, Conflict, NotFound, did_you_mean
+from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, did_you_mean
 from loopwright.kernel.stage import Stage
 from loopwright.ledger import store as ledger
 from loopwright.registry import store
@@ -28,6 +28,9 @@ __all__ = [
     "register_version",
 ]
 
+MAX_NOTES = 200
+_OURS = frozenset(("reason", "trained_until", "semver_reason"))
+"""Notes that a run writes about itself; documents show them as such."""
 TAG_PREFIX = "loopwright."
 """Tags under this prefix on MLflow's rows are ours; no client may set or delete them."""
 
@@ -140,7 +143,11 @@ def annotate(
     require_on(conn, actor, Role.DEVELOPER, f"annotate {model}/{version}", model=model)
     if not key or len(key) > 100 or len(value) > 4000:
         raise BadInput("an annotation that is empty or too long", where=f"{model}/{version}", got=key)
+    if key in _OURS:
+        raise Refused("this note is the run's own", where=f"{model}/{version}", got=key, wanted="another key")
     found = store.get_version(conn, model, version)
+    if key not in found.annotations and len(found.annotations) >= MAX_NOTES:
+        raise BadInput("too many notes on one version", where=f"{model}/{version}", wanted=f"at most {MAX_NOTES}")
     notes = {name: note for name, note in {**found.annotations, key: value}.items() if note}
     store.set_annotations(conn, model, version, notes)
     store.put_ml_tag(conn, model, version, f"{TAG_PREFIX}note.{key}", value)

@@ -298,3 +298,17 @@ def test_whose_tokens_end_soon_is_for_admins(people: dict[str, Context]) -> None
     for name in ("vera", "dora", "ada"):
         with pytest.raises(Refused, match="role admin"):
             find("system.doctor")(people[name])
+
+
+def test_nobody_writes_what_a_run_says_of_itself(
+    people: dict[str, Context], register: Callable[..., int]
+) -> None:
+    asks: dict[str, Any] = {"model": "late", "version": register()}
+    for key in ("reason", "trained_until", "semver_reason"):
+        with pytest.raises(Refused, match="the run's own"):
+            find("models.annotate")(people["dora"], **asks, key=key, value="only words changed")
+    for number in range(200):
+        find("models.annotate")(people["dora"], **asks, key=f"n{number}", value="x")
+    with pytest.raises(BadInput, match="too many notes"):
+        find("models.annotate")(people["dora"], **asks, key="one more", value="x")
+    find("models.annotate")(people["dora"], **asks, key="n0", value="changed")
