@@ -12,7 +12,7 @@ from loopwright.control.context import Context
 from loopwright.control.intake import take_in
 from loopwright.control.routes import current_routes
 from loopwright.kernel.actor import Actor, Role, beyond_token, require
-from loopwright.kernel.errors import NotFound
+from loopwright.kernel.errors import NotFound, Refused
 
 router = APIRouter(tags=["data plane"])
 Here = Annotated[Context, Depends(context_of)]
@@ -60,11 +60,22 @@ async def _body(request: Request) -> bytes:
 
 @router.post("/events")
 def events(ctx: Here, body: Annotated[bytes, Depends(_body)]) -> JSONResponse:
-    """Take in a batch of prediction events exactly once; answers the offset reached."""
+    """Take in a batch of prediction events exactly once; answers the offset reached.
+
+    They are what a canary is judged by, so they come from servers' accounts: whoever built the canary does not write
+    its figures.
+    """
     if not ctx.actor.may_serve():
         raise beyond_token(ctx.actor, "ship prediction events", _SERVE)
     # The account's own role: the scope `serve` is for this, and leaves no role for anything else.
-    require(replace(ctx.actor, scopes=None), Role.DEVELOPER, "ship prediction events")
+    account = replace(ctx.actor, scopes=None)
+    require(account, Role.DEVELOPER, "ship prediction events")
+    if not account.service and account.role_on() < Role.ADMIN:
+        raise Refused(
+            f"{account.name} is a person; prediction events come from servers", wanted="a service account's token",
+            next="An admin makes one: loopwright user add NAME --role developer --service, "
+            "loopwright token create NAME --scope serve",
+        )  # fmt: skip
     return JSONResponse({"accepted": take_in(ctx, body)})
 
 

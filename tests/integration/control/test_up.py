@@ -183,7 +183,7 @@ def test_strangers_stay_out(start: Start, home: Path) -> None:
     with pytest.raises(urllib.error.HTTPError) as stranger:
         _open(f"{up.url}/mlflow/api/2.0/mlflow/experiments/search?max_results=1", timeout=20)
     assert stranger.value.code == 401
-    answer = loopwright("status", "--url", up.url, "--token", "lw_a_b")
+    answer = loopwright("status", "--url", up.url, "--token", "lw_0123456789ab_b")
     assert (answer.returncode, answer.stdout) == (2, "")
     assert "wrong token" in answer.stderr
 

@@ -271,6 +271,20 @@ def test_a_viewers_token_for_serving_ships_no_events(strict: TestClient, ctx: Co
     assert strict.post("/api/v1/events", content=b"x", headers=serve).status_code == 403
 
 
+def test_whoever_builds_a_canary_does_not_write_what_it_is_judged_by(
+    strict: TestClient, ctx: Context
+) -> None:
+    for name, role, status in (("dora", "developer", 403), ("ada", "approver", 403), ("ines", "admin", 422)):
+        find("access.add_user")(ctx, name=name, role=role)
+        for scopes in (None, ["serve"]):
+            made: Any = find("access.create_token")(ctx, user=name, scopes=scopes)
+            sent = strict.post(
+                "/api/v1/events", content=b"x", headers={"Authorization": f"Bearer {made['token']}"}
+            )
+            assert sent.status_code == status, "422: let in, and not a batch"
+    assert strict.post("/api/v1/events", content=b"x", headers=scoped(ctx, "serve")).status_code == 422
+
+
 def test_a_change_in_mlflow_under_another_name_is_written_down(here: TestClient, ctx: Context) -> None:
     find("access.add_user")(ctx, name="ada")
     headers = {"X-Loopwright-As": "ada"}
