@@ -1,13 +1,21 @@
-"""kill -9 at every statement of an act: the registry stands before it or after it, and the audit agrees."""
+"""kill -9 at any statement of an act: everything stands as before it or as after it, and the audit log agrees."""
 
+import copy
 import os
+import random
 import signal
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, text
 
+from loopwright.bundle.keyring import NEXT, Keyring
+from loopwright.control import anchors
+from loopwright.control.controllers.keys import KeysController
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.stage import Stage
 from loopwright.ledger import store as audit
@@ -15,6 +23,9 @@ from loopwright.ledger.engine import Ledger
 from loopwright.registry import promotion, versions
 from loopwright.registry.identity import current_actor
 from loopwright.registry.mlflow_store import GovernedRegistry
+from tests.contract.registry.agreement import Agreement
+from tests.contract.registry.reference import PRODUCTION, SECTIONS, Evidence, Reference
+from tests.contract.registry.world import MODEL, World
 from tests.governing import vouch
 
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
@@ -150,3 +161,203 @@ def test_killed_anywhere_in_a_transition_asked_by_mlflow(ledger: Ledger, registr
             break
         assert os.WIFSIGNALED(status)
     assert seen[-1] == after and seen.count(before) > 10
+
+
+ROOT, DEE = Actor("root", Role.ADMIN), Actor("dee", Role.DEVELOPER)
+WHY = "the airport is closed"
+SHORT = {"tier": "high", "retain": "30d"}
+
+
+@pytest.fixture
+def world(registry_url: str, tmp_path: Path) -> Iterator[World]:
+    made = World(registry_url, tmp_path, NOON)
+    yield made
+    made.close()
+
+
+def kill(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(world: World, work: Callable[[], object], left: int) -> bool:
+    """Whether a process that began `work` was killed before its `left`-th statement or commit from its start."""
+
+    def run() -> None:
+        world.accident.strike, world.accident.left = kill, left
+        work()
+
+    world.start_anew()  # no connection goes with a fork
+    status = in_child(run)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def statements(world: World, work: Callable[[], object]) -> int:
+    """How many statements `work` makes before its first commit; counted by a process killed there."""
+    out, into = os.pipe()
+
+    def run() -> None:
+        made = 0
+
+        def count(_: Any, *statement: object) -> None:
+            nonlocal made
+            if not statement:
+                os.write(into, str(made).encode())
+                kill()
+            made += 1
+
+        for engine in (world.ledger.engine, world.registry.engine):
+            event.listen(engine, "before_cursor_execute", count)
+            event.listen(engine, "commit", count)
+        work()
+
+    world.start_anew()
+    in_child(run)
+    os.close(into)
+    with os.fdopen(out) as said:
+        return int(said.read())
+
+
+def test_killed_at_fifty_points_from_the_approval_to_the_deletion(world: World) -> None:
+    rng, model, agreement = random.Random(2013), Reference(NOON), Agreement()
+
+    def do(act: Callable[[], object], expected: Callable[[Reference], object]) -> None:
+        act()
+        expected(model)
+
+    def vouch_for(number: int) -> None:
+        for kind in ("gates", "fairness", "explainability", "card"):
+            found = Evidence(
+                kind, f"{number:064x}", "PASS", world.now, None, SECTIONS if kind == "card" else frozenset()
+            )
+            do(
+                partial(world.record, kind, found.bundle, "PASS", found.at, None, found.sections),
+                partial(Reference.record, found=found),
+            )
+
+    def ask(number: int, *reviewers: Actor) -> None:
+        promote = partial(world.operate, "models.promote", DEE, model=MODEL, version=number)
+        do(promote, partial(Reference.promote, actor=DEE, number=number, stage=PRODUCTION))
+        for who in reviewers:
+            do(*approving(who, number))
+
+    def approving(who: Actor, number: int) -> tuple[Callable[[], object], Callable[[Reference], object]]:
+        return partial(world.speak, who, number), lambda model: model.speak(who, number, True, None, None)
+
+    quick = {"shadow_first": "0s", "steps": [{"weight": "50%"}, {"weight": "100%"}]}
+    do(
+        partial(world.apply, ROOT, {"tier": "high"}, quick),
+        lambda model: model.apply(ROOT, {"tier": "high"}, "quick"),
+    )
+    do(
+        partial(world.operate, "policy.set", ROOT, document=SHORT, reason=WHY),
+        lambda model: model.set_document(ROOT, "high", {"retain": timedelta(days=30)}, reasoned=True),
+    )
+    for number in (1, 2, 3):
+        do(
+            partial(world.register, ANA, f"{number:064x}", "s1"),
+            partial(Reference.register, author=ANA, bundle=f"{number:064x}", snapshot="s1"),
+        )
+    for number in (1, 2):
+        vouch_for(number)
+    ask(1, BO, CY)
+    ask(2, BO)
+    ask(3, BO, CY)
+    vouch_for(3)
+
+    def review(uphold: bool) -> tuple[Callable[[], object], Callable[[Reference], object]]:
+        said = {"outcome": "uphold" if uphold else "revoke", "comment": WHY}
+        return (
+            partial(world.operate, "reviews.decide", BO, model=MODEL, version=3, **said),
+            lambda model: model.review(BO, 3, uphold=uphold, reasoned=True),
+        )
+
+    def pass_time(model: Reference) -> None:
+        world.now = model.now = model.now + timedelta(days=60)
+
+    acts: list[tuple[Callable[[], object], Callable[[Reference], object]]] = [
+        approving(CY, 2),  # takes effect, begins the rollout, writes the route table
+        (partial(world.step, "good"), lambda model: model.step("good")),  # all traffic; version 1 is archived
+        (
+            partial(world.transition, DEE, 3, PRODUCTION),
+            lambda model: model.transition(DEE, 3, PRODUCTION),
+        ),
+        (world.deliver, lambda model: model.deliver_due()),
+        (partial(world.operate, "delivery.abort", BO, model=MODEL), lambda model: model.abort(BO)),
+        (partial(world.operate, "models.rollback", BO, model=MODEL), lambda model: model.rollback(BO, None)),
+        (
+            partial(world.operate, "models.break_glass", ROOT, model=MODEL, version=3, reason=WHY),
+            lambda model: model.break_glass(ROOT, 3, reasoned=True),
+        ),
+        (partial(world.step, "harm"), lambda model: model.step("harm")),
+        review(uphold=True),
+        (
+            partial(world.operate, "models.delete", ROOT, model=MODEL, version=2, reason=WHY),
+            lambda model: model.delete(ROOT, 2),
+        ),
+    ]
+    kills = 0
+    for number, (act, expected) in enumerate(acts):
+        if number == len(acts) - 1:
+            pass_time(model)
+        points = statements(world, act)
+        assert points > 8, "the act has more statements than that"
+        for left in rng.sample(range(points + 1), 5):
+            assert killed(world, act, left)
+            kills += 1
+            agreement.check(world, model)
+        after = copy.deepcopy(model)
+        expected(after)
+        assert not killed(world, act, 10_000)
+        model = after
+        agreement.check(world, model)
+    assert kills == 50 and len(model.acts) > 30
+
+
+def test_killed_anywhere_in_a_change_of_keys_the_log_catches_up_with_the_list(world: World) -> None:
+    def rotate() -> None:
+        world.operate("keys.rotate", ROOT, reason="yearly")
+
+    def revoke() -> None:
+        world.operate("keys.revoke", ROOT, key_id=first, reason="stolen")
+
+    def settled(change: Callable[[], object]) -> bool:
+        """Kill once at each step; at last the act survives. After each: the folder opens, and the log knows it all."""
+        for step in range(200):
+            survived = not killed(world, change, step)
+            keys = Keyring.open(world.ctx.home.keys).ring.keys
+            assert not (world.ctx.home.keys / NEXT).exists()
+            KeysController().tick(world.ctx)
+            with world.ledger.read() as conn:
+                assert audit.verify(conn).ok
+                rotated = [row.payload["to"] for row in audit.rows(conn, action="key.rotated")]
+                revoked = {row.payload["key_id"] for row in audit.rows(conn, action="key.revoked")}
+            assert rotated == [entry.key_id for entry in keys[1:]]
+            assert revoked == {entry.key_id for entry in keys if entry.revoked_at}
+            if survived:
+                return step > 8
+        return False
+
+    first = world.ctx.key.public.key_id
+    world.register(ANA, BYTES, "s1")
+    assert settled(rotate)
+    assert settled(revoke)
+    assert KeysController().tick(world.ctx) == []
+
+
+def test_killed_anywhere_while_it_is_anchored_every_anchor_fits_the_log(world: World) -> None:
+    def anchor() -> None:
+        world.operate("audit.anchor", BO)
+
+    world.register(ANA, BYTES, "s1")
+    for step in range(200):
+        survived = not killed(world, anchor, step)
+        with world.ledger.read() as conn:
+            assert audit.verify(conn).ok
+        assert all(one.ok for one in anchors.findings(world.ctx))
+        if survived:
+            break
+    assert step > 8
+    with world.ledger.read() as conn:
+        assert len(audit.rows(conn, action=anchors.ACTION)) == 1
+        assert anchors.last_anchor(conn) is not None

@@ -25,23 +25,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from loopwright.bundle.approval import verify_record
-from loopwright.bundle.routes import open_routes
-from loopwright.delivery.routes import current_routes, stable_version
-from loopwright.delivery.store import active_rollout
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.clock import iso
-from loopwright.kernel.errors import NotFound, Refused
-from loopwright.ledger import store as audit
-from loopwright.ledger.audit import START
-from loopwright.registry import promotion, review, store, versions
-from loopwright.registry.approval import approval_record
+from tests.contract.registry.agreement import Agreement
 from tests.contract.registry.reference import (
     DAY,
     NEVER,
     PRODUCTION,
     SECTIONS,
-    Ask,
     Evidence,
     No,
     Reference,
@@ -67,7 +58,6 @@ BOT = Person("bot", Role.ADMIN, service=True)
 RISEN = Person("ana", Role.APPROVER)
 """The author, made an approver since."""
 WHY = "because it was decided so"
-FINAL = ("rejected", "withdrawn", "reverted")
 
 people = st.sampled_from([BO, CY, DI, ROOT, ANA, RISEN, EVE, BOT])
 authors = st.sampled_from([ANA, ANA, DI, BOT, EVE])
@@ -78,7 +68,6 @@ DOSSIER: dict[str, frozenset[str]] = dict.fromkeys(("gates", "fairness", "explai
     "card": SECTIONS
 }
 """All that the strictest tier asks for, and the sections that must be filled."""
-TRACKED = ("approval.", "policy.", "project.", "promotion.", "review.", "rollout.", "version.")
 
 CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
@@ -128,8 +117,7 @@ class Governance(RuleBasedStateMachine):
         self.world = World(url, folder, NOON)
         self.model = Reference(NOON)
         self.accidents: Iterator[int | None] = iter(())
-        self.walked = START
-        self.states: dict[str, str] = {}
+        self.agreement = Agreement()
 
     def teardown(self) -> None:
         self.world.close()
@@ -539,99 +527,7 @@ class Governance(RuleBasedStateMachine):
 
     @invariant()
     def everything_agrees(self) -> None:
-        model, world = self.model, self.world
-        with world.ledger.read() as conn:
-            report = audit.verify(conn, since=self.walked)
-            assert report.ok, report.why
-            self.walked = report.reached
-            acts = [
-                (row.action, row.subject, row.actor)
-                for row in audit.rows(conn)
-                if row.action.startswith(TRACKED)
-            ]
-            assert acts == model.acts, "one audit row for each act, in their order"
-            kept = {one.version: one.stage.value for one in versions.list_versions(conn, model=MODEL)}
-            standing = {one.number: one for one in model.versions.values() if not one.deleted}
-            assert kept == {number: one.stage for number, one in standing.items()}
-            assert {n: store.ml_stage(conn, MODEL, n) for n in kept} == kept, "MLflow's rows say the same"
-
-            asks = promotion.list_promotions(conn, model=MODEL)
-            assert [
-                (one.version, one.stage.value, one.bundle, one.requested_by, one.state, _yes(one.approvals))
-                for one in asks
-            ] == [
-                (one.version, one.stage, one.bundle, one.by, one.state, [yes.who for yes in one.yes])
-                for one in model.asks
-            ]
-            reviews = {one.promotion_id: one for one in review.list_reviews(conn, model=MODEL)}
-            for mine, theirs in zip(model.asks, asks, strict=True):
-                found = reviews.get(theirs.id)
-                assert (found.state if found else None) == mine.review
-                was = self.states.get(theirs.id, "pending")
-                assert (
-                    was == theirs.state
-                    or was == "pending"
-                    or (was, theirs.state) == ("effective", "reverted")
-                )
-                self.states[theirs.id] = theirs.state
-
-            wanted = {"champion": PRODUCTION, "production": PRODUCTION, "staging": "Staging"}
-            assert world.aliases(conn) == {
-                alias: number
-                for alias, stage in wanted.items()
-                if (number := model.current(stage)) is not None
-            }
-            self._production_is_earned(conn, asks)
-            self._routes_are_earned(conn)
-
-    def _production_is_earned(self, conn: Any, asks: list[promotion.Promotion]) -> None:
-        model = self.model
-        for number, version in model.versions.items():
-            earned = version.stage == PRODUCTION and bool(model.granted(number)) and not version.deleted
-            assert earned == (version.stage == PRODUCTION and not version.deleted)
-            if not earned:
-                with pytest.raises((NotFound, Refused), match=r"may not be served|was deleted"):
-                    approval_record(conn, model=MODEL, version=number)
-                continue
-            record, ask = approval_record(conn, model=MODEL, version=number), model.granted(number)[0]
-            assert (record.bundle, record.requested_by, record.emergency) == (
-                version.bundle, ask.by, ask.review is not None,
-            )  # fmt: skip
-            assert [who for who, _ in record.approvals] == [yes.who for yes in ask.yes]
-            assert ask.review != "revoked" or number in self._stranded(ask)
-        running = model.running
-        due = {ask.version for ask in model.due()}
-        here = {
-            number for number, one in model.versions.items() if one.stage == PRODUCTION and not one.deleted
-        }
-        assert here == {
-            *([running.version] if running else []),
-            *due,
-            *([model.stable] if model.stable else []),
-        }
-
-    def _stranded(self, ask: Ask) -> set[int]:
-        """A revoked version keeps answering while there is nothing to go back to."""
-        return {self.model.stable} if self.model.stable is not None else set()
-
-    def _routes_are_earned(self, conn: Any) -> None:
-        model, keys = self.model, self.world.ctx.keyring.public
-        assert stable_version(conn, MODEL) == model.stable
-        running = active_rollout(conn, MODEL)
-        assert (running.version if running else None) == (model.running.version if model.running else None)
-        current = current_routes(conn)
-        if current is None:
-            assert model.arms() == {}
-            return
-        route = open_routes(current[1], keys).models[MODEL]
-        assert {arm.name: arm.version for arm in route.arms} == model.arms()
-        for number, routed in route.versions.items():
-            record = approval_record(conn, model=MODEL, version=int(number))
-            assert verify_record(routed.approval, keys).bundle == routed.bundle == record.bundle
-
-
-def _yes(approvals: Any) -> list[str]:
-    return [one.reviewer for one in approvals if one.decision == "approve"]
+        self.agreement.check(self.world, self.model)
 
 
 def run(fresh: Callable[[], tuple[str, Path]], examples: int, steps: int) -> None:

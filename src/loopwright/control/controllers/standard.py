@@ -1,11 +1,12 @@
 """The controllers every control plane runs, in their order: promotions, traffic, judgement, training,
-a look at the bytes, and anchors."""
+a look at the bytes, at the keys, and anchors."""
 
 from loopwright.control.context import Context
 from loopwright.control.controllers.anchoring import AnchoringController
 from loopwright.control.controllers.explanations import ExplanationsController
 from loopwright.control.controllers.governance import GovernanceController
 from loopwright.control.controllers.integrity import IntegrityController
+from loopwright.control.controllers.keys import KeysController
 from loopwright.control.controllers.lineage import LineageController
 from loopwright.control.controllers.loop import Controllers
 from loopwright.control.controllers.monitoring import MonitoringController
@@ -26,6 +27,7 @@ def standard_controllers(ctx: Context, *, token: str | None = None) -> Controlle
             ("retraining", retraining.tick),
             ("explanations", explanations.tick),
             ("integrity", IntegrityController().tick),
+            ("keys", KeysController().tick),
             ("lineage", LineageController().tick),
             ("anchoring", AnchoringController().tick),
         ],

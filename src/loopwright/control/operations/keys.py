@@ -8,6 +8,7 @@ from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.runners import TRUST
 from loopwright.bundle.trust import SignedTrust, verify_trust
 from loopwright.control.context import Context
+from loopwright.control.controllers.keys import note_key_acts
 from loopwright.control.operation import operation
 from loopwright.control.routes import current_routes
 from loopwright.control.seals import sealed
@@ -26,6 +27,7 @@ def list_keys(ctx: Context) -> list[dict[str, Any]]:
 def rotate(ctx: Context, reason: str = "") -> dict[str, Any]:
     """Make a new signing key, endorsed by the present one. What older keys signed stays valid."""
     with ctx.ledger.write() as conn:
+        note_key_acts(ctx, conn)
         before = ctx.key.public.key_id
         entry = ctx.keyring.rotate(ctx.now)
         _note(ctx, conn, "key.rotated", entry.key_id, {"from": before, "to": entry.key_id, "reason": reason})
@@ -37,6 +39,7 @@ def rotate(ctx: Context, reason: str = "") -> dict[str, Any]:
 def revoke(ctx: Context, key_id: str, reason: str) -> dict[str, Any]:
     """Let no signature of a retired key count any more, and say which bundles only it sealed."""
     with ctx.ledger.write() as conn:
+        note_key_acts(ctx, conn)
         entry = ctx.keyring.revoke(key_id, ctx.now, reason)
         _note(ctx, conn, "key.revoked", key_id, {"key_id": key_id, "reason": entry.reason})
         stranded = [subject for subject, _, by in sealed(ctx, conn) if by == key_id]
