@@ -8,11 +8,13 @@ from loopwright.control import store
 from loopwright.registry.assess import barred, counting
 from loopwright.registry.policies import governing
 from loopwright.registry.policy import Promotion
+from loopwright.registry.promotion import dated
 from loopwright.registry.store import get_version, team_of
 
 
 def may_review(conn: Connection, promotion: Promotion, now: datetime) -> list[str]:
     """Names of the users who may still approve: people, not disabled, with the role, whom four eyes do not bar."""
+    promotion = dated(conn, promotion, now)
     version, policy = get_version(conn, promotion.model, promotion.version), governing(conn, promotion)
     needed, team = policy.rules(promotion.stage).reviewer, team_of(conn, promotion.model)
     given, _ = counting(version, promotion, policy, now)

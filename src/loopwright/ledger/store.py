@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import OperationalError
 
-from loopwright.kernel.clock import to_us
+from loopwright.kernel.clock import from_us, to_us
 from loopwright.kernel.digest import canonical_json
 from loopwright.ledger.audit import START, AuditRow, ChainReport, Stored, Walk, conclude, follow, next_row
 from loopwright.ledger.engine import become_writer
@@ -96,6 +96,13 @@ def head(conn: Connection) -> tuple[int, str] | None:
         return None
     seq, _, digest = recorded.partition(" ")
     return int(seq), digest
+
+
+def latest(conn: Connection, *, after: int = 0) -> datetime | None:
+    """The latest time that a row numbered over `after` tells, by whatever clock; None when there is no such row."""
+    query = select(audit.c.at).where(audit.c.seq + 0 > after).order_by(audit.c.at.desc()).limit(1)
+    moment = conn.execute(query).scalar_one_or_none()
+    return None if moment is None else from_us(moment)
 
 
 def hash_at(conn: Connection, seq: int) -> str | None:

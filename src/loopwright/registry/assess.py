@@ -262,7 +262,7 @@ def _of_evidence(version: Version, wanted: Wanted, latest: Evidence | None, now:
 
 def _fault(version: Version, wanted: Wanted, latest: Evidence, now: datetime) -> str:
     """What is wrong with the latest result of a kind; "" when nothing is."""
-    kind, age = wanted.kind, now - latest.at
+    kind, age = wanted.kind, max(now, latest.passed or now) - latest.at
     measured_on = latest.payload.get("snapshot")
     written = latest.payload.get("sections")
     texts = written if isinstance(written, dict) else {}
@@ -271,7 +271,7 @@ def _fault(version: Version, wanted: Wanted, latest: Evidence, now: datetime) ->
         return f"{kind}: not filled: {', '.join(empty)}"
     if latest.verdict is not Verdict.PASS:
         return f"{kind}: the latest result is {latest.verdict.value} ({iso(latest.at)})"
-    if -age > CLOCKS_DIFFER:
+    if latest.at - now > CLOCKS_DIFFER:
         return f"{kind}: the latest result is dated {iso(latest.at)}, after now ({iso(now)}); was a clock set back?"
     if wanted.max_age is not None and age > wanted.max_age:
         return (
@@ -331,7 +331,8 @@ def _idle(approval: Approval, version: Version, promotion: Promotion, policy: Po
     whose, needed = f"{approval.reviewer}'s", policy.rules(promotion.stage).reviewer
     if approval.at - now > CLOCKS_DIFFER:
         return f"{whose} is dated {iso(approval.at)}, after now: was a clock set back?"
-    if policy.approvals_expire is not None and now - approval.at > policy.approvals_expire:
+    age = max(now, approval.passed or now) - approval.at
+    if policy.approvals_expire is not None and age > policy.approvals_expire:
         return f"{whose} of {iso(approval.at)} expired after {format_duration(policy.approvals_expire)}"
     if approval.role < needed:
         return f"{whose} was given as {approval.role.name.lower()}, not as {needed.name.lower()}"

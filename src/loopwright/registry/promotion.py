@@ -393,14 +393,14 @@ def _speak(
     promotion_id: str | None,
 ) -> Promotion:
     found = store.get_version(conn, model, version)
-    promotion = _pending(conn, model, version, promotion_id)
+    promotion = dated(conn, _pending(conn, model, version, promotion_id), now)
     policy, role = governing(conn, promotion), role_on(conn, reviewer, model=model)
     check_reviewer(reviewer, found, promotion, policy, reviewed=reviewed, now=now, role=role)
     approval = Approval(reviewer.name, decision, comment, now, promotion.bundle, role, policy.digest)
-    said = replace(promotion, approvals=(*promotion.approvals, approval))
     action = "approval.given" if decision == "approve" else "promotion.rejected"
     noted = {"comment": comment, "policy": policy.digest, "role": role.name.lower()}
-    row = note(conn, said, now, reviewer, action, noted)
+    row = note(conn, promotion, now, reviewer, action, noted)
+    said = replace(promotion, approvals=(*promotion.approvals, replace(approval, seq=row.seq)))
     store.insert_approval(conn, promotion.id, approval, row.seq)
     if decision == "reject":
         store.decide_promotion(conn, said.id, "rejected", now, seq=row.seq, policy=policy)
@@ -449,12 +449,36 @@ def _assess(
         if version.bundle is not None
         else []
     )
+    if _set_back(conn, now):
+        recorded = [replace(item, passed=ledger.latest(conn, after=item.seq)) for item in recorded]
+        promotion = dated(conn, promotion, now) if promotion is not None else None
     late = _overdue(conn, version.model, now)
     return assess(version, promotion, recorded, policy, stage, now=now, overdue=late)
 
 
+def dated(conn: Connection, promotion: Promotion, now: datetime) -> Promotion:
+    """The promotion with what time the log shows to have passed since each approval.
+
+    Time that has passed once has passed: a clock that is set back makes no approval count again. Nor does a clock that
+    was wrong for an hour spoil later ones: only rows after the approval tell about it.
+    """
+    if not _set_back(conn, now):
+        return promotion
+    said = tuple(replace(each, passed=ledger.latest(conn, after=each.seq)) for each in promotion.approvals)
+    return replace(promotion, approvals=said)
+
+
+def _set_back(conn: Connection, now: datetime) -> bool:
+    last = ledger.latest(conn)
+    return last is not None and last > now
+
+
 def _overdue(conn: Connection, model: str, now: datetime) -> Overdue | None:
-    late = [review for review in find_reviews(conn, model=model, state="open") if review.overdue(now)]
+    waiting = find_reviews(conn, model=model, state="open")
+    if waiting and _set_back(conn, now):
+        late = [one for one in waiting if one.overdue(max(now, ledger.latest(conn, after=one.seq) or now))]
+    else:
+        late = [one for one in waiting if one.overdue(now)]
     return Overdue(late[0].version, late[0].due_at) if late else None
 
 

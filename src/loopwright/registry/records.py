@@ -62,7 +62,8 @@ class Version:
 class Approval:
     """One reviewer's word on a promotion, bound to the bytes that were reviewed.
 
-    role: what the reviewer was on the model. policy_digest: the policy that governed when it was said.
+    role: what the reviewer was on the model. policy_digest: the policy that governed when it was said. seq: its audit
+    row. passed: the latest time that rows after it tell, where it was asked for (`promotion.dated`).
     """
 
     reviewer: str
@@ -72,6 +73,8 @@ class Approval:
     bundle: str
     role: Role = Role.APPROVER
     policy_digest: str = ""
+    seq: int = 0
+    passed: datetime | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -85,7 +88,7 @@ class Approval:
 class Evidence:
     """A recorded result of a gate, check, comparison or window, identified by the digest of its content.
 
-    `seq` is the audit row it was recorded by: the order of results does not hang on clocks.
+    `seq` is the audit row it was recorded by: the order of results does not hang on clocks. `passed`: as of `Approval`.
     """
 
     digest: str
@@ -97,6 +100,7 @@ class Evidence:
     payload: Mapping[str, Any]
     at: datetime
     seq: int = 0
+    passed: datetime | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -107,7 +111,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """The later look at a promotion for which the glass was broken. `reason` is why it was.
+    """The later look at a promotion for which the glass was broken. `reason` is why it was, `seq` the audit row.
 
     upheld: a reviewer agrees after the fact. revoked: the reviewer does not, and the version leaves.
     """
@@ -123,6 +127,7 @@ class Review:
     reviewer: str | None = None
     comment: str = ""
     decided_at: datetime | None = None
+    seq: int = 0
 
     @property
     def subject(self) -> str:

@@ -392,7 +392,7 @@ def find_promotions(
         spoken[row.promotion_id].append(
             Approval(
                 row.reviewer, row.decision, row.comment, from_us(row.at), row.bundle, Role.parse(row.role),
-                row.policy_digest,
+                row.policy_digest, row.seq,
             )
         )  # fmt: skip
     return [_promotion(row, tuple(spoken[row.id])) for row in rows]

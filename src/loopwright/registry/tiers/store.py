@@ -86,7 +86,7 @@ def find_reviews(
     wanted = {"model": model, "version": version, "state": state}
     where = [reviews.c[name] == value for name, value in wanted.items() if value is not None]
     query = (
-        select(reviews, promotions.c.emergency)
+        select(reviews, promotions.c.emergency, promotions.c.seq)
         .join(promotions, promotions.c.id == reviews.c.promotion_id)
         .where(*where)
         .order_by(reviews.c.due_at, reviews.c.promotion_id)
@@ -95,7 +95,7 @@ def find_reviews(
         Review(
             row.promotion_id, row.model, row.version, row.broken_by, row.emergency or "", from_us(row.due_at),
             row.state, row.policy_digest, row.reviewer, row.comment,
-            from_us(row.decided_at) if row.decided_at is not None else None,
+            from_us(row.decided_at) if row.decided_at is not None else None, row.seq,
         )
         for row in conn.execute(query)
     ]  # fmt: skip
