@@ -81,6 +81,8 @@ def build_bundle(
         "card.md": card.encode(),
         "MLmodel": _mlmodel(model, schema, created_at),
         f"code/{_LOADER}.py": Path(__file__).with_name("mlflow_loader.py").read_bytes(),
+        # A file where Python would make a folder: whoever imports the loader leaves no bytecode in the sealed bundle.
+        "code/__pycache__": b"",
         "requirements.txt": _requirements(_LIBRARIES if onnx is not None else _PICKLED_LIBRARIES),
         "python_env.yaml": _python_env(),
     }
