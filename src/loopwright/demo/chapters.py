@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loopwright.demo import ending
 from loopwright.demo.processes import Process
 from loopwright.demo.replay import Answered
-from loopwright.demo.setting import MODEL, month
+from loopwright.demo.setting import MODEL, SERVER, month
 from loopwright.demo.traffic import Traffic
 from loopwright.features.module import load_features
 from loopwright.kernel.clock import iso
@@ -157,7 +157,7 @@ class Tour:
         serving = Process(
             arguments,
             log=stage.context.home.logs / "serve.log",
-            environment={"LOOPWRIGHT_TOKEN": stage.tokens["ana"]},
+            environment={"LOOPWRIGHT_TOKEN": stage.tokens[SERVER]},
         )
         stack.enter_context(serving)
         project = load_project(stage.project_dir)

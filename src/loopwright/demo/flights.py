@@ -24,7 +24,7 @@ from loopwright.data.lake import Lake
 from loopwright.demo import chapters
 from loopwright.demo.narrator import Narrator
 from loopwright.demo.processes import Process, free_port
-from loopwright.demo.setting import MODEL
+from loopwright.demo.setting import MODEL, SERVER
 from loopwright.demo.traffic import Port
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.errors import Conflict, LoopwrightError
@@ -146,12 +146,14 @@ def _open(home: Path, narrator: Narrator, stack: ExitStack) -> Stage:
     for name, role in PEOPLE.items():
         admin.call("access.add_user", name=name, role=role)
         tokens[name] = str(admin.call("access.create_token", user=name)["token"])
+    admin.call("access.add_user", name=SERVER, role="developer", service=True)
+    tokens[SERVER] = str(admin.call("access.create_token", user=SERVER, scopes=["serve"])["token"])
     # The control plane answers on loopback only; a proxy of the environment must not stand between.
     os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
     os.environ["MLFLOW_TRACKING_TOKEN"] = tokens["ana"]
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    clients = {"admin": admin, **{name: HttpClient(control_url, token) for name, token in tokens.items()}}
+    clients = {"admin": admin, **{name: HttpClient(control_url, tokens[name]) for name in PEOPLE}}
     narrator.found("processes", {"control_ready_seconds": seconds})
     return Stage(
         context, project_dir, control_url, clients, tokens, Port("127.0.0.1", serving_port), narrator, up

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 
 MODEL = "flight-late"
+SERVER = "edge"
+"""The servers' account: what ana's canary is judged by does not come from ana."""
 
 
 def month(number: int) -> datetime:
