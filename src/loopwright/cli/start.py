@@ -1,6 +1,8 @@
 """init, run."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from loopwright.cli.progress import watch
 from loopwright.cli.quiet import stdout_for_the_answer
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import text
-from loopwright.kernel.actor import SYSTEM
+from loopwright.kernel.actor import SYSTEM, Actor
 from loopwright.kernel.errors import BadInput, Refused
 
 
@@ -81,17 +83,15 @@ def run(
     if retrain:
         context = _for_retraining(context, retrain, opened.spec.model)
     from loopwright.pipeline.lifecycle import run_project
-    from loopwright.registry.identity import current_actor
 
     if context.assumed_by is not None:  # as Operation does for every other act under another's name
         context.record(
             "user.assumed", subject=context.actor.name, payload={"operation": "run"}, by=context.assumed_by
         )
-    current_actor.set(context.actor)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from loopwright.control.openlineage import following
 
-    with following(context.home, context.ledger):
+    with _as(context.actor), following(context.home, context.ledger):
         if session.as_json:
             from loopwright.pipeline.progress import Silent
 
@@ -161,6 +161,18 @@ def _context(session: Session, tracking_uri: str | None) -> Any:
     from dataclasses import replace
 
     return replace(context, tracking_uri=tracking_uri) if tracking_uri else context
+
+
+@contextmanager
+def _as(actor: Actor) -> Iterator[None]:
+    """Let MLflow's stores, when they are this process's own, know who acts."""
+    from loopwright.registry.identity import current_actor
+
+    token = current_actor.set(actor)
+    try:
+        yield
+    finally:
+        current_actor.reset(token)
 
 
 def _for_retraining(context: Any, retrain: str, model: str) -> Any:
