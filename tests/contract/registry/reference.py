@@ -111,6 +111,7 @@ class Yes:
     who: str
     role: Role
     at: datetime
+    seen: int
 
 
 @dataclass
@@ -126,6 +127,7 @@ class Ask:
     review: str | None = None
     broken_by: str = ""
     due: datetime | None = None
+    seen: int = 0
 
 
 @dataclass
@@ -154,7 +156,9 @@ class Reference:
     waived: frozenset[str] = frozenset()
     plan: str = "careful"
     versions: dict[int, Version] = field(default_factory=dict)
-    evidence: list[Evidence] = field(default_factory=list)
+    evidence: dict[Evidence, int] = field(default_factory=dict)
+    """In the order of its recording; with how many moments the log had told by then."""
+    moments: list[datetime] = field(default_factory=list)
     asks: list[Ask] = field(default_factory=list)
     rollouts: list[Rollout] = field(default_factory=list)
     running: Rollout | None = None
@@ -220,15 +224,28 @@ class Reference:
         """What a rollback goes to, nearest first."""
         return [number for number in self.answered[-2::-1] if self.returnable(number)]
 
+    def passed(self, seen: int) -> datetime:
+        """How late it is, for what was written when the log had told `seen` moments: no clock set back undoes it."""
+        return max([self.now, *self.moments[seen:]])
+
+    def set_clock(self, now: datetime) -> None:
+        """The clock says another time, and something happens then."""
+        self.now = now
+        self.moments.append(now)
+
     def overdue(self) -> bool:
-        return any(ask.review == "open" and ask.due is not None and self.now > ask.due for ask in self.asks)
+        return any(
+            ask.review == "open" and ask.due is not None and self.passed(ask.seen) > ask.due
+            for ask in self.asks
+        )
 
     def counting(self, ask: Ask, rules: Rules) -> set[str]:
         """Who has said yes in a way that counts now."""
         version = self.versions[ask.version]
         return {
             yes.who for yes in ask.yes
-            if yes.at - self.now <= SKEW and self.now - yes.at <= rules["lasts"] and yes.role >= Role.APPROVER
+            if yes.role >= Role.APPROVER and yes.at - self.now <= SKEW
+            and self.passed(yes.seen) - yes.at <= rules["lasts"]
             and (rules["author"] or yes.who != version.author) and (rules["requester"] or yes.who != ask.by)
         }  # fmt: skip
 
@@ -239,7 +256,7 @@ class Reference:
             latest = self.latest(kind, version.bundle)
             if latest is None or latest.verdict != "PASS" or not sections <= latest.sections:
                 return False
-            if latest.at - self.now > SKEW or self.now - latest.at > age:
+            if latest.at - self.now > SKEW or self.passed(self.evidence[latest]) - latest.at > age:
                 return False
             if kind != "card" and latest.snapshot not in (None, version.snapshot):
                 return False
@@ -285,8 +302,8 @@ class Reference:
         self._note("version.registered", number if bundle else None, author.name)
 
     def record(self, found: Evidence) -> None:
-        if found not in self.evidence:
-            self.evidence.append(found)
+        self.moments.append(found.at)
+        self.evidence.setdefault(found, len(self.moments))
 
     def request(self, actor: Actor, number: int, stage: str) -> None:
         must(actor.role >= Role.DEVELOPER)
@@ -329,7 +346,7 @@ class Reference:
             ask.state, ask.decided = "rejected", len(self.acts)
             self._note("promotion.rejected", number, actor.name)
             return
-        ask.yes.append(Yes(actor.name, actor.role, self.now))
+        ask.yes.append(Yes(actor.name, actor.role, self.now, len(self.moments)))
         self._note("approval.given", number, actor.name)
         self.settle(ask, actor.name)
         self.deliver_due()
@@ -376,6 +393,7 @@ class Reference:
             self._withdraw(ask, actor.name)
         ask = Ask(number, PRODUCTION, version.bundle or "", actor.name, rules)
         ask.review, ask.broken_by, ask.due = "open", actor.name, self.now + rules["review_within"]
+        ask.seen = len(self.moments)
         self.asks.append(ask)
         self._note("promotion.break_glass", number, actor.name)
         self._take_effect(ask, actor.name)

@@ -273,7 +273,8 @@ def test_killed_at_fifty_points_from_the_approval_to_the_deletion(world: World) 
         )
 
     def pass_time(model: Reference) -> None:
-        world.now = model.now = model.now + timedelta(days=60)
+        model.set_clock(model.now + timedelta(days=60))
+        world.set_clock(model.now)
 
     acts: list[tuple[Callable[[], object], Callable[[Reference], object]]] = [
         approving(CY, 2),  # takes effect, begins the rollout, writes the route table

@@ -444,7 +444,8 @@ class Governance(RuleBasedStateMachine):
     )
     def pass_time(self, by: timedelta) -> None:
         if self.model.now + by < NOON + 20_000 * DAY:
-            self.world.now = self.model.now = self.model.now + by
+            self.model.set_clock(self.model.now + by)
+            self.world.set_clock(self.model.now)
 
     # Emergencies
 

@@ -103,6 +103,11 @@ class World:
         self.ledger.dispose()
         self.registry.engine.dispose()
 
+    def set_clock(self, now: datetime) -> None:
+        """The clock says another time, and the log tells it: something happens then."""
+        self.now = now
+        self.ctx.record("clock.looked_at", subject="clock", payload={})
+
     # Acts
 
     def operate(self, name: str, actor: Actor, assumed: bool = False, **said: object) -> object:
