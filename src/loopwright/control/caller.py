@@ -77,6 +77,11 @@ class Caller:
         return is_loopback(self.address) and is_loopback(_host_in(f"//{self.host}"))
 
     @property
+    def follows_link(self) -> bool:
+        """Whether a browser goes to a page, from wherever a person found it, and no script will read the answer."""
+        return self.headers.get("sec-fetch-mode") == "navigate" and "origin" not in self.headers
+
+    @property
     def by_person(self) -> bool:
         """Whether a browser asks for a page, which a person will look at."""
         return self.method == "GET" and "text/html" in self.headers.get("accept", "")

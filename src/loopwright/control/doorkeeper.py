@@ -121,8 +121,9 @@ class Doorkeeper:
             if self.own_token is not None and hmac.compare_digest(secret.encode(), self.own_token.encode()):
                 return SYSTEM, None
             return await self._known(identify.by_token, secret, caller), None
-        if _below(scope, "/api"):
-            # No page of another site has a question for the API, and some answers take work: running kept code, say.
+        if _below(scope, "/api") or not caller.follows_link:
+            # No script of another site's page has a question for us, and some answers take work: running kept code,
+            # say. MLflow's own rules would let any page of this machine read along.
             caller.check_same_origin()
         cookie = caller.cookie()
         if cookie is not None:

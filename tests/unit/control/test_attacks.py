@@ -154,6 +154,25 @@ def test_another_sites_page_asks_the_api_nothing_in_the_owners_name(here: TestCl
     assert here.get("/docs", headers=page).status_code == 200, "a link to a page is no question"
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    ],
+)
+def test_a_script_of_another_page_reads_nothing_of_mlflow(here: TestClient, headers: dict[str, str]) -> None:
+    """MLflow lets pages of any port of this machine read along, with the cookies."""
+    assert here.get("/mlflow/api/2.0/mlflow/experiments/search", headers=headers).status_code == 403
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Accept": "text/html"}
+    assert here.get("/mlflow/", headers=link).status_code == 200
+    own = {"Origin": "http://127.0.0.1:8080", "Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
+    assert here.get("/mlflow/api/2.0/mlflow/experiments/search", headers=own).status_code == 200
+    assert here.get("/mlflow/api/2.0/mlflow/experiments/search").status_code == 200, "a program"
+
+
 def test_a_program_with_a_token_asks_whatever_header_it_sends(strict: TestClient, ctx: Context) -> None:
     token = token_of(ctx, "ada", "viewer")
     headers = {"Authorization": f"Bearer {token}", "Sec-Fetch-Site": "cross-site"}
