@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from loopwright import __version__
 from loopwright.control import data_plane, metrics, signin
 from loopwright.control.api import operations_router
+from loopwright.control.api_page import HEADERS, api_page
 from loopwright.control.caller import Network
 from loopwright.control.context import Context
 from loopwright.control.controllers.loop import Controllers
@@ -79,7 +80,7 @@ def create_app(
         version=__version__,
         description="One operation per act; the command line and Python call the same functions.",
         lifespan=_lifespan(mlflow, make_mlflow, controllers, greeting, denials),
-        docs_url="/docs",
+        docs_url=None,  # FastAPI's own fetches its scripts from elsewhere
         redoc_url=None,
     )
     app.state.context = context
@@ -103,6 +104,10 @@ def create_app(
     def readyz() -> PlainTextResponse:
         missing = _missing(mlflow, context, controllers)
         return PlainTextResponse("\n".join(missing) or "ready", status_code=503 if missing else 200)
+
+    @app.get("/docs", include_in_schema=False)
+    def show_api() -> HTMLResponse:
+        return HTMLResponse(api_page(every_operation()), headers=HEADERS)
 
     @app.get("/metrics", include_in_schema=False)
     def show_metrics() -> PlainTextResponse:

@@ -15,7 +15,7 @@ from loopwright.control.access import LOCAL, holds_token, parse
 from loopwright.control.context import Context, open_context
 from loopwright.control.denials import MOST, Denial, Denials
 from loopwright.control.oidc import Provider, SignIn
-from loopwright.control.operation import find
+from loopwright.control.operation import every_operation, find
 from loopwright.kernel.actor import Actor, Role, Scope
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, Unauthenticated, Unavailable
 from tests.unit.control.test_doorkeeper import browse, token_of
@@ -171,6 +171,17 @@ def test_a_script_of_another_page_reads_nothing_of_mlflow(here: TestClient, head
     own = {"Origin": "http://127.0.0.1:8080", "Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
     assert here.get("/mlflow/api/2.0/mlflow/experiments/search", headers=own).status_code == 200
     assert here.get("/mlflow/api/2.0/mlflow/experiments/search").status_code == 200, "a program"
+
+
+def test_no_page_of_ours_brings_scripts_from_elsewhere(here: TestClient) -> None:
+    """They would run with the rights of whoever is signed in."""
+    for path in ("/docs", "/login"):
+        page = here.get(path)
+        assert (page.status_code, "<script" in page.text, " src=" in page.text) == (200, False, False)
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    text = here.get("/docs").text
+    for operation in every_operation():
+        assert f'id="{operation.name}"' in text
 
 
 def test_a_program_with_a_token_asks_whatever_header_it_sends(strict: TestClient, ctx: Context) -> None:
