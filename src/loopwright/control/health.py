@@ -75,7 +75,11 @@ def _writable(ctx: Context) -> Finding:
 
 def _private(ctx: Context) -> Finding:
     mode = stat.S_IMODE(ctx.home.root.stat().st_mode)
-    return mode & 0o007 == 0, f"mode {mode:o}", f"Everybody on this machine may look in: chmod o-rwx {ctx.home.root}"
+    return (
+        mode & 0o007 == 0,
+        f"mode {mode:o}",
+        f"Everybody on this machine may look in: chmod o-rwx {ctx.home.root}",
+    )
 
 
 def _space(ctx: Context) -> Finding:

@@ -147,7 +147,9 @@ def annotate(
         raise Refused("this note is the run's own", where=f"{model}/{version}", got=key, wanted="another key")
     found = store.get_version(conn, model, version)
     if key not in found.annotations and len(found.annotations) >= MAX_NOTES:
-        raise BadInput("too many notes on one version", where=f"{model}/{version}", wanted=f"at most {MAX_NOTES}")
+        raise BadInput(
+            "too many notes on one version", where=f"{model}/{version}", wanted=f"at most {MAX_NOTES}"
+        )
     notes = {name: note for name, note in {**found.annotations, key: value}.items() if note}
     store.set_annotations(conn, model, version, notes)
     store.put_ml_tag(conn, model, version, f"{TAG_PREFIX}note.{key}", value)
