@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib import import_module
 from typing import Any, TypeVar, get_type_hints
@@ -130,7 +131,9 @@ class Operation:
             fitted = self.model.model_validate(arguments)
         except ValidationError as error:
             raise misfit(self.name, error, list(self.parameters)) from None
-        return {name: getattr(fitted, name) for name in self.parameters}
+        values = {name: getattr(fitted, name) for name in self.parameters}
+        check_numbers(self.name, values)
+        return values
 
 
 def operation(name: str, method: str, path: str, *, role: Role = Role.VIEWER) -> Callable[[_F], _F]:
@@ -185,6 +188,18 @@ def check_texts(where: str, arguments: Mapping[str, object]) -> None:
                 f"`{name}` is too large", where=where, got=f"{size:,} characters",
                 wanted=f"at most {LARGEST_DOCUMENT:,}",
             )  # fmt: skip
+
+
+def check_numbers(where: str, values: Mapping[str, object]) -> None:
+    """Raise BadInput for numbers and times that no column holds."""
+    for name, value in values.items():
+        if isinstance(value, int) and abs(value) >= (2**63 if name == "after" else 2**31):
+            raise BadInput(f"`{name}` is out of range", where=where, got=value)
+        if isinstance(value, datetime):
+            try:
+                value.astimezone(UTC)
+            except OverflowError:
+                raise BadInput(f"`{name}` is out of range", where=where, got=value.isoformat()) from None
 
 
 LONGEST_TEXT = 20_000

@@ -342,3 +342,24 @@ def test_nobody_writes_what_a_run_says_of_itself(
     with pytest.raises(BadInput, match="too many notes"):
         find("models.annotate")(people["dora"], **asks, key="one more", value="x")
     find("models.annotate")(people["dora"], **asks, key="n0", value="changed")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("models.show", {"model": "late", "version": 2**70}),
+        ("models.show", {"model": "late", "before": 2**31}),
+        ("models.promote", {"model": "late", "version": -(2**70)}),
+        ("lineage.events", {"after": 2**70}),
+        ("audit.show", {"since": "0001-01-01T00:00:00+14:00"}),
+        ("audit.export", {"until": "9999-12-31T23:59:59-14:00"}),
+        ("monitoring.add_labels",
+         {"model": "late", "labels": [{"id": "a", "label": 1, "available_at": "0001-01-01T00:00:00+14:00"}]}),
+    ],
+)  # fmt: skip
+def test_no_number_or_time_is_beyond_what_a_database_holds(
+    ctx: Context, register: Callable[..., int], name: str, arguments: dict[str, Any]
+) -> None:
+    register()
+    with pytest.raises(BadInput, match="out of range"):
+        find(name)(ctx, **arguments)

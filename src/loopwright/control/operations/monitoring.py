@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.manifest import MANIFEST, parse_manifest
 from loopwright.control.context import Context
-from loopwright.control.operation import operation
+from loopwright.control.operation import check_numbers, operation
 from loopwright.kernel.actor import Role
 from loopwright.kernel.clock import iso
 from loopwright.kernel.digest import digest_json
@@ -47,6 +47,8 @@ def add_labels(ctx: Context, model: str, labels: list[Label]) -> dict[str, Any]:
     moments = [each.available_at or ctx.now for each in labels]
     if any(moment.tzinfo is None for moment in moments):
         raise BadInput("a time without a zone", where="available_at", wanted="an offset or Z")
+    for moment in moments:
+        check_numbers("monitoring.add_labels", {"available_at": moment})
     ids = [each.id for each in labels]
     with ctx.ledger.write() as conn:
         versions.check_model(conn, model)
