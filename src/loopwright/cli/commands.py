@@ -14,7 +14,8 @@ SECTIONS = (
         "doctor": ("status:doctor", "Check this machine and the home, and say what to mend."),
     }),
     Section("Data and training", {
-        "data": ("data:data", "Check, land and look at a project's tables."),
+        "data": ("data:data", "Contracts, checks, tables, snapshots, incidents, quarantine."),
+        "features": ("features:features", "Materialise, read and watch features; prove there is no skew."),
         "runs": ("runs:runs", "List, show and compare training runs."),
         "reproduce": ("runs:reproduce", "Run a recorded run again and compare the results."),
     }),

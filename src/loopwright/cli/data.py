@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from loopwright.cli.contracts import contract
+from loopwright.cli.incidents import incident
 from loopwright.cli.lazy import subcommands
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import table, text
@@ -14,7 +16,11 @@ _PROJECT = click.argument("project", type=click.Path(path_type=Path), default=".
 
 @subcommands()
 def data() -> None:
-    """Check, land and look at a project's tables."""
+    """Contracts, checks, tables, snapshots, incidents, quarantine."""
+
+
+data.add_command(contract)
+data.add_command(incident)
 
 
 @command("check", data)

@@ -20,10 +20,13 @@ from loopwright.registry import authority
 ROOMS = (
     "access",
     "audit",
+    "contracts",
     "data",
     "delivery",
     "documents",
     "explain",
+    "features",
+    "incidents",
     "keys",
     "lineage",
     "models",
@@ -34,6 +37,7 @@ ROOMS = (
     "reviews",
     "runs",
     "system",
+    "tables",
     "trust",
 )
 """The modules of `control.operations`; the part of an operation's name before the dot is its module."""

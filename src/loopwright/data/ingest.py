@@ -19,6 +19,7 @@ from loopwright.data import store
 from loopwright.data.check import Checked, CheckReport, RuleResult, examine, require_columns
 from loopwright.data.contract import Contract, Scope, Severity
 from loopwright.data.lake import Lake
+from loopwright.data.refusal import record_refusal
 from loopwright.data.snapshot import silver
 from loopwright.data.source import Raw, Source, public_uri
 from loopwright.kernel.actor import Actor, Role, require
@@ -136,7 +137,7 @@ def ingest(
             checked = examine(raw.rows, contract, refs, landed=others, malformed=len(raw.malformed))
             bronze = written.result()
         if checked.report.blocked_by:
-            _record_refusal(lake, name, source, checked.report, actor, now)
+            record_refusal(lake, name, source, checked.report, actor, now)
             raise BatchBlocked(checked.report, where=source.uri, contract=contract.source)
 
         good = _mark(checked.good, source.digest)
@@ -319,18 +320,3 @@ def _summary(report: IngestReport, source: Source) -> dict[str, Any]:
         "warnings": {rule.name: rule.failed for rule in report.warnings},
         "silver_version": report.silver_version,
     }
-
-
-def _record_refusal(
-    lake: Lake, name: str, source: Source, report: CheckReport, actor: Actor, now: datetime
-) -> None:
-    payload = {
-        "uri": public_uri(source.uri),
-        "source_digest": source.digest,
-        "input_rows": report.input_rows,
-        "blocked_by": {rule.name: rule.why for rule in report.blocked_by},
-    }
-    with lake.ledger.write() as conn:
-        ledger_store.append(
-            conn, at=now, actor=actor.name, action="data.refused", subject=name, payload=payload
-        )

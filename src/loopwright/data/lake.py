@@ -16,6 +16,7 @@ import pyarrow.parquet as pa_parquet
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
+from loopwright.data.files import Files
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Unavailable
 from loopwright.kernel.files import lock
 from loopwright.ledger.engine import Ledger
@@ -97,6 +98,11 @@ class Lake:
         if order and not _in_order(rows):
             rows = rows.sort_by([(name, "ascending") for name in order])
         return rows.select([n for n in names if not (bare and n.startswith("_"))])
+
+    def files(self, layer: Layer, model: str, table: str, *, version: int | None = None) -> Files:
+        """The Parquet files of a table (as it was at `version`); raises NotFound."""
+        known = self.open(layer, model, table, version)
+        return Files(tuple(sorted(known.file_uris())), pa.schema(known.schema()))
 
     def columns(self, layer: Layer, model: str, table: str) -> list[str]:
         """Names of a table's columns, the lake's own included."""

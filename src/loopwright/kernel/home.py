@@ -55,6 +55,26 @@ class Home:
         return self.root / "lake"
 
     @property
+    def lake_url(self) -> str:
+        """Where tables lie: what home.json names under "lake_url" (a folder or s3://BUCKET/PREFIX), else `lake`."""
+        return str(self._settings().get("lake_url") or self.lake)
+
+    @property
+    def online_url(self) -> str:
+        """The online store: what home.json names under "online_url" (redis://…), else SQLite in this folder."""
+        return str(self._settings().get("online_url") or f"sqlite:///{self.root / 'online.db'}")
+
+    @property
+    def data_engine(self) -> str:
+        """What runs checks over raw data: what home.json names under "data_engine" (spark://…), else duckdb."""
+        return str(self._settings().get("data_engine") or "duckdb")
+
+    @property
+    def staging(self) -> Path:
+        """Where sources are unpacked while they land; may be deleted when nothing lands."""
+        return self.cache / "staging"
+
+    @property
     def artifacts(self) -> Path:
         """MLflow's artifact root."""
         return self.root / "artifacts"

@@ -7,14 +7,11 @@ After a change here, `python scripts/migration` writes the migration; a test hol
 from sqlalchemy import (
     BigInteger,
     Boolean,
-    CheckConstraint,
     Column,
     ForeignKey,
-    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     PrimaryKeyConstraint,
     Table,
     Text,
@@ -22,33 +19,24 @@ from sqlalchemy import (
     text,
 )
 
+from loopwright.ledger.columns import Json, Moment, Serial
+from loopwright.ledger.columns import metadata as metadata
+from loopwright.ledger.columns import of_version as _of_version
+from loopwright.ledger.columns import one_of as _one_of
+from loopwright.ledger.data_schema import batches as batches
+from loopwright.ledger.data_schema import contracts as contracts
+from loopwright.ledger.data_schema import cursors as cursors
+from loopwright.ledger.data_schema import feature_statistics as feature_statistics
+from loopwright.ledger.data_schema import feature_views as feature_views
+from loopwright.ledger.data_schema import incident_events as incident_events
+from loopwright.ledger.data_schema import incidents as incidents
+from loopwright.ledger.data_schema import landings as landings
+from loopwright.ledger.data_schema import materializations as materializations
+from loopwright.ledger.data_schema import releases as releases
+from loopwright.ledger.data_schema import snapshots as snapshots
+
 REVISION = "0001"
 """The migration this schema stands at."""
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-Moment = BigInteger
-Json = Text
-# SQLite numbers rows by itself only in a column declared exactly INTEGER.
-Serial = BigInteger().with_variant(Integer, "sqlite")
-
-
-def _one_of(column: str, *values: str) -> CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in values)
-    return CheckConstraint(f'"{column}" IN ({listed})', name=column)
-
-
-def _of_version(version: str = "version") -> ForeignKeyConstraint:
-    return ForeignKeyConstraint(["model", version], ["lw_versions.model", "lw_versions.version"])
-
 
 users = Table(
     "lw_users",
@@ -161,56 +149,6 @@ projects = Table(
     Column("team", Text),
     # Points in which an admin let its policy be looser than its tier's document: ["approvals.production"].
     Column("waived", Json, nullable=False, server_default="[]"),
-)
-
-batches = Table(
-    "lw_batches",
-    metadata,
-    Column("table_name", Text, nullable=False),
-    Column("batch_id", Text, nullable=False),
-    Column("source_digest", Text, nullable=False),
-    Column("rows", BigInteger, nullable=False),
-    Column("good", BigInteger, nullable=False),
-    Column("bad", BigInteger, nullable=False),
-    Column("bronze_version", BigInteger),
-    Column("silver_version", BigInteger),
-    Column("report", Json, nullable=False),
-    Column("at", Moment, nullable=False),
-    PrimaryKeyConstraint("table_name", "batch_id"),
-)
-
-landings = Table(
-    "lw_landings",
-    metadata,
-    # One row per time a batch was brought into its table: `lw_batches` knows only the last. Rows are never changed.
-    Column("id", Serial, primary_key=True, autoincrement=True),
-    Column("table_name", Text, nullable=False),
-    Column("silver_version", BigInteger, nullable=False),
-    Column("batch_id", Text, nullable=False),
-    # Where it came from, without credentials.
-    Column("uri", Text, nullable=False),
-    # append: beside the other batches; full: in their place.
-    Column("loading", Text, nullable=False),
-    Column("good", BigInteger, nullable=False),
-    Column("bad", BigInteger, nullable=False),
-    Column("contract", Text, nullable=False),
-    Column("actor", Text, nullable=False),
-    Column("at", Moment, nullable=False),
-    Index(None, "table_name", "silver_version"),
-    Index(None, "batch_id"),
-    Index(None, "uri"),
-    _one_of("loading", "append", "full"),
-)
-
-snapshots = Table(
-    "lw_snapshots",
-    metadata,
-    Column("digest", Text, primary_key=True),
-    Column("model", Text, nullable=False),
-    Column("manifest", Json, nullable=False),
-    Column("rows", BigInteger, nullable=False),
-    Column("created_at", Moment, nullable=False),
-    Index(None, "model", "created_at"),
 )
 
 runs = Table(

@@ -90,6 +90,32 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("table_name", "batch_id", name=op.f("pk_lw_batches")),
     )
     op.create_table(
+        "lw_contracts",
+        sa.Column("table_name", sa.Text(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("version", sa.Text(), nullable=False),
+        sa.Column("document", sa.Text(), nullable=False),
+        sa.Column("change", sa.Text(), nullable=False),
+        sa.Column("differences", sa.Text(), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "\"change\" IN ('first', 'same', 'compatible', 'breaking')", name=op.f("ck_lw_contracts_change")
+        ),
+        sa.PrimaryKeyConstraint("table_name", "digest", name=op.f("pk_lw_contracts")),
+        sa.UniqueConstraint("table_name", "number", name=op.f("uq_lw_contracts_table_name_number")),
+    )
+    op.create_table(
+        "lw_cursors",
+        sa.Column("table_name", sa.Text(), nullable=False),
+        sa.Column("uri", sa.Text(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.Column("batch_id", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("table_name", "uri", name=op.f("pk_lw_cursors")),
+    )
+    op.create_table(
         "lw_evidence",
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
@@ -105,6 +131,34 @@ def upgrade() -> None:
     op.create_index(op.f("ix_lw_evidence_bundle"), "lw_evidence", ["bundle"], unique=False)
     op.create_index(op.f("ix_lw_evidence_model_version"), "lw_evidence", ["model", "version"], unique=False)
     op.create_table(
+        "lw_feature_statistics",
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("feature", sa.Text(), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("start", sa.BigInteger(), nullable=False),
+        sa.Column("end", sa.BigInteger(), nullable=False),
+        sa.Column("view", sa.Text(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("nulls", sa.BigInteger(), nullable=False),
+        sa.Column("payload", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "\"source\" IN ('offline', 'online', 'requests')", name=op.f("ck_lw_feature_statistics_source")
+        ),
+        sa.PrimaryKeyConstraint("model", "feature", "source", "start", name=op.f("pk_lw_feature_statistics")),
+    )
+    op.create_table(
+        "lw_feature_views",
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("document", sa.Text(), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("model", "name", "number", name=op.f("pk_lw_feature_views")),
+    )
+    op.create_table(
         "lw_folds",
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
@@ -116,6 +170,31 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", "version", "arm", "bucket", name=op.f("pk_lw_folds")),
     )
     op.create_index(op.f("ix_lw_folds_model_bucket"), "lw_folds", ["model", "bucket"], unique=False)
+    op.create_table(
+        "lw_incidents",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("table_name", sa.Text(), nullable=False),
+        sa.Column("cause", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("title", sa.Text(), nullable=False),
+        sa.Column("triage", sa.Text(), nullable=False),
+        sa.Column("consumers", sa.Text(), nullable=False),
+        sa.Column("owner", sa.Text(), server_default="", nullable=False),
+        sa.Column("post_mortem", sa.Text(), server_default="", nullable=False),
+        sa.Column("opened_at", sa.BigInteger(), nullable=False),
+        sa.Column("changed_at", sa.BigInteger(), nullable=False),
+        sa.Column("closed_at", sa.BigInteger(), nullable=True),
+        sa.CheckConstraint(
+            "\"state\" IN ('open', 'acknowledged', 'resolved', 'backfilled', 'closed')",
+            name=op.f("ck_lw_incidents_state"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_incidents")),
+    )
+    op.create_index(op.f("ix_lw_incidents_model_state"), "lw_incidents", ["model", "state"], unique=False)
+    op.create_index(
+        op.f("ix_lw_incidents_table_name_cause"), "lw_incidents", ["table_name", "cause"], unique=False
+    )
     op.create_table(
         "lw_label_batches",
         sa.Column("id", sa.Text(), nullable=False),
@@ -162,6 +241,33 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_lw_leases")),
     )
     op.create_table(
+        "lw_materializations",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("view", sa.Text(), nullable=False),
+        sa.Column("store", sa.Text(), nullable=False),
+        sa.Column("definition", sa.Text(), nullable=False),
+        sa.Column("table_version", sa.BigInteger(), nullable=False),
+        sa.Column("as_of", sa.BigInteger(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("progress", sa.Text(), nullable=False),
+        sa.Column("started_at", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
+        sa.CheckConstraint("\"kind\" IN ('full', 'increment')", name=op.f("ck_lw_materializations_kind")),
+        sa.CheckConstraint(
+            "\"state\" IN ('running', 'done', 'failed')", name=op.f("ck_lw_materializations_state")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_materializations")),
+    )
+    op.create_index(
+        op.f("ix_lw_materializations_model_view_started_at"),
+        "lw_materializations",
+        ["model", "view", "started_at"],
+        unique=False,
+    )
+    op.create_table(
         "lw_meta",
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
@@ -190,6 +296,23 @@ def upgrade() -> None:
         sa.Column("waived", sa.Text(), server_default="[]", nullable=False),
         sa.PrimaryKeyConstraint("model", name=op.f("pk_lw_projects")),
     )
+    op.create_table(
+        "lw_releases",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("table_name", sa.Text(), nullable=False),
+        sa.Column("batch_id", sa.Text(), nullable=False),
+        sa.Column("decision", sa.Text(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("contract", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("silver_version", sa.BigInteger(), nullable=True),
+        sa.Column("quarantine_version", sa.BigInteger(), nullable=True),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("\"decision\" IN ('release', 'drop')", name=op.f("ck_lw_releases_decision")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_releases")),
+    )
+    op.create_index(op.f("ix_lw_releases_table_name_at"), "lw_releases", ["table_name", "at"], unique=False)
     op.create_table(
         "lw_retrains",
         sa.Column("id", sa.Text(), nullable=False),
@@ -345,6 +468,24 @@ def upgrade() -> None:
             "end",
             name=op.f("uq_lw_windows_model_version_kind_start_end"),
         ),
+    )
+    op.create_table(
+        "lw_incident_events",
+        sa.Column(
+            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("incident", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("event", sa.Text(), nullable=False),
+        sa.Column("payload", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["incident"], ["lw_incidents.id"], name=op.f("fk_lw_incident_events_incident")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_incident_events")),
+    )
+    op.create_index(
+        op.f("ix_lw_incident_events_incident_id"), "lw_incident_events", ["incident", "id"], unique=False
     )
     op.create_table(
         "lw_promotions",

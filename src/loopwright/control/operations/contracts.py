@@ -1,0 +1,1 @@
+"""Data contracts: their versions, what changed between two, inferring and linting them."""

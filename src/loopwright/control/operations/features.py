@@ -1,0 +1,1 @@
+"""Feature views: definitions, materialisation, online reads, statistics, parity."""

@@ -1,0 +1,1 @@
+"""Data-quality incidents, rows in quarantine, and recomputing what is downstream."""

@@ -1,0 +1,142 @@
+"""Rows that lie in Parquet files and need not fit in memory: read as a DuckDB view, as batches, or whole."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
+
+from loopwright.data.storage import s3_filesystem
+
+BATCH_ROWS = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """`uris`: paths or s3:// URLs, in order. `schema`: the columns to be seen; one that a file lacks is null there.
+
+    `rows`: how many there are, where known. `numbered`: give rows a column `_row`, their position from 1 (only for
+    files that carry none).
+    """
+
+    uris: tuple[str, ...]
+    schema: pa.Schema
+    rows: int | None = None
+    numbered: bool = False
+
+    def view(
+        self, engine: duckdb.DuckDBPyConnection, name: str, columns: Sequence[str] | None = None
+    ) -> None:
+        """Create the temporary view `name` over the rows; nothing is read but the files' footers."""
+        names = list(columns) if columns is not None else self.names
+        if not self.uris:
+            engine.register(name, self._schema(names).empty_table())
+            return
+        if self.uris[0].startswith("s3://"):
+            _register_s3(engine)
+        listed = ", ".join(_text(uri) for uri in self.uris)
+        read = f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
+        held = {row[0] for row in engine.execute(f"DESCRIBE SELECT * FROM {read}").fetchall()}
+        # A type may have widened since a file was written, and a column may be younger than every file.
+        types = _duck_types(engine, self.schema)
+        cells = [
+            f"{_quote(n)}::{types[n]} AS {_quote(n)}" if n in held else f"NULL::{types[n]} AS {_quote(n)}"
+            for n in names
+            if n != "_row" or not self.numbered
+        ]
+        if self.numbered and "_row" in names:
+            starts = self._starts()
+            offset = (
+                f" + CASE filename {' '.join(f'WHEN {_text(u)} THEN {n}' for u, n in starts.items())} END"
+                if len(starts) > 1
+                else ""
+            )
+            cells.append(f"file_row_number + 1{offset} AS _row")
+            read = read.removesuffix(")") + ", file_row_number = true, filename = true)"
+        engine.execute(f"CREATE OR REPLACE TEMP VIEW {_quote(name)} AS SELECT {', '.join(cells)} FROM {read}")
+
+    def batches(
+        self, columns: Sequence[str] | None = None, *, rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows in order, at most `rows` at a time."""
+        names = list(columns) if columns is not None else self.names
+        schema = self._schema(names)
+        start = 0
+        for uri in self.uris:
+            file = _open(uri)
+            held = set(file.schema_arrow.names)
+            for batch in file.iter_batches(rows, columns=[n for n in names if n in held]):
+                cells = []
+                for field in schema:
+                    if field.name == "_row" and self.numbered:
+                        cells.append(pa.array(range(start + 1, start + 1 + batch.num_rows), pa.int64()))
+                    elif field.name in held:
+                        cells.append(batch.column(field.name).cast(field.type))
+                    else:
+                        cells.append(pa.nulls(batch.num_rows, field.type))
+                start += batch.num_rows
+                yield pa.RecordBatch.from_arrays(cells, schema=schema)
+
+    def reader(self, columns: Sequence[str] | None = None) -> pa.RecordBatchReader:
+        """`batches` as Arrow's reader."""
+        names = list(columns) if columns is not None else self.names
+        return pa.RecordBatchReader.from_batches(self._schema(names), self.batches(names))
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows in memory."""
+        return self.reader(columns).read_all()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns, `_row` last where rows are numbered."""
+        return [*self.schema.names, *(["_row"] if self.numbered else [])]
+
+    def _schema(self, names: Sequence[str]) -> pa.Schema:
+        number = pa.field("_row", pa.int64())
+        return pa.schema([number if self.numbered and n == "_row" else self.schema.field(n) for n in names])
+
+    def _starts(self) -> dict[str, int]:
+        starts, so_far = {}, 0
+        for uri in self.uris:
+            starts[uri] = so_far
+            so_far += _open(uri).metadata.num_rows
+        return starts
+
+
+def _open(uri: str) -> Any:
+    if uri.startswith("s3://"):
+        return pa_parquet.ParquetFile(s3_filesystem().open_input_file(uri.removeprefix("s3://")))
+    return pa_parquet.ParquetFile(uri, memory_map=False)
+
+
+def _register_s3(engine: duckdb.DuckDBPyConnection) -> None:
+    """DuckDB's own S3 reader is an extension that it would have to download."""
+    if engine.filesystem_is_registered("s3"):
+        return
+    from fsspec.implementations.arrow import ArrowFSWrapper
+
+    class S3(ArrowFSWrapper):  # type: ignore[misc]  # fsspec has no types
+        protocol = "s3"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return path.removeprefix("s3://")
+
+    engine.register_filesystem(S3(s3_filesystem()))
+
+
+def _duck_types(engine: duckdb.DuckDBPyConnection, schema: pa.Schema) -> dict[str, str]:
+    engine.register("_lw_types", schema.empty_table())
+    found = {row[0]: str(row[1]) for row in engine.execute("DESCRIBE _lw_types").fetchall()}
+    engine.unregister("_lw_types")
+    return found
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
