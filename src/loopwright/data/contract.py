@@ -15,9 +15,9 @@ from pathlib import Path
 
 from loopwright.data.document import Document, parse_document, read_document
 from loopwright.data.odcs import parse_terms
-from loopwright.data.terms import TYPES, Column, Limit, Rule, Scope, Severity, Terms, Type
+from loopwright.data.terms import TYPES, Column, Limit, Rule, Scope, ServiceLevel, Severity, Terms, Type
 
-__all__ = ["TYPES", "Column", "Contract", "Limit", "Rule", "Scope", "Severity", "Type"]
+__all__ = ["TYPES", "Column", "Contract", "Limit", "Rule", "Scope", "ServiceLevel", "Severity", "Type"]
 
 
 @dataclass(frozen=True, slots=True)
