@@ -11,8 +11,8 @@ Kinds of rules, with their arguments. A null passes every row rule but `required
 - On the table as landed so far: `unique` (composite: several columns).
 - On the batch, one number measured against `limit`: `count` · `bad rows` · `query` {query} · `nulls` · `duplicates`
   (rows beyond the first of their key; a key with a null is none) · `mean` · `stddev` (of a sample) · `quantile` {q} ·
-  `minimum` · `maximum` · `sum` · `distinct` · `category_share` {value} (rows equal to value; of all rows when in percent)
-  · `freshness` (age in seconds of the newest value) · `drift` {metric: psi or ks, snapshot: a digest's first letters, or
+  `minimum` · `maximum` · `sum` · `distinct` · `category_share` {value} (rows equal to value; in percent: of all rows) ·
+  `freshness` (age in seconds of the newest value) · `drift` {metric: psi or ks, snapshot: a digest's first letters or
   "previous"}.
 """
 
@@ -24,41 +24,13 @@ from typing import Any, Literal
 Type = Literal["string", "integer", "number", "boolean", "timestamp", "date", "time", "object", "array"]
 TYPES = ("string", "integer", "number", "boolean", "timestamp", "date", "time", "object", "array")
 Loading = Literal["append", "full", "upsert"]
-ROW_KINDS = frozenset(
-    (
-        *(
-            "type",
-            "required",
-            "missing",
-            "range",
-            "multipleOf",
-            "minLength",
-            "maxLength",
-            "pattern",
-            "enum",
-            "condition",
-        ),
-        *("minItems", "maxItems", "uniqueItems", "relationship", "outlier"),
-    )
-)
-BATCH_KINDS = frozenset(
-    (
-        *(
-            "count",
-            "bad rows",
-            "query",
-            "nulls",
-            "duplicates",
-            "mean",
-            "stddev",
-            "quantile",
-            "minimum",
-            "maximum",
-            "sum",
-        ),
-        *("distinct", "category_share", "freshness", "drift"),
-    )
-)
+_ROW = """
+    type required missing range multipleOf minLength maxLength pattern enum condition minItems maxItems uniqueItems
+    relationship outlier
+"""
+_BATCH = "count query nulls duplicates mean stddev quantile minimum maximum sum distinct category_share freshness drift"
+ROW_KINDS = frozenset(_ROW.split())
+BATCH_KINDS = frozenset({*_BATCH.split(), "bad rows"})
 
 
 class Severity(StrEnum):
