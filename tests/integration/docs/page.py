@@ -21,6 +21,7 @@ from typing import Any
 from loopwright.demo.processes import Process, free_port
 from loopwright.project.policy import TIERS
 from loopwright.registry.policies import builtin
+from tests.integration.docs.warm import Warm
 
 DOCS = Path(__file__).parents[3] / "docs"
 PORT = "8080"
@@ -84,7 +85,7 @@ def play(text: str, folder: Path) -> Played:
     try:
         return Played(FENCE.sub(fence, text), differs)
     finally:
-        player.stop()
+        player.leave()
 
 
 def steps(body: str) -> Iterator[Step]:
@@ -121,17 +122,14 @@ class Player:
         programs = folder / ".bin"
         programs.mkdir(parents=True)
         write_loans(folder / "loans.csv")
-        for name, words in {
-            "loopwright": f"{sys.executable} -m loopwright",
-            "python": sys.executable,
-        }.items():
-            (programs / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
-            (programs / name).chmod(0o755)
+        (programs / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (programs / "python").chmod(0o755)
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("LOOPWRIGHT_", "MLFLOW_"))}
         self.environment = clean | {
             "HOME": str(folder), "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore",
             "NO_PROXY": "*", "LC_ALL": "C.UTF-8",
         }  # fmt: skip
+        self.warm = Warm(programs, self.environment)
 
     def write(self, name: str, body: str) -> None:
         """Write one of the page's files."""
@@ -168,6 +166,11 @@ class Player:
         if self.running is not None:
             self.running.stop()
             self.running = None
+
+    def leave(self) -> None:
+        """End all that runs."""
+        self.stop()
+        self.warm.stop()
 
 
 def write_loans(path: Path) -> None:
