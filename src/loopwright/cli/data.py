@@ -1,4 +1,4 @@
-"""data check|snapshot|tables|quarantine."""
+"""data check|quarantine, and the groups and commands about data of the files beside it."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from loopwright.cli.incidents import incident
 from loopwright.cli.lazy import subcommands
 from loopwright.cli.session import Session, command
 from loopwright.cli.show import table, text
+from loopwright.cli.tables import COMMANDS as TABLES
 
 _PROJECT = click.argument("project", type=click.Path(path_type=Path), default=".")
 
@@ -19,8 +20,8 @@ def data() -> None:
     """Contracts, checks, tables, snapshots, incidents, quarantine."""
 
 
-data.add_command(contract)
-data.add_command(incident)
+for each in (contract, incident, *TABLES):
+    data.add_command(each)
 
 
 @command("check", data)
@@ -36,39 +37,6 @@ def check(session: Session, project: Path, tables: tuple[str, ...], rows: bool) 
     answer = session.call("data.check", project=str(project.absolute()), tables=list(tables) or None)
     session.show(answer, lambda a: _checked(a, rows))
     return 1 if any(one["blocked_by"] for one in answer["tables"]) else 0
-
-
-@command("snapshot", data)
-@_PROJECT
-def snapshot(session: Session, project: Path) -> None:
-    """Land the sources of PROJECT, check them, and pin the good rows under one digest."""
-    session.client(create=True)
-    session.show(session.call("data.snapshot", project=str(project.absolute())), _pinned)
-
-
-@command("show", data)
-@click.argument("digest")
-@click.option("--verify", is_flag=True, help="Read every row again and compare the content.")
-def show(session: Session, digest: str, verify: bool) -> None:
-    """Show what the snapshot DIGEST pins."""
-    session.show(
-        session.call("data.show_snapshot", digest=digest, verify=verify),
-        lambda a: f"snapshot {a['digest']}: {a['rows']:,} rows" + (", content verified" if a["verified"] else "")
-        + "\n" + _manifest(a["manifest"]),
-    )  # fmt: skip
-
-
-@command("tables", data)
-@click.argument("model", required=False)
-def tables(session: Session, model: str | None) -> None:
-    """List tables: rows in, good, set aside, and their versions."""
-    columns = [("model", "model"), ("table", "table"), ("in", "input_rows"), ("good", "good_rows"),
-               ("quarantined", "bad_rows"), ("batches", "batches"), ("bronze", "bronze_version"),
-               ("silver", "silver_version"), ("last", "at")]  # fmt: skip
-    session.show(
-        session.call("data.tables", model=model),
-        lambda rows: table(rows, columns, empty="no tables yet; land some: loopwright data snapshot DIR"),
-    )
 
 
 @command("quarantine", data)
@@ -99,21 +67,6 @@ def _checked(answer: dict[str, Any], rows: bool) -> str:
                 f"    {rule['name']}: {text(example)}" for rule in broken for example in rule["examples"]
             ]
     return "\n".join(parts)
-
-
-def _pinned(answer: dict[str, Any]) -> str:
-    lines = [
-        f"{one['table']}: {one['input_rows']:,} rows = {one['good_rows']:,} good + {one['bad_rows']:,} quarantined"
-        + (" (landed before)" if one["already_landed"] else "")
-        for one in answer["ingests"]
-    ]
-    return "\n".join([*lines, f"snapshot {answer['digest']}: {answer['rows']:,} rows"])
-
-
-def _manifest(manifest: dict[str, Any]) -> str:
-    rows = [{"table": name, **entry} for name, entry in manifest["tables"].items()]
-    return table(rows, [("table", "table"), ("version", "version"), ("rows", "rows"),
-                        ("content", lambda r: r["content_digest"][:16])])  # fmt: skip
 
 
 def _quarantined(answer: dict[str, Any]) -> str:
