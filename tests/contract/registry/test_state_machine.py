@@ -196,7 +196,7 @@ class Governance(RuleBasedStateMachine):
         for bundle in (1, 2, 3):
             self.register(author, bundle, "s1")
         if serving:
-            self.whole_way(0, "people", "")
+            self.whole_way(0, "people", (), "")
         self.accidents = cycle(accidents)
 
     @precondition(lambda self: len(self.model.versions) < 5)
@@ -288,10 +288,14 @@ class Governance(RuleBasedStateMachine):
 
     @rule(
         drawn=numbers, last=st.sampled_from(["people", "people", "mlflow", "controller"]),
-        then=st.sampled_from(["", "", "good", "good", "harm", "abort", "rollback", "promote"]),
+        between=st.sampled_from([(), (), (), (15,), (15, -14), (-3,)]),
+        then=st.sampled_from(["", "good", "good", "harm", "abort", "rollback", "promote", "tidy up"]),
     )  # fmt: skip
-    def whole_way(self, drawn: int, last: str, then: str) -> None:
-        """To Production by the book, a person's word or the evidence coming last; and some way on from there."""
+    def whole_way(self, drawn: int, last: str, between: tuple[int, ...], then: str) -> None:
+        """To Production by the book, a person's word or the evidence coming last; and some way on from there.
+
+        `between` the first yes and the others days pass, or are taken back.
+        """
         absent = [
             one.number for one in self.model.versions.values() if one.stage != PRODUCTION and not one.deleted
         ]
@@ -301,6 +305,10 @@ class Governance(RuleBasedStateMachine):
         if last == "people":
             self.vouch(number)
         self.ask(DEE, number - 1, PRODUCTION)
+        if between and self.model.pending(number, PRODUCTION):
+            self.speak_on(number, BO)
+            for days in between:
+                self.pass_time(days * DAY)
         self.agree_on(number)
         if last != "people":
             self.vouch(number)
@@ -309,6 +317,9 @@ class Governance(RuleBasedStateMachine):
             self.govern()
         if then in ("good", "harm"):
             self.step(then, 1 + drawn % 4)
+        elif then == "tidy up":
+            for each in list(self.model.versions):
+                self.transition(CY, each - 1, "Archived", through_mlflow=False)
         elif then:
             self.steer(CY, None, then)
 
@@ -532,6 +543,7 @@ class Governance(RuleBasedStateMachine):
 
 
 def run(fresh: Callable[[], tuple[str, Path]], examples: int, steps: int) -> None:
+    # Not shrunk: that replays for minutes, and an example that failed names each of its acts.
     machine = type("Governance", (Governance,), {"fresh": staticmethod(fresh)})
     run_state_machine_as_test(
         machine,
