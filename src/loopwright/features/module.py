@@ -46,15 +46,15 @@ class FeatureModule:
 
     def tables(self) -> tuple[str, ...]:
         """Names of the tables the frame is built from, the spine's first."""
-        names = [self.spine.table, *(view.table for view in self.views if isinstance(view, FeatureView))]
-        return tuple(dict.fromkeys(names))
+        views = [view for view in self.views if isinstance(view, FeatureView)]
+        return tuple(dict.fromkeys([self.spine.table, *(name for view in views for name in view.tables())]))
 
     def produced(self) -> tuple[str, ...]:
         """Names of all inputs that the spine and the views can give."""
         names = [*as_mapping(self.spine.inputs)]
         for view in self.views:
             if isinstance(view, FeatureView):
-                names += as_mapping(view.columns)
+                names += view.names()
             else:
                 names += [view.name, view.count] if view.count else [view.name]
         return tuple(names)
