@@ -140,6 +140,9 @@ releases = Table(
     Column("rows", BigInteger, nullable=False),
     Column("contract", Text, nullable=False),
     Column("reason", Text, nullable=False),
+    # Which rows were meant, as JSON; what became of them, null until it has taken effect.
+    Column("choice", Json, nullable=False),
+    Column("outcome", Json),
     Column("silver_version", BigInteger),
     Column("quarantine_version", BigInteger),
     Column("actor", Text, nullable=False),

@@ -305,6 +305,8 @@ def upgrade() -> None:
         sa.Column("rows", sa.BigInteger(), nullable=False),
         sa.Column("contract", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("choice", sa.Text(), nullable=False),
+        sa.Column("outcome", sa.Text(), nullable=True),
         sa.Column("silver_version", sa.BigInteger(), nullable=True),
         sa.Column("quarantine_version", sa.BigInteger(), nullable=True),
         sa.Column("actor", sa.Text(), nullable=False),

@@ -1,0 +1,1 @@
+"""Incidents: what broke in the data, who is hit by it, and what became of it."""
