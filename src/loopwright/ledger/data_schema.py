@@ -64,6 +64,20 @@ snapshots = Table(
     Index(None, "model", "created_at"),
 )
 
+table_contents = Table(
+    "lw_contents",
+    metadata,
+    # The digest of what a set of a table's files says, so that a version pinned again is not read again. May be
+    # emptied at any time; nothing that verifies believes it.
+    Column("table_name", Text, nullable=False),
+    # Digest of the table's id, its schema and the names of its files, and of how `digest` is made.
+    Column("files", Text, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("at", Moment, nullable=False),
+    PrimaryKeyConstraint("table_name", "files"),
+)
+
 contracts = Table(
     "lw_contracts",
     metadata,

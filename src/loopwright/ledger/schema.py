@@ -34,6 +34,7 @@ from loopwright.ledger.data_schema import landings as landings
 from loopwright.ledger.data_schema import materializations as materializations
 from loopwright.ledger.data_schema import releases as releases
 from loopwright.ledger.data_schema import snapshots as snapshots
+from loopwright.ledger.data_schema import table_contents as table_contents
 
 REVISION = "0001"
 """The migration this schema stands at."""

@@ -90,6 +90,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("table_name", "batch_id", name=op.f("pk_lw_batches")),
     )
     op.create_table(
+        "lw_contents",
+        sa.Column("table_name", sa.Text(), nullable=False),
+        sa.Column("files", sa.Text(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("table_name", "files", name=op.f("pk_lw_contents")),
+    )
+    op.create_table(
         "lw_contracts",
         sa.Column("table_name", sa.Text(), nullable=False),
         sa.Column("digest", sa.Text(), nullable=False),
