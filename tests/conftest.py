@@ -1,4 +1,4 @@
-"""What every test shares: markers by folder, a moment, and a real PostgreSQL."""
+"""What every test shares: markers by folder, a moment, a real PostgreSQL and a real Redis."""
 
 import os
 import pwd
@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import count
@@ -97,3 +98,50 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
     yield f"{postgres_server}/{name}"
     with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """A Redis of this session's own, in memory only; yields its URL without a database."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.fail("Redis is not installed. Run scripts/test-services, or: apt-get install redis-server")
+    folder, port = Path(tempfile.mkdtemp(prefix="loopwright-redis-")), free_port()
+    options = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--dir",
+        str(folder),
+    ]
+    log = folder / "log"
+    server = subprocess.Popen([program, *options, "--logfile", str(log)], stdin=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > until:
+                    pytest.fail(f"Redis does not start: {log.read_text() if log.exists() else ''}")
+                time.sleep(0.02)
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """The URL of an empty database."""
+    import redis
+
+    redis.Redis.from_url(redis_server).flushall()
+    return f"{redis_server}/0"
