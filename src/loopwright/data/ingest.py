@@ -137,7 +137,10 @@ def ingest(
             checked = examine(raw.rows, contract, refs, landed=others, malformed=len(raw.malformed))
             bronze = written.result()
         if checked.report.blocked_by:
-            record_refusal(lake, name, source, checked.report, actor, now)
+            record_refusal(
+                lake, name, source, checked.report, actor, now,
+                contract=contract, rows=raw.rows, refs=refs, landed=others,
+            )  # fmt: skip
             raise BatchBlocked(checked.report, where=source.uri, contract=contract.source)
 
         good = _mark(checked.good, source.digest)
