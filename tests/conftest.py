@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.object_store import S3Server, s3_server_running
+
 # Shared machines stall for a second now and then: no example is too slow. CI tries the same examples every time.
 settings.register_profile("loopwright", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("loopwright")
@@ -145,3 +147,18 @@ def redis_url(redis_server: str) -> str:
 
     redis.Redis.from_url(redis_server).flushall()
     return f"{redis_server}/0"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """An S3 server of this session's own; `.bucket()` makes a bucket."""
+    with s3_server_running([free_port() for _ in range(8)]) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket of a server that the environment names."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server.bucket()
