@@ -1,0 +1,39 @@
+"""DuckDB in bounded memory: what does not fit goes to a folder that is gone afterwards."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from loopwright.data.duck import connect
+from loopwright.kernel.errors import Unavailable
+
+MEMORY = "150MB"
+"""What one pass over a table may hold; the process around it takes about 150 MB more."""
+
+
+@contextmanager
+def bounded(memory: str = MEMORY, *, spill: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An engine that spills below `spill` (default: the machine's folder for temporary files) and keeps no order.
+
+    Raises Unavailable when the disk is full or memory does not suffice in spite of it.
+    """
+    if spill is not None:
+        spill.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="loopwright-spill-", dir=spill) as folder, connect() as engine:
+        engine.execute(f"SET memory_limit = {_text(memory)}")
+        engine.execute(f"SET temp_directory = {_text(folder)}")
+        engine.execute("SET preserve_insertion_order = false")
+        try:
+            yield engine
+        except duckdb.OutOfMemoryException as error:
+            raise Unavailable(
+                "too little memory, or no room to spill to", where=folder, got=str(error).split("\n")[0],
+                wanted=f"{memory} and free space on the disk", next="Free some space, or set TMPDIR",
+            ) from error  # fmt: skip
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
