@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
@@ -71,7 +72,7 @@ class Files:
                 cells = []
                 for field in schema:
                     if field.name == "_row" and self.numbered:
-                        cells.append(pa.array(range(start + 1, start + 1 + batch.num_rows), pa.int64()))
+                        cells.append(pa.array(np.arange(start + 1, start + 1 + batch.num_rows)))
                     elif field.name in held:
                         cells.append(batch.column(field.name).cast(field.type))
                     else:

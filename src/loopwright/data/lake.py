@@ -5,20 +5,36 @@ Every row carries `_batch` (digest of its source) and `_row` (its position there
 """
 
 import re
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pa_parquet
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import RemoveAction, create_table_with_add_actions
 
 from loopwright.data.files import Files
+from loopwright.data.lease import Lease, leased
+from loopwright.data.parts import (
+    Part,
+    PartWriter,
+    Rows,
+    Told,
+    cast_batches,
+    delete_part,
+    storable,
+    write_parts,
+)
+from loopwright.data.storage import Storage
+from loopwright.data.workspace import workspace
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Unavailable
 from loopwright.kernel.files import lock
+from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
 
 Layer = Literal["bronze", "silver", "quarantine", "gold"]
@@ -31,49 +47,73 @@ TRIES = 5
 
 
 class Lake:
-    """Tables of all models under one root. Safe to use from several processes."""
+    """Tables of all models under one root: a folder, or s3://BUCKET/PREFIX. Safe to use from several processes.
 
-    def __init__(self, root: Path | str, ledger: Ledger) -> None:
-        self.root = Path(root)
+    `staging`: a folder of this machine for what is on its way into a table.
+    """
+
+    def __init__(self, root: Path | str, ledger: Ledger, *, staging: Path | None = None) -> None:
+        self.storage = Storage.at(root)
         self.ledger = ledger
+        self._staging = staging
+        self._leases: dict[str, Lease] = {}
 
-    def path(self, layer: Layer, model: str, table: str) -> Path:
-        """The folder of a table; raises BadInput for a name that is no plain name."""
+    @classmethod
+    def of(cls, home: Home, ledger: Ledger) -> "Lake":
+        """The lake that a home names."""
+        return cls(home.lake_url, ledger, staging=home.staging)
+
+    @property
+    def root(self) -> str:
+        return self.storage.root
+
+    def path(self, layer: Layer, model: str, table: str) -> str:
+        """Where a table lies: a folder or an s3:// URL; raises BadInput for a name that is no plain name."""
         for name in (model, table):
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
                 raise BadInput(
                     "not a name for a table",
-                    where=str(self.root),
+                    where=self.root,
                     got=name,
                     wanted="letters, digits, `_`, `-`, `.`",
                 )
-        return self.root / layer / model / table
+        return self.storage.path(layer, model, table)
 
     def open(self, layer: Layer, model: str, table: str, version: int | None = None) -> DeltaTable:
-        """Open a table (as it was at `version`); raises NotFound."""
+        """Open a table (as it was at `version`); raises NotFound, Unavailable when the storage does not answer."""
         path = self.path(layer, model, table)
         try:
-            return DeltaTable(path, version=version)
+            return self._table(path, version)
         except TableNotFoundError:
             raise NotFound(
                 f"no table {layer}/{model}/{table}",
-                where=str(self.root),
+                where=self.root,
                 next="Ingest it first: loopwright run",
             ) from None
-        except DeltaError as error:
+        except (DeltaError, OSError) as error:
+            # A version that is not there and a server that does not answer look alike; the newest version tells.
+            if version is None or self._silent(path):
+                raise _silent(self.root, error) from error
             raise NotFound(
                 f"table {layer}/{model}/{table} has no version {version}",
-                where=str(self.root),
+                where=self.root,
                 got=_short(error),
                 next="It may have been vacuumed or damaged",
             ) from error
 
     def exists(self, layer: Layer, model: str, table: str) -> bool:
-        return DeltaTable.is_deltatable(str(self.path(layer, model, table)))
+        path = self.path(layer, model, table)
+        if not self.storage.remote:
+            return DeltaTable.is_deltatable(path)
+        try:
+            return DeltaTable.is_deltatable(path, self._options())
+        except (DeltaError, OSError) as error:
+            raise _silent(self.root, error) from error
 
     def version(self, layer: Layer, model: str, table: str) -> int | None:
         """The newest version of a table; None when there is no table."""
-        return self.open(layer, model, table).version() if self.exists(layer, model, table) else None
+        known = self._known(self.path(layer, model, table))
+        return None if known is None else known.version()
 
     def read(
         self,
@@ -87,22 +127,20 @@ class Lake:
     ) -> pa.Table:
         """Read rows in a fixed order: by batch, then as its source had them.
 
-        `bare` leaves out the lake's own columns (`_batch`, `_row`, …).
+        `bare` leaves out the lake's own columns (`_batch`, `_row`, …). For what fits in memory; see `files`.
         """
-        known = self.open(layer, model, table, version)
-        schema = pa.schema(known.schema())
-        names = list(columns) if columns is not None else schema.names
-        order = [n for n in ("_batch", "_row") if n in schema.names]
-        wanted = pa.schema([schema.field(n) for n in [*names, *(n for n in order if n not in names)]])
-        rows = _read_files(known, wanted)
+        found = self.files(layer, model, table, version=version)
+        held = found.schema.names
+        names = list(columns) if columns is not None else held
+        order = [n for n in ("_batch", "_row") if n in held]
+        rows = found.table([*names, *(n for n in order if n not in names)])
         if order and not _in_order(rows):
             rows = rows.sort_by([(name, "ascending") for name in order])
         return rows.select([n for n in names if not (bare and n.startswith("_"))])
 
     def files(self, layer: Layer, model: str, table: str, *, version: int | None = None) -> Files:
         """The Parquet files of a table (as it was at `version`); raises NotFound."""
-        known = self.open(layer, model, table, version)
-        return Files(tuple(sorted(known.file_uris())), pa.schema(known.schema()))
+        return _files(self.open(layer, model, table, version))
 
     def columns(self, layer: Layer, model: str, table: str) -> list[str]:
         """Names of a table's columns, the lake's own included."""
@@ -113,100 +151,279 @@ class Lake:
         layer: Layer,
         model: str,
         table: str,
-        rows: pa.Table,
+        rows: Rows,
         *,
         once: str | None = None,
         replace: str | None = None,
         whole: bool = False,
+        told: Told | None = None,
     ) -> int:
-        """Write rows in one atomic commit and return the table's version.
+        """Write rows, read one batch after the other, in one atomic commit; returns the table's version.
 
         `once`: a name for this write; if the table has seen it, nothing is written. `replace`: rows of this batch go,
-        in the same commit. `whole`: all rows go. Raises Unavailable when the disk is full or read-only.
+        in the same commit. `whole`: all rows go. Raises BadInput where a column changed its type, Unavailable when the
+        disk is full or read-only.
         """
         path = self.path(layer, model, table)
-        commit = CommitProperties(app_transactions=[Transaction(once, 1)]) if once else None
-        for attempt in range(TRIES):
-            try:
-                known = DeltaTable(path) if self.exists(layer, model, table) else None
-                if known is not None and once and known.transaction_version(once) is not None:
-                    return known.version()
-                if known is not None and not whole:
-                    self._require_types(layer, model, table, known, rows)
-                if whole or (replace and known is not None):
-                    write_deltalake(
-                        path,
-                        rows,
-                        mode="overwrite",
-                        predicate=None if whole else f"_batch = '{replace}'",
-                        schema_mode="overwrite" if whole else "merge",
-                        configuration=KEPT,
-                        commit_properties=commit,
-                    )
-                else:
-                    write_deltalake(
-                        path,
-                        rows,
-                        mode="append",
-                        schema_mode="merge",
-                        configuration=KEPT,
-                        commit_properties=commit,
-                    )
-                return DeltaTable(path).version()
-            except CommitFailedError as error:
-                if attempt == TRIES - 1:
-                    raise Conflict(
-                        "others keep writing to this table",
-                        where=str(path),
-                        got=_short(error),
-                        next="Try again",
-                    ) from error
-            except (DeltaError, OSError) as error:
-                raise Unavailable(
-                    "cannot write the table",
-                    where=str(path),
-                    got=_short(error),
-                    next="Check free space and permissions",
-                ) from error
-        raise AssertionError("unreachable")
+        known = self._known(path)
+        if known is not None and once and known.transaction_version(once) is not None:
+            return int(known.version())
+        schema = storable(rows.schema)
+        if known is not None and not whole:
+            schema = self.fitting(layer, model, table, schema, known)
+        batches = rows.to_batches() if isinstance(rows, pa.Table) else rows
+        reader = pa.RecordBatchReader.from_batches(schema, cast_batches(iter(batches), schema))
+        parts = write_parts(self.storage, path, schema, reader, told)
+        return self.commit(layer, model, table, schema, parts, once=once, replace=replace, whole=whole)
 
-    def _require_types(self, layer: str, model: str, table: str, known: DeltaTable, rows: pa.Table) -> None:
-        """Raise BadInput where a column would be cast: delta-rs does that silently, and 2.5 would become 2."""
+    def fitting(
+        self, layer: Layer, model: str, table: str, schema: pa.Schema, known: DeltaTable | None = None
+    ) -> pa.Schema:
+        """`schema` with the types that the table holds; raises BadInput where a column's values could change.
+
+        Text takes the words of any number, date or time; a whole number fits a real one.
+        """
+        known = known or self._known(self.path(layer, model, table))
+        if known is None:
+            return schema
         held = pa.schema(known.schema())
-        for field in rows.schema:
-            if field.name in held.names and not _alike(field.type, held.field(field.name).type):
+        spelled = {name.lower(): name for name in held.names}
+        fields = []
+        for field in schema:
+            name = spelled.get(field.name.lower(), field.name)
+            if name != field.name:
                 raise BadInput(
-                    f"the column `{field.name}` of {layer}/{model}/{table} changed its type",
-                    where=str(self.root),
+                    f"a column of {layer}/{model}/{table} is spelled otherwise",
+                    where=self.root, got=field.name, wanted=name, next="Keep the spelling, also of capitals",
+                )  # fmt: skip
+            kind = held.field(name).type if name in held.names else field.type
+            if not _fits(field.type, kind, raw=layer in ("bronze", "quarantine")):
+                raise BadInput(
+                    f"the column `{name}` of {layer}/{model}/{table} changed its type",
+                    where=self.root,
                     got=str(field.type),
-                    wanted=str(held.field(field.name).type),
+                    wanted=str(kind),
                     next="Give the table a new name, or load it whole (`load: full` in the contract)",
                 )
+            fields.append(pa.field(name, kind))
+        return pa.schema(fields)
+
+    def commit(
+        self,
+        layer: Layer,
+        model: str,
+        table: str,
+        schema: pa.Schema,
+        parts: Sequence[Part],
+        *,
+        once: str | None = None,
+        replace: str | None = None,
+        whole: bool = False,
+        remove: Sequence[str] = (),
+    ) -> int:
+        """Make files that lie in the table's folder its newest version; see `write`. `remove`: URIs of files that go.
+
+        Files that are not taken in, because the table has seen `once` or an error is raised, are deleted.
+        """
+        path = self.path(layer, model, table)
+        added = list(parts)
+        try:
+            for attempt in range(TRIES):
+                for lease in self._leases.values():
+                    lease.require()
+                try:
+                    return self._commit(path, schema, added, once, replace, whole, remove)
+                except CommitFailedError as error:
+                    if attempt == TRIES - 1 or remove:
+                        raise Conflict(
+                            "others keep writing to this table", where=path, got=_short(error), next="Try again",
+                        ) from error  # fmt: skip
+                    self._drop(path, added[len(parts) :])
+                    del added[len(parts) :]
+        except (DeltaError, OSError) as error:
+            self._drop(path, added)
+            if isinstance(error, Unavailable | Conflict):
+                raise
+            raise Unavailable(
+                "cannot write the table",
+                where=path,
+                got=_short(error),
+                next="Check free space and permissions",
+            ) from error
+        except BaseException:
+            self._drop(path, added)
+            raise
+        raise AssertionError("unreachable")
+
+    def _commit(
+        self,
+        path: str,
+        schema: pa.Schema,
+        parts: list[Part],
+        once: str | None,
+        replace: str | None,
+        whole: bool,
+        remove: Sequence[str],
+    ) -> int:
+        properties = CommitProperties(app_transactions=[Transaction(once, 1)]) if once else None
+        known = self._known(path)
+        if known is None:
+            create_table_with_add_actions(
+                path, Schema.from_arrow(schema), [part.action() for part in parts], mode="error",
+                configuration=KEPT, storage_options=self._options(), commit_properties=properties,
+            )  # fmt: skip
+            return int(self._table(path).version())
+        if once and known.transaction_version(once) is not None:
+            self._drop(path, parts)
+            return int(known.version())
+        if whole:
+            known.create_write_transaction(
+                [part.action() for part in parts], "overwrite", Schema.from_arrow(schema),
+                commit_properties=properties,
+            )  # fmt: skip
+            return int(self._table(path).version())
+        gone = [uri.removeprefix(path).lstrip("/") for uri in remove]
+        if replace is not None:
+            going, kept = self._without(path, known, replace)
+            gone += going
+            parts += kept
+        held = pa.schema(known.schema())
+        younger = pa.schema([field for field in schema if field.name not in held.names])
+        if younger.names:
+            known.alter.add_columns(Schema.from_arrow(younger).fields)
+            held = pa.schema(known.schema())
+        now = int(time.time() * 1000)
+        known.create_write_transaction(
+            [*(part.action() for part in parts), *(RemoveAction(name, True, now) for name in gone)],
+            "append", Schema.from_arrow(held), commit_properties=properties,
+        )  # fmt: skip
+        return int(self._table(path).version())
+
+    def _without(self, path: str, known: DeltaTable, batch: str) -> tuple[list[str], list[Part]]:
+        """Names of the files that hold rows of `batch`, and new files with their other rows."""
+        gone, kept = [], []
+        found = _files(known)
+        for uri, (least, greatest) in batch_bounds(known).items():
+            if least is not None and greatest is not None and not least <= batch <= greatest:
+                continue
+            if not (least == greatest == batch):
+                one = Files((uri,), found.schema)
+                if not any(pc.any(pc.equal(b.column(0), batch)).as_py() for b in one.batches(["_batch"])):
+                    continue
+                others = (b.filter(pc.not_equal(b.column("_batch"), batch)) for b in one.batches())
+                rows = pa.RecordBatchReader.from_batches(found.schema, others)
+                kept += write_parts(self.storage, path, found.schema, rows)
+            gone.append(uri.removeprefix(path).lstrip("/"))
+        return gone, kept
+
+    def writer(
+        self, layer: Layer, model: str, table: str, schema: pa.Schema, told: Told | None = None
+    ) -> PartWriter:
+        """A writer of files for `commit`."""
+        return PartWriter(self.storage, self.path(layer, model, table), schema, told)
+
+    def part_files(
+        self, layer: Layer, model: str, table: str, parts: Sequence[Part], schema: pa.Schema
+    ) -> Files:
+        """Rows of files that are not committed yet."""
+        path = self.path(layer, model, table)
+        return Files(tuple(f"{path}/{p.path}" for p in parts), schema, sum(p.rows for p in parts))
 
     @contextmanager
     def locked(self, model: str, table: str) -> Iterator[None]:
-        """Hold the right to ingest into a table, across processes."""
-        name = self.path("silver", model, table).name
-        with lock(self.root / ".locks" / f"{model}.{name}.lock"):
-            yield
+        """Hold the right to ingest into a table, across processes, and for a table on S3 across machines."""
+        self.path("silver", model, table)
+        if not self.storage.remote:
+            with lock(Path(self.root) / ".locks" / f"{model}.{table}.lock"):
+                yield
+            return
+        name = f"lake:{self.root}/{model}/{table}"
+        with leased(self.ledger, name) as lease:
+            self._leases[name] = lease
+            try:
+                yield
+            finally:
+                del self._leases[name]
+
+    def workspace(self) -> AbstractContextManager[Path]:
+        """A folder of this machine for the time of a landing; what killed processes left there is deleted."""
+        if self._staging is not None:
+            return workspace(self._staging)
+        return workspace(None if self.storage.remote else Path(self.root) / ".staging")
+
+    def _known(self, path: str) -> DeltaTable | None:
+        try:
+            return self._table(path)
+        except TableNotFoundError:
+            return None
+        except (DeltaError, OSError) as error:
+            raise _silent(path, error) from error
+
+    def _table(self, path: str, version: int | None = None) -> DeltaTable:
+        return DeltaTable(path, version=version, storage_options=self._options())
+
+    def _silent(self, path: str) -> bool:
+        try:
+            self._table(path)
+        except (DeltaError, OSError):
+            return True
+        return False
+
+    def _options(self) -> dict[str, str] | None:
+        return dict(self.storage.options) or None
+
+    def _drop(self, path: str, parts: Sequence[Part]) -> None:
+        for part in parts:
+            delete_part(self.storage.filesystem(), f"{self.storage.inner(path)}/{part.path}")
 
 
-def _read_files(table: DeltaTable, schema: pa.Schema) -> pa.Table:
-    """The named columns of all files of a table version; a column younger than a file is null there.
+def batch_bounds(table: DeltaTable) -> dict[str, tuple[str | None, str | None]]:
+    """For each file of a table: the least and the greatest `_batch`; None where its log does not say."""
+    actions = pa.table(table.get_add_actions(flatten=True))
+    names = actions.column_names
+    if actions.num_rows == 0:
+        return {}
+    root = table.table_uri.rstrip("/").removeprefix("file://")
+    least = actions.column("min._batch").to_pylist() if "min._batch" in names else [None] * actions.num_rows
+    greatest = (
+        actions.column("max._batch").to_pylist() if "max._batch" in names else [None] * actions.num_rows
+    )
+    return {
+        f"{root}/{path}": (low, high)
+        for path, low, high in zip(actions.column("path").to_pylist(), least, greatest, strict=True)
+    }
 
-    Reads the files itself: pyarrow's dataset module, which deltalake would use, imports pandas (seconds, and
-    60 MB). The lake's tables have no partitions and no deletion vectors.
-    """
-    parts = [schema.empty_table()]
-    for uri in sorted(table.file_uris()):
-        file = pa_parquet.ParquetFile(uri)
-        held = [name for name in schema.names if name in file.schema_arrow.names]
-        rows = file.read(columns=held)
-        for name in schema.names:
-            if name not in held:
-                rows = rows.append_column(name, pa.nulls(rows.num_rows, schema.field(name).type))
-        parts.append(rows.select(schema.names).cast(schema))
-    return pa.concat_tables(parts)
+
+def _files(table: DeltaTable) -> Files:
+    return Files(tuple(sorted(table.file_uris())), pa.schema(table.schema()))
+
+
+def _fits(kind: pa.DataType, held: pa.DataType, *, raw: bool) -> bool:
+    """Whether every value of `kind` stays the same in a column of `held`; `raw`: text may stand for it."""
+    if _alike(kind, held):
+        return True
+    types = pa.types
+    if types.is_integer(kind) and types.is_integer(held):
+        return bool(kind.bit_width <= held.bit_width)
+    if types.is_float32(kind) and types.is_float64(held):
+        return True
+    if not raw:
+        return False
+    plain = (
+        types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
+    )
+    if _is_text(held):
+        return bool(plain or types.is_timestamp(kind) or types.is_date(kind))
+    return bool(types.is_integer(kind) and types.is_float64(held))
+
+
+def _silent(where: str, error: BaseException) -> Unavailable:
+    return Unavailable(
+        "the storage of the tables does not answer",
+        where=where,
+        got=_short(error),
+        next="Check the server, its address (AWS_ENDPOINT_URL_S3) and the keys, or the folder and its rights",
+    )
 
 
 def _alike(one: pa.DataType, other: pa.DataType) -> bool:
@@ -241,4 +458,4 @@ def _in_order(rows: pa.Table) -> bool:
 
 
 def _short(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]
+    return re.sub(r"\x1b\[\d+m", "", str(error)).strip().split("\n")[0][:200]

@@ -57,7 +57,7 @@ class Stage:
     @property
     def lake(self) -> Lake:
         """The home's tables."""
-        return Lake(self.context.home.lake, self.context.ledger)
+        return Lake.of(self.context.home, self.context.ledger)
 
     def train(self, *, as_of: datetime, reason: str, overrides: tuple[str, ...] = ()) -> RunReport:
         """What `loopwright run` does, as ana; tracked through the control plane's MLflow."""

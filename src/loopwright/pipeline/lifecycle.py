@@ -166,7 +166,7 @@ def run_project(
         project, home, ledger, actor, clock, key, reason, progress or Silent(), written, tuple(trusted)
     )
     here = actor.on(model=spec.model, team=spec.team)
-    ingests, snapshot = bring_in(project, Lake(home.lake, ledger), here, clock, setting.watch)
+    ingests, snapshot = bring_in(project, Lake.of(home, ledger), here, clock, setting.watch)
     module = load_features(project)
     parts = _parts(setting, module, snapshot.digest)
     run = _tracked(setting, tracking_uri, snapshot.digest, retrain_id)
@@ -298,7 +298,7 @@ def _admitted(conn: Connection, project: Project, actor: Actor) -> tuple[str, ..
 def _parts(setting: Setting, module: FeatureModule, snapshot: str) -> Parts:
     project = setting.project
     setting.watch.step("Features as known at each moment")
-    lake = Lake(setting.home.lake, setting.ledger)
+    lake = Lake.of(setting.home, setting.ledger)
     until = project.spec.data.as_of
     frame = known_rows(project, module, lake, snapshot, until=until, cache=setting.home.frames)
     parts = cut(frame, project.spec.data.holdout, where=str(project.dir / "loop.yaml"))

@@ -72,7 +72,7 @@ def reproduce(
             next="loopwright runs list",
         )
     bundle = verified_bundle(home, recorded["bundle"])
-    lake = Lake(home.lake, ledger)
+    lake = Lake.of(home, ledger)
     watch.step("Read the snapshot back")
     snapshot = verify_snapshot(lake, recorded["snapshot"])
     watch.done(f"{snapshot.rows:,} rows match digest {snapshot.digest[:12]}")

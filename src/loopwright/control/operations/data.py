@@ -148,4 +148,4 @@ def _open(ctx: Context, project: str) -> Project:
 
 
 def _lake(ctx: Context) -> Lake:
-    return Lake(ctx.home.lake, ctx.ledger)
+    return Lake.of(ctx.home, ctx.ledger)

@@ -80,7 +80,7 @@ def columns(ctx: Context, run: str, recompute: bool = False) -> dict[str, Any]:
         require_on(conn, ctx.actor, Role.DEVELOPER, "run the code kept with a run", model=found["model"])
     if not found["snapshot"]:
         raise BadInput("the run pinned no snapshot", where=f"run {found['run_id']}")
-    snapshot = load_snapshot(Lake(ctx.home.lake, ctx.ledger), found["snapshot"])
+    snapshot = load_snapshot(Lake.of(ctx.home, ctx.ledger), found["snapshot"])
     schemas = {name: list(table["schema"]) for name, table in snapshot.tables.items()}
     told = feature_lineage(load_features(kept_project(ctx.home, found["run_id"])), schemas)
     if recorded is not None:
