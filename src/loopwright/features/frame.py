@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loopwright.features.module import Dtype
+from loopwright.features.viewtests import ViewTestResult, results_of
 from loopwright.kernel.clock import to_us
 from loopwright.kernel.errors import BadInput
 
@@ -37,6 +38,11 @@ class Frame:
 
     def __len__(self) -> int:
         return self.rows
+
+    @property
+    def tests(self) -> tuple[ViewTestResult, ...]:
+        """How the views' tests went when the frame was built."""
+        return results_of(self.table)
 
     def inputs(self) -> dict[str, Array]:
         """Input name → array of shape (rows,): float64 with NaN for null, strings as object with None."""

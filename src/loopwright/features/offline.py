@@ -1,23 +1,35 @@
-"""Builds frames: every spine row with what was known at its moment, never later. On DuckDB, in memory.
+"""Builds frames: every spine row with what was known at its moment, never later. On DuckDB.
 
 Times are held as whole microseconds since 1970 (UTC) throughout, so comparisons are exact. Each view is
-looked up once per distinct (keys, event time) by an ASOF join; a windowed rate is the difference of two
+looked up once per distinct (keys, event time), see `lookup`; a windowed rate is the difference of two
 points on the running sum of its values, ordered by when they became known. Internal relations and columns
 start with `_`.
 """
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import pyarrow as pa
 
+from loopwright.features.duck import (
+    DuckEngine,
+    Tables,
+    check_source,
+    engine,
+    register,
+    require_tables,
+    rows_of,
+    run,
+)
 from loopwright.features.frame import Frame
+from loopwright.features.lookup import answers, look_up
 from loopwright.features.module import FeatureModule, check_inputs, load_features
 from loopwright.features.view import FeatureView, WindowedRate, as_mapping, quoted
+from loopwright.features.viewtests import ViewTestResult, require_passed, run_tests, with_results
 from loopwright.kernel.clock import to_us
-from loopwright.kernel.errors import BadInput, did_you_mean
+from loopwright.kernel.errors import BadInput
 
 __all__ = ["FeatureModule", "Frame", "build_frame", "load_features"]
 
@@ -28,13 +40,14 @@ _ARROW_TYPES = {"float64": pa.float64(), "int64": pa.int64(), "bool": pa.bool_()
 
 def build_frame(
     module: FeatureModule,
-    tables: Mapping[str, pa.Table],
+    tables: Tables,
     *,
     label_available_after: timedelta,
     until: datetime | None = None,
     since: datetime | None = None,
     require_label: bool = False,
     classes: Sequence[str] = (),
+    failed_tests: Literal["refuse", "tell"] = "refuse",
 ) -> Frame:
     """One row per spine row with since <= event time < until, in event-time order; nothing in it comes from
     later.
@@ -43,41 +56,24 @@ def build_frame(
     the event) on. Labels not known by `until` are null; `require_label` leaves such rows out. Rows before
     `since` still serve as history. `classes`: the classes of an existing model; a label outside them is an
     error. Raises BadInput for tables or columns that are missing, ids that are not unique and event times
-    that are null.
+    that are null; Refused where a view fails a test that blocks, unless `failed_tests` is "tell": results are
+    in `Frame.tests` either way. Tables that are `Files` are read as far as they are needed.
     """
     check_inputs(module)
-    _check_tables(module, tables)
-    with duckdb.connect(config={"threads": 2}) as con:
-        con.execute("SET TimeZone = 'UTC'")
+    require_tables(module.tables(), tables, module.where)
+    with engine() as duck:
+        con = duck.con
         for name in module.tables():
-            con.register(name, tables[name])
+            register(con, name, tables[name], ordered=name == module.spine.table and not module.spine.key)
         floor = max(label_available_after // _MICROSECOND, 1)
         label_type = _spine_rows(con, module, floor, since, until)
-        joins = [_join_view(con, module, index, floor) for index in range(len(module.views))]
+        joins = [_join_view(duck, module, tables, index, floor) for index in range(len(module.views))]
+        tested = _test_views(con, module, joins)
+        if failed_tests == "refuse":
+            require_passed(tested, module.where)
         labels, known = _encode_labels(con, module, label_type, tuple(classes) or module.classes)
         table = _collect(con, module, joins, labels, require_label)
-    return Frame(table, dict(module.inputs), known)
-
-
-def _run(con: duckdb.DuckDBPyConnection, sql: str, where: str) -> duckdb.DuckDBPyConnection:
-    try:
-        return con.execute(sql)
-    except duckdb.Error as error:
-        raise BadInput(
-            str(error).split("\n\nLINE")[0].replace("\n", " "), where=where, next="Mend the SQL."
-        ) from None
-
-
-def _check_tables(module: FeatureModule, tables: Mapping[str, pa.Table]) -> None:
-    for name in module.tables():
-        if name not in tables:
-            raise BadInput(
-                f"table `{name}` is not there",
-                where=module.where,
-                got=sorted(tables),
-                wanted="a source of loop.yaml",
-                next=did_you_mean(name, tables),
-            )
+    return Frame(with_results(table, tested), dict(module.inputs), known)
 
 
 def _micros(sql: str) -> str:
@@ -100,7 +96,7 @@ def _spine_rows(
     """Create `_rows`: every row of the spine's table, `_wanted` or history only. Return the label's type."""
     spine, where = module.spine, f"{module.where}: spine"
     columns = ", ".join(_raw_columns(module))
-    _run(con, f"CREATE TEMP TABLE _raw AS SELECT {columns} FROM {quoted(spine.table)} AS _t", where)
+    run(con, f"CREATE TEMP TABLE _raw AS SELECT {columns} FROM {quoted(spine.table)} AS _t", where)
     if spine.event_time:
         lost = con.execute("SELECT count(*) FROM _raw WHERE _e IS NULL AND _wanted").fetchall()[0][0]
         if lost:
@@ -183,10 +179,10 @@ def _check_unique(con: duckdb.DuckDBPyConnection, where: str) -> None:
         )
 
 
-def _join_view(con: duckdb.DuckDBPyConnection, module: FeatureModule, index: int, floor: int) -> str:
+def _join_view(duck: DuckEngine, module: FeatureModule, tables: Tables, index: int, floor: int) -> str:
     """Create `_f{index}` with the view's columns per distinct (keys, event time); return the JOIN that adds
     it."""
-    view = module.views[index]
+    view, con = module.views[index], duck.con
     where = f"{module.where}: view {view.name}"
     timed = isinstance(view, WindowedRate) or view.event_time is not None
     if timed and not module.spine.event_time:
@@ -206,7 +202,9 @@ def _join_view(con: duckdb.DuckDBPyConnection, module: FeatureModule, index: int
     if isinstance(view, WindowedRate):
         _windowed_rate(con, view, index, keys, floor, where)
     else:
-        _as_of(con, view, index, keys, where)
+        rows = rows_of(con, view, index, tables, where)
+        check_source(con, view, index, where)
+        look_up(duck, view, index, rows, where=where, status=bool(view.tests))
     same = [f"_rows.{name} = _f{index}.{key}" for name, key in zip(names, keys, strict=True)]
     same += [f"_rows._e = _f{index}._e"] if timed else []
     # Rows with a null key find no partner here and get the view's answer for "nothing known" in `_collect`.
@@ -231,7 +229,7 @@ def _windowed_rate(
     comma = ", " if keys else ""
     present = "".join(f" AND {key} IS NOT NULL" for key in keys)
     over = f"OVER ({f'PARTITION BY {grouped} ' if keys else ''}ORDER BY _at ROWS UNBOUNDED PRECEDING)"
-    _run(
+    run(
         con,
         f"""CREATE TEMP TABLE _c{index} AS
         WITH seen AS (
@@ -265,39 +263,19 @@ def _windowed_rate(
     )
 
 
-def _as_of(
-    con: duckdb.DuckDBPyConnection, view: FeatureView, index: int, keys: list[str], where: str
-) -> None:
-    columns = as_mapping(view.columns)
-    entity = list(as_mapping(view.entity).values())
-    selected = [f"({sql}) AS {key}" for sql, key in zip(entity, keys, strict=True)]
-    selected.append(f"{_micros(view.event_time) if view.event_time else 'CAST(0 AS BIGINT)'} AS _t")
-    selected += [f"({sql}) AS {quoted(name)}" for name, sql in columns.items()]
-    present = " AND ".join(f"{key} IS NOT NULL" for key in [*keys, "_t"])
-    best = ", ".join(f"{quoted(name)} DESC NULLS LAST" for name in columns)
-    _run(
-        con,
-        f"""CREATE TEMP TABLE _c{index} AS
-        SELECT * FROM (SELECT {", ".join(selected)} FROM {quoted(view.table)}) WHERE {present}
-        QUALIFY row_number() OVER (PARTITION BY {", ".join(keys)}, _t ORDER BY {best}) = 1""",
-        where,
-    )
-    same = " AND ".join(f"_p{index}.{key} = _c{index}.{key}" for key in keys)
-    wanted = [f"_c{index}.{quoted(name)}" for name in columns]
-    if view.event_time is None:
-        picked = ", ".join([f"_p{index}.*", *wanted])
-        sql = f"SELECT {picked} FROM _p{index} LEFT JOIN _c{index} ON {same}"
-    else:
-        if view.ttl is not None:
-            fresh = f"_p{index}._e < _c{index}._t + {view.ttl // _MICROSECOND}"
-            wanted = [
-                f"CASE WHEN {fresh} THEN {column} END AS {column.split('.', 1)[1]}" for column in wanted
-            ]
-        after = view.available_after // _MICROSECOND
-        picked = ", ".join([f"_p{index}.*", *wanted])
-        known = f"_p{index}._e - {after} >= _c{index}._t"
-        sql = f"SELECT {picked} FROM _p{index} ASOF LEFT JOIN _c{index} ON {same} AND {known}"
-    _run(con, f"CREATE TEMP TABLE _f{index} AS {sql}", where)
+def _test_views(
+    con: duckdb.DuckDBPyConnection, module: FeatureModule, joins: Sequence[str]
+) -> list[ViewTestResult]:
+    results = []
+    for index, view in enumerate(module.views):
+        if isinstance(view, FeatureView) and view.tests:
+            given = ", ".join(
+                f"{sql} AS {quoted(name)}"
+                for name, sql in zip(view.names(), answers(view, f"_f{index}"), strict=True)
+            )
+            rows = f"SELECT _rows._id AS _name, _rows._n AS _order, {given} FROM _rows {joins[index]} WHERE _wanted"
+            results += run_tests(con, view, rows, f"{module.where}: view {view.name}")
+    return results
 
 
 def _encode_labels(
@@ -355,7 +333,7 @@ def _collect(
     sources = {name: f"_rows.{quoted('_in_' + name)}" for name in as_mapping(module.spine.inputs)}
     for index, view in enumerate(module.views):
         if isinstance(view, FeatureView):
-            sources |= {name: f"_f{index}.{quoted(name)}" for name in as_mapping(view.columns)}
+            sources |= dict(zip(view.names(), answers(view, f"_f{index}"), strict=True))
             continue
         nothing = "NULL" if view.prior is None else repr(float(view.prior.rate))
         sources[view.name] = f"coalesce(_f{index}._rate, {nothing})"
@@ -373,7 +351,7 @@ def _collect(
         ),
     ]
     kept = "_rows._wanted AND _rows._seen" if require_label else "_rows._wanted"
-    _run(
+    run(
         con,
         f"CREATE TEMP TABLE _frame AS SELECT {', '.join(columns)} FROM _rows {' '.join(joins)} WHERE {kept}",
         f"{module.where}: INPUTS",
