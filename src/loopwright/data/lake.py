@@ -42,6 +42,8 @@ KEPT = {
     # A run or a model may pin a table version for as long as audits ask for it: 7 years.
     "delta.logRetentionDuration": "interval 2557 days",
     "delta.deletedFileRetentionDuration": "interval 2557 days",
+    # A version that is still pinned after that needs its log too; `data vacuum` is the only thing that deletes.
+    "delta.enableExpiredLogCleanup": "false",
 }
 TRIES = 5
 
