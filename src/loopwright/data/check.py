@@ -258,7 +258,7 @@ class _Examination:
         arguments = rule.arguments
         if rule.kind == "condition":
             return f"NOT ({arguments['condition']})", ""
-        if rule.kind == "unique":
+        if rule.kind in ("unique", "duplicates"):
             return self._unique(rule, alias)
         if rule.kind == "relationship":
             return _relationship(rule, alias, self.contract)
@@ -272,7 +272,7 @@ class _Examination:
         match rule.kind:
             case "type":
                 return f"_lw_t{index}"
-            case "required":
+            case "required" | "nulls":
                 return f"{cell} IS NULL AND NOT _lw_t{index}"
             case "missing":
                 texts = ", ".join(_text(v) for v in rule.arguments.get("missingValues", [""]))

@@ -23,6 +23,16 @@ class Document:
         self.value = value
         self._lines = lines
 
+    def at(self, path: tuple[Any, ...]) -> Any:
+        """The value that stands there; None when nothing does."""
+        found = self.value
+        for part in path:
+            inside = isinstance(found, dict) and part in found
+            if not inside and not (isinstance(found, list) and isinstance(part, int) and part < len(found)):
+                return None
+            found = found[part]
+        return found
+
     def where(self, path: tuple[Any, ...]) -> str:
         """Return "file:line: a.b[0]" of the nearest ancestor of `path` that the file holds."""
         known = path
@@ -55,6 +65,8 @@ def parse_document(data: bytes, source: str) -> Document:
         raise BadInput(
             "not UTF-8 text", where=source, got=f"byte {error.start}", next="Save the file as UTF-8"
         ) from None
+    except RecursionError:
+        raise BadInput("nested too deep", where=source, wanted=f"depth {MAX_DEPTH} at most") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
@@ -90,16 +102,33 @@ class _Reader:
             return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             found: dict[str, Any] = {}
+            merged: dict[str, Any] = {}
             for key_node, item in node.value:
-                key = str(key_node.value)
+                if key_node.tag == "tag:yaml.org,2002:merge":
+                    merged |= self.merged(item, path, at)
+                    continue
+                if not isinstance(key_node, yaml.ScalarNode):
+                    raise BadInput("a key that is no text", where=at, next="Mend that line")
+                key = key_node.value
                 if key in found:
                     line = key_node.start_mark.line + 1
                     raise BadInput(
                         "key given twice", where=f"{self.source}:{line}", got=key, next="Keep one of the two"
                     )
                 found[key] = self.value(item, (*path, key))
-            return found
+            return merged | found
         try:
             return self.scalars.construct_object(node, deep=True)
         except (ValueError, yaml.YAMLError) as error:
             raise BadInput("not a value YAML knows", where=at, got=node.value) from error
+
+    def merged(self, node: yaml.Node, path: tuple[Any, ...], at: str) -> dict[str, Any]:
+        """What `<<: *anchor` (or a list of them, the first wins) brings in."""
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        found: dict[str, Any] = {}
+        for one in reversed(nodes):
+            value = self.value(one, path)
+            if not isinstance(value, dict):
+                raise BadInput("only mappings can be merged", where=at, got=value, next="Mend the `<<` line")
+            found |= value
+        return found

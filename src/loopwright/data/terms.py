@@ -16,7 +16,7 @@ Kinds of rules, with their arguments. A null passes every row rule but `required
   "previous"}.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -146,8 +146,8 @@ class Terms:
 
     `loading`: how a delivery meets what has landed: beside it, in its place, or row by row through the key (of two rows
     with one key the one with the greater `version_column` stays, without one the later delivery's). `event_time`: the
-    column that says when a row happened. `owner`, `producers`, `consumers`: who to ask and to tell. `document`: the
-    whole file, as JSON.
+    column that says when a row happened. `owner`, `producers`, `consumers`: who to ask and to tell. `unchecked`: what
+    is said and nothing judges, each with its place. `document`: the whole file, as JSON.
     """
 
     name: str
@@ -170,6 +170,7 @@ class Terms:
     consumers: tuple[str, ...] = ()
     sla: tuple[ServiceLevel, ...] = ()
     max_bad_share: float = 0.5
+    unchecked: tuple[str, ...] = ()
     document: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def references(self) -> set[str]:
@@ -177,3 +178,24 @@ class Terms:
         return {str(rule.arguments["table"]) for rule in self.rules if rule.kind == "relationship"} - {
             self.name
         }
+
+    def column(self, path: str) -> Column | None:
+        """The column at a dotted path, as rules name it; None when there is none."""
+        return find_column(self.columns, path)
+
+
+def find_column(columns: Iterable[Column], path: str) -> Column | None:
+    """The column at a dotted path like `address.city` or `orders[].lines[].sku`; a name may hold dots itself."""
+    for column in columns:
+        rest = path.removeprefix(column.name) if path.startswith(column.name) else None
+        inside = column
+        while rest is not None:
+            if not rest:
+                return inside
+            if rest.startswith("[]") and inside.items is not None:
+                inside, rest = inside.items, rest[2:]
+            elif rest.startswith(".") and (found := find_column(inside.fields, rest[1:])) is not None:
+                return found
+            else:
+                break
+    return None

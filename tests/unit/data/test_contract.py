@@ -69,7 +69,7 @@ def test_the_digest_follows_the_content_not_the_layout() -> None:
         (["{name: a, quality: [{metric: nulValues}]}"], "did you mean `nullValues`"),
         (["{name: a, quality: [{metric: invalidValues}]}"], "what is valid"),
         (["{name: a, quality: [{type: sql, query: SELECT 1}]}"], "what must the query give"),
-        (["{name: a, quality: [{type: custom, engine: soda, implementation: x}]}"], "another engine"),
+        (["{name: a, quality: [{type: custom, engine: loopwrite, implementation: x}]}"], "of which engine"),
         (["{name: a, quality: [{metric: nullValues, mustBe: 0, mustBeLessThan: 3}]}"], "two limits"),
         (["{name: a, quality: [{metric: nullValues, mustBeBetween: 3}]}"], "not a limit"),
         (["{name: a, relationships: [{to: nowhere}]}"], "not a relationship"),
