@@ -40,7 +40,7 @@ landings = Table(
     Column("batch_id", Text, nullable=False),
     # Where it came from, without credentials.
     Column("uri", Text, nullable=False),
-    # append: beside the other batches; full: in their place.
+    # append: beside the other batches; full: in their place; upsert: row by row through the key.
     Column("loading", Text, nullable=False),
     Column("good", BigInteger, nullable=False),
     Column("bad", BigInteger, nullable=False),
@@ -50,7 +50,7 @@ landings = Table(
     Index(None, "table_name", "silver_version"),
     Index(None, "batch_id"),
     Index(None, "uri"),
-    one_of("loading", "append", "full"),
+    one_of("loading", "append", "full", "upsert"),
 )
 
 snapshots = Table(

@@ -231,7 +231,9 @@ def upgrade() -> None:
         sa.Column("contract", sa.Text(), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("\"loading\" IN ('append', 'full')", name=op.f("ck_lw_landings_loading")),
+        sa.CheckConstraint(
+            "\"loading\" IN ('append', 'full', 'upsert')", name=op.f("ck_lw_landings_loading")
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_landings")),
     )
     op.create_index(op.f("ix_lw_landings_batch_id"), "lw_landings", ["batch_id"], unique=False)
