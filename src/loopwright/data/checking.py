@@ -1,97 +1,545 @@
-"""Examines rows against a contract on DuckDB: a report, the good rows typed, the bad rows as they came with reasons."""
+"""Examines rows against a contract on DuckDB: a report, the good rows typed, the bad rows as they came with reasons.
 
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+One query measures every rule; outlier rules need one for their bounds first, queries of the contract and drift their
+own. A second one names the bad rows, and is asked only when rows must be set aside. Nothing but counts, examples and
+one mark for each row comes into Python's memory; the engine stays under its limit and spills to disk.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Any, Self
 
+import duckdb
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from loopwright.data.check import Checked, CheckReport, examine
-from loopwright.data.contract import Contract
+from loopwright.data.check_cells import quote
+from loopwright.data.check_drift import Reference, measure_drift
+from loopwright.data.check_report import CheckReport, RuleResult, State
+from loopwright.data.check_sql import Harmful, require_condition, require_query
+from loopwright.data.compiling import EXAMPLES, WHOLE, compile_rules
+from loopwright.data.contract import Contract, Rule, Scope, Severity
+from loopwright.data.duck import MEMORY, connect, lock, memory_bytes
 from loopwright.data.files import BATCH_ROWS, Files
 from loopwright.data.staged import Staged
+from loopwright.kernel.errors import BadInput, Unavailable, did_you_mean
 
-Rows: TypeAlias = Files | pa.Table
-Reference: TypeAlias = Callable[[str], Rows | None]
-"""What a snapshot (digest prefix, or "previous") holds of the table; None: there is no previous one yet."""
+__all__ = ["Examination", "Reference", "examination", "require_columns"]
+
+MALFORMED = "malformed line"
+_SHOWN = 8
+
+
+def require_columns(names: Sequence[str], contract: Contract, where: str) -> None:
+    """Raise BadInput when a column the contract promises is not there."""
+    missing = [c.name for c in contract.columns if c.name not in names and not c.optional]
+    if missing:
+        near = did_you_mean(missing[0], [n for n in names if n not in {c.name for c in contract.columns}])
+        raise BadInput(
+            f"the column `{missing[0]}` vanished"
+            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
+            where=where,
+            got=f"columns {', '.join(names)}",
+            wanted=f"`{missing[0]}`, as {contract.source} says",
+            next=near or "Ask who delivers it, or change the contract",
+        )
+
+
+def examination(
+    rows: Staged | Files | pa.Table,
+    contract: Contract,
+    *,
+    refs: Mapping[str, Files | pa.Table] | None = None,
+    landed: Files | pa.Table | None = None,
+    reference: Reference | None = None,
+    now: datetime | None = None,
+    memory_limit: str = MEMORY,
+    spill: Path | None = None,
+    malformed: int = 0,
+) -> "Examination":
+    """Judge `rows` against `contract`; use as `with examination(…) as found`.
+
+    `refs`: the tables that relationships point to. `landed`: what the table holds from other batches (uniqueness is
+    judged with it). `reference`: what a snapshot, named by the first letters of its digest or "previous", holds of the
+    table; it returns None when there is no previous one yet, and raises NotFound for one nobody took. `now`: against
+    what freshness is measured (default: the clock). `memory_limit`: what the engine may take; more goes to files in
+    `spill` (default: the system's folder for temporary files). `malformed`: lines that are no rows (those of a `Staged`
+    are counted without it).
+
+    Entering raises BadInput when a column vanished or a table that a relationship needs is not there, and Unavailable
+    when the memory limit is too small or the disk is full.
+    """
+    if isinstance(rows, Staged):
+        malformed += rows.malformed.rows or 0
+        rows = rows.rows
+    return Examination(
+        rows,
+        contract,
+        dict(refs or {}),
+        landed,
+        reference,
+        now or datetime.now(UTC),
+        memory_limit,
+        spill,
+        malformed,
+    )
 
 
 class Examination:
     """`report` stands when the block is entered; `good` and `bad` read on demand, in input order, bounded in memory.
 
-    Malformed lines are counted in the report; they are no rows, so `bad` does not give them.
+    One stream at a time: asking for the next one ends the one before. Malformed lines are counted in the report; they
+    are no rows, so `bad` does not give them. For one thread.
     """
 
-    def __init__(self, rows: pa.Table, checked: Checked) -> None:
-        self.report: CheckReport = checked.report
-        self._rows = rows
-        self._checked = checked
+    report: CheckReport
+
+    def __init__(
+        self,
+        rows: Files | pa.Table,
+        contract: Contract,
+        refs: Mapping[str, Files | pa.Table],
+        landed: Files | pa.Table | None,
+        reference: Reference | None,
+        now: datetime,
+        memory_limit: str,
+        spill: Path | None,
+        malformed: int,
+    ) -> None:
+        self._rows = _numbered(rows)
+        self._contract = contract
+        self._refs = {name: ref for name, ref in refs.items() if name != contract.name}
+        self._landed = landed
+        self._reference = reference
+        self._now = now
+        self._limit = memory_limit
+        self._spill = spill
+        self._malformed = malformed
+        self._errors: dict[str, str] = {}
+        self._masked: tuple[str, ...] | None = None
+        self._stream = 0
 
     def __enter__(self) -> Self:
+        schema = self._rows.schema
+        require_columns(schema.names, self._contract, self._contract.name)
+        for table in sorted(self._contract.references()):
+            if table not in self._refs:
+                raise BadInput(
+                    f"the contract of {self._contract.name} points to a table that is not there",
+                    where=self._contract.source,
+                    got=table,
+                    wanted="it ingested before",
+                    next=f"Ingest {table} first, or add it to data.sources",
+                )
+        self._folder = Path(tempfile.mkdtemp(prefix="check-", dir=self._spill))
+        self._engine = connect(memory_limit=self._limit, spill=self._folder)
+        try:
+            self._judge()
+        except duckdb.OutOfMemoryException as error:
+            self.close()
+            raise Unavailable(
+                "the check does not fit in its memory",
+                where=self._contract.name,
+                got=f"a limit of {self._limit}; {_short(error)}",
+                wanted="more memory, or more room for temporary files",
+                next="Give it more: --memory 1GB",
+            ) from error
+        except duckdb.IOException as error:
+            self.close()
+            raise Unavailable(
+                "cannot read the rows, or spill them", where=self._contract.name, got=_short(error),
+                next="Check free space and permissions",
+            ) from error  # fmt: skip
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        return None
+        self.close()
+
+    def close(self) -> None:
+        """Free memory and disk."""
+        self._stream += 1
+        self._engine.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # Streams.
 
     def good(self) -> pa.RecordBatchReader:
         """Rows that keep the contract: columns in their types, and `_row` (from 1)."""
-        good = self._checked.good
-        at = good.column_names.index("_row")
-        return _reader(good.set_column(at, "_row", pc.add(good.column("_row"), 1)))
+        broken = self._bad_bits()
+        names = ", ".join(quote(c.name) for c in self._contract.columns)
+        found = self._read(f"SELECT {names}, _row FROM _lw_typed")
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for batch in self._batches(found):
+                numbers = batch.column(batch.num_columns - 1).to_numpy()
+                keep = ~broken[numbers - 1] if broken is not None else None
+                yield batch if keep is None or keep.all() else batch.filter(pa.array(keep))
+
+        return pa.RecordBatchReader.from_batches(found.schema, batches())
 
     def bad(self) -> pa.RecordBatchReader:
         """Rows to be set aside: columns as they came, `_row` (from 1), and `_reasons`, the names of broken rules."""
-        bad = self._checked.bad
-        rows = self._rows.take(pa.array(list(bad), pa.int64()))
-        rows = rows.append_column("_row", pa.array([n + 1 for n in bad], pa.int64()))
-        reasons = pa.array([list(names) for names in bad.values()], pa.list_(pa.string()))
-        return _reader(rows.append_column("_reasons", reasons))
+        names = [name for name in self._rows.schema.names if name != "_row"]
+        schema = pa.schema([
+            *(self._rows.schema.field(name) for name in names),
+            pa.field("_row", pa.int64()), pa.field("_reasons", pa.list_(pa.string())),
+        ])  # fmt: skip
+        stopping = self._stopping
+        if not stopping:
+            return schema.empty_table().to_reader()
+        self._mask()
+        raw = "".join(f"_lw_raw.{quote(name)}, " for name in names)
+        found = self._read(
+            f"SELECT {raw}_lw_raw._row, {self._compiled.reasons(stopping)} AS _reasons"
+            " FROM _lw_raw JOIN _lw_bad ON _lw_raw._row = _lw_bad._row ORDER BY _lw_raw._row"
+        )
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for batch in self._batches(found):
+                yield batch.cast(schema) if batch.schema != schema else batch
+
+        return pa.RecordBatchReader.from_batches(schema, batches())
+
+    def _read(self, query: str) -> pa.RecordBatchReader:
+        self._stream += 1
+        return self._engine.sql(query).to_arrow_reader(BATCH_ROWS)
+
+    def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        mine = self._stream
+        while True:
+            if mine != self._stream:
+                raise RuntimeError(
+                    "this stream ended when another one was asked for, or the examination was closed"
+                )
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+            yield batch
+
+    def _bad_bits(self) -> NDArray[np.bool_] | None:
+        """By position, whether a row is bad; None when none is."""
+        if not self._stopping:
+            return None
+        self._mask()
+        (top,) = self._all("SELECT max(_row) FROM _lw_bad")[0]
+        # One byte a row only while it is filled; a row behind the last bad one is good.
+        bits = np.zeros(max(self._count, int(top or 0)), dtype=np.bool_)
+        for batch in self._batches(self._read("SELECT _row FROM _lw_bad")):
+            bits[batch.column(0).to_numpy() - 1] = True
+        return bits
+
+    def _mask(self) -> None:
+        """Make the table `_lw_bad` of bad rows; once."""
+        if self._masked is None:
+            self._masked = self._stopping
+            self._engine.execute(f"CREATE TEMP TABLE _lw_bad AS {self._compiled.bad_rows(self._masked)}")
+
+    # The judgement.
+
+    def _judge(self) -> None:
+        engine, contract = self._engine, self._contract
+        paths = [*_view(engine, "_lw_raw", self._rows)]
+        for name, ref in self._refs.items():
+            paths += _view(engine, name, ref)
+        landed: Sequence[str] = ()
+        if self._landed is not None:
+            landed = self._landed.schema.names
+            paths += _view(engine, "_lw_landed", self._landed)
+        references = self._references(paths)
+        lock(engine, paths)
+
+        self._count = self._rows.rows if isinstance(self._rows, Files) and self._rows.rows is not None else -1
+        if self._count < 0:
+            ((self._count,),) = self._all("SELECT count(*) FROM _lw_raw")
+        sorting = sum(rule.kind in ("quantile", "outlier") for rule in contract.rules)
+        in_memory = self._count * 8 * max(1, sorting) <= memory_bytes(self._limit) // 8
+        self._compiled = compile_rules(contract, self._rows.schema, landed=landed, in_memory=in_memory)
+        self._errors |= self._compiled.errors
+        self._refuse_harmful()
+        engine.execute(f"CREATE TEMP VIEW _lw_typed AS {self._compiled.typed}")
+        names = ", ".join(quote(c.name) for c in contract.columns)
+        engine.execute(f"CREATE OR REPLACE TEMP VIEW {quote(contract.name)} AS SELECT {names} FROM _lw_typed")
+        self._bound_outliers()
+        self._measure()
+        self._report(references)
+
+    def _references(self, paths: list[str]) -> dict[str, str | None]:
+        """By snapshot that a drift rule names, the view of its rows; None: there is no previous one yet."""
+        views: dict[str, str | None] = {}
+        for rule in self._contract.rules:
+            snapshot = str(rule.arguments.get("snapshot", ""))
+            if rule.kind != "drift" or snapshot in views:
+                continue
+            if self._reference is None:
+                self._errors[rule.name] = "there are no snapshots to compare with here"
+                continue
+            rows = self._reference(snapshot)
+            views[snapshot] = None if rows is None else f"_lw_ref{len(views)}"
+            if rows is not None:
+                paths += _view(self._engine, f"_lw_ref{len(views) - 1}", rows)
+        return views
+
+    def _refuse_harmful(self) -> None:
+        tables = {self._contract.name, *self._refs}
+        for rule in self._contract.rules:
+            if rule.kind == "condition":
+                try:
+                    require_condition(self._engine, str(rule.arguments["condition"]), tables)
+                except (Harmful, duckdb.Error) as error:
+                    self._errors[rule.name] = _short(error)
+
+    def _bound_outliers(self) -> None:
+        """Make `_lw_bounds`, the one row of what each outlier rule lets pass."""
+        bounds = []
+        for outlier in self._compiled.outliers:
+            low, high = self._bounds(outlier)
+            bounds += [f"{low} AS low{outlier.index}", f"{high} AS high{outlier.index}"]
+        if bounds:
+            self._engine.execute(f"CREATE TEMP TABLE _lw_bounds AS SELECT {', '.join(bounds)}")
+
+    def _bounds(self, outlier: Any) -> tuple[str, str]:
+        threshold = float(outlier.rule.arguments["threshold"])
+        ((first,),) = self._all(f"SELECT {outlier.first}")
+        if first is None:
+            return "CAST(NULL AS DOUBLE)", "CAST(NULL AS DOUBLE)"
+        ((second,),) = self._all(f"SELECT {outlier.second.format(center=repr(float(first)))}")
+        if outlier.fallback is None:
+            spread = threshold * (second - first)
+            return repr(float(first - spread)), repr(float(second + spread))
+        spread = 1.4826 * second
+        if not spread:
+            # More than half of the values are one: the mean distance says more than a median of 0.
+            ((mean,),) = self._all(f"SELECT {outlier.fallback.format(center=repr(float(first)))}")
+            spread = 1.2533 * mean
+        return repr(float(first - threshold * spread)), repr(float(first + threshold * spread))
+
+    def _measure(self) -> None:
+        """Fill `_measured` (rule → number), `_first` (rule → numbers of rows) and `_bad` (how many rows are bad)."""
+        self._measured: dict[str, Any] = {}
+        self._first: dict[str, list[int]] = {}
+        names = [name for name in self._compiled.measures if name not in self._errors]
+        try:
+            local = self._pass(names)
+        except (duckdb.OutOfMemoryException, duckdb.IOException):
+            raise
+        except duckdb.Error:
+            names = self._without_failing(names)
+            local = self._pass(names)
+        severities = {rule.name: rule.severity for rule in self._contract.rules}
+        self._stopping = tuple(
+            name
+            for name in names
+            if severities[name] is Severity.QUARANTINE
+            and name in self._compiled.conditions
+            and self._measured[name]
+        )
+        joined = [name for name in self._stopping if name in self._compiled.joins]
+        if len(self._stopping) == 1:
+            self._bad = int(self._measured[self._stopping[0]])
+        elif joined:
+            self._mask()
+            ((self._bad,),) = self._all("SELECT count(*) FROM _lw_bad")
+        else:
+            self._bad = local
+
+    def _pass(self, names: Sequence[str]) -> int:
+        (found,) = self._all(self._compiled.aggregate(names))
+        for i, name in enumerate(names):
+            self._measured[name] = found[2 + 2 * i]
+            self._first[name] = list(found[3 + 2 * i] or ())
+        self._count = int(found[0])
+        return int(found[1])
+
+    def _without_failing(self, names: Sequence[str]) -> list[str]:
+        """The rules that can be evaluated. The others, found by asking one by one, become errors that name them."""
+        kept = []
+        for name in names:
+            try:
+                self._pass([name])
+            except (duckdb.OutOfMemoryException, duckdb.IOException):
+                raise
+            except duckdb.Error as error:
+                self._errors[name] = _short(error)
+            else:
+                kept.append(name)
+        if names and not kept:
+            self._all(self._compiled.aggregate([]))  # raises when it is the rows that cannot be read
+        return kept
+
+    # The report.
+
+    def _report(self, references: Mapping[str, str | None]) -> None:
+        found = [self._result(rule, references) for rule in self._contract.rules]
+        results = self._with_examples(found)
+        reasons = {name: int(self._measured[name]) for name in self._stopping}
+        if self._malformed:
+            reasons[MALFORMED] = self._malformed
+            results.append(RuleResult(MALFORMED, "", Severity.QUARANTINE, Scope.ROW, "FAIL", self._malformed))
+        states = {result.state for result in results}
+        self.report = CheckReport(
+            state="ERROR" if "ERROR" in states else "FAIL" if "FAIL" in states else "PASS",
+            input_rows=self._count + self._malformed,
+            good_rows=self._count - self._bad,
+            bad_rows=self._bad + self._malformed,
+            rules=tuple(results),
+            reasons=reasons,
+        )
+
+    def _result(self, rule: Rule, references: Mapping[str, str | None]) -> RuleResult:
+        if rule.name in self._errors:
+            return self._error(rule)
+        if rule.name in self._compiled.conditions:
+            failed = int(self._measured[rule.name])
+            holds = rule.limit.holds(failed, self._count)
+            limited = "" if str(rule.limit) == "== 0" else f", wanted {rule.limit}"
+            why = "" if holds else f"{failed} of {self._count} rows{limited}"
+            return _result(rule, holds, failed, why)
+        try:
+            measured = self._number(rule, references)
+        except duckdb.OutOfMemoryException:
+            raise
+        except (duckdb.Error, ValueError, TypeError) as error:
+            self._errors[rule.name] = _short(error)
+            return self._error(rule)
+        rows = self._count + (self._malformed if rule.kind in WHOLE else 0)
+        if measured is None:
+            if rule.kind == "drift":
+                return _result(rule, True, 0, "no snapshot to compare with yet")
+            return _result(rule, False, 0, f"there are no values to measure, wanted {rule.limit}")
+        holds = rule.limit.holds(measured, rows)
+        why = "" if holds else f"measured {measured:.6g} of {rows} rows, wanted {rule.limit}"
+        if rule.kind not in (*WHOLE, "category_share", "distinct") and not rule.limit.percent:
+            why = why.replace(f" of {rows} rows", "")
+        return replace(_result(rule, holds, int(measured), why), measured=measured)
+
+    def _number(self, rule: Rule, references: Mapping[str, str | None]) -> float | None:
+        """The one number that a rule on the batch is about; None when there is nothing to measure."""
+        if rule.kind == "count":
+            return self._count + self._malformed
+        if rule.kind == "bad rows":
+            return self._bad + self._malformed
+        if rule.kind == "drift":
+            view = references[str(rule.arguments["snapshot"])]
+            return None if view is None else measure_drift(self._engine, rule, self._contract, view)
+        if rule.kind == "query":
+            query = str(rule.arguments["query"]).replace("{object}", quote(self._contract.name))
+            query = require_query(self._engine, query, {self._contract.name, *self._refs})
+            rows = self._all(f"SELECT * FROM (\n{query}\n) AS _lw_q LIMIT 2")
+            if len(rows) != 1 or len(rows[0]) != 1:
+                raise ValueError(
+                    f"a query must give one number, got {len(rows)} rows of {len(rows[0]) if rows else 0}"
+                )
+            if rows[0][0] is None:
+                raise ValueError("the query gave null")
+            return float(rows[0][0])
+        found = self._measured[rule.name]
+        if rule.kind == "freshness" and found is not None:
+            return self._now.timestamp() - float(found)
+        return None if found is None else float(found)
+
+    def _with_examples(self, results: list[RuleResult]) -> list[RuleResult]:
+        """Add the cells of the first rows that break each rule."""
+        shown: dict[str, list[str]] = {}
+        held = [name for name in self._rows.schema.names if name != "_row"]
+        for result, rule in zip(results, self._contract.rules, strict=True):
+            if not result.failed or rule.name not in self._compiled.conditions or rule.name in self._errors:
+                continue
+            if rule.name in self._compiled.joins:
+                self._first[rule.name] = [row for (row,) in self._all(self._compiled.first_rows(rule.name))]
+            named = dict.fromkeys(_top(name, held) for name in (*rule.columns, *self._contract.key))
+            shown[rule.name] = [n for n in named if n] or [
+                c.name for c in self._contract.columns if c.name in held
+            ][:_SHOWN]
+        cells = self._cells(shown)
+        return [
+            replace(
+                result,
+                examples=tuple(
+                    {"row": row, **{name: cells[row][name] for name in shown[result.name]}}
+                    for row in self._first[result.name][:EXAMPLES]
+                ),
+            )
+            if result.name in shown
+            else result
+            for result in results
+        ]
+
+    def _cells(self, shown: Mapping[str, Sequence[str]]) -> dict[int, dict[str, Any]]:
+        numbers = sorted({row for name in shown for row in self._first[name][:EXAMPLES]})
+        names = list(dict.fromkeys(column for columns in shown.values() for column in columns))
+        if not numbers:
+            return {}
+        listed = ", ".join(quote(name) for name in names)
+        found = self._all(
+            f"SELECT {', '.join(['_row', listed])} FROM _lw_raw WHERE _row IN ({', '.join(map(str, numbers))})"
+            f" AND _row BETWEEN {numbers[0]} AND {numbers[-1]}"
+        )
+        return {
+            row[0]: {name: _plain(value) for name, value in zip(names, row[1:], strict=True)} for row in found
+        }
+
+    def _error(self, rule: Rule) -> RuleResult:
+        why = f"cannot be evaluated: {self._errors[rule.name]}"
+        return RuleResult(rule.name, ", ".join(rule.columns), rule.severity, rule.scope, "ERROR", 0, (), why)
+
+    def _all(self, query: str) -> list[tuple[Any, ...]]:
+        """All rows of a query; a result left half-read would block the connection."""
+        return self._engine.execute(query).fetchall()
 
 
-def examination(
-    rows: Staged | Rows,
-    contract: Contract,
-    *,
-    refs: Mapping[str, Rows] | None = None,
-    landed: Rows | None = None,
-    reference: Reference | None = None,
-    now: datetime | None = None,
-    memory_limit: str = "256MB",
-    spill: Path | None = None,
-    malformed: int = 0,
-) -> Examination:
-    """Judge `rows` against `contract`; use as `with examination(…) as found`.
+def _result(rule: Rule, holds: bool, failed: int, why: str) -> RuleResult:
+    state: State = "PASS" if holds else "WARN" if rule.severity is Severity.WARN else "FAIL"
+    return RuleResult(rule.name, ", ".join(rule.columns), rule.severity, rule.scope, state, failed, (), why)
 
-    `refs`: the tables that relationships point to. `landed`: what the table holds from other batches (uniqueness is
-    judged with it). `now`: against what freshness is measured (default: the clock). `memory_limit`: what the engine
-    may take; more goes to files in `spill`. `malformed`: lines that are no rows (those of a `Staged` are counted
-    without it). Raises BadInput when a column vanished or a table that a relationship needs is not there.
-    """
-    if isinstance(rows, Staged):
-        malformed += rows.malformed.rows or 0
-        rows = rows.rows
-    table = _table(rows)
-    checked = examine(
-        table,
-        contract,
-        {name: _table(ref) for name, ref in (refs or {}).items()},
-        landed=None if landed is None else _table(landed),
-        malformed=malformed,
+
+def _numbered(rows: Files | pa.Table) -> Files | pa.Table:
+    if isinstance(rows, Files):
+        return rows if rows.numbered or "_row" in rows.schema.names else replace(rows, numbered=True)
+    if "_row" in rows.column_names:
+        return rows
+    return rows.append_column("_row", pa.array(np.arange(1, rows.num_rows + 1)))
+
+
+def _view(engine: duckdb.DuckDBPyConnection, name: str, rows: Files | pa.Table) -> tuple[str, ...]:
+    """Make the rows a relation called `name`; return the files it reads."""
+    if isinstance(rows, Files):
+        rows.view(engine, name)
+        return rows.uris
+    engine.register(name, rows)
+    return ()
+
+
+def _top(path: str, held: Sequence[str]) -> str:
+    """The column a dotted path begins at; "" when it is not there."""
+    top = path if path in held else path.split(".")[0].split("[")[0]
+    return top if top in held else ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return (
+        value
+        if value is None
+        or isinstance(value, str | int | bool)
+        or (isinstance(value, float) and value == value and abs(value) != float("inf"))
+        else str(value)
     )
-    return Examination(table, checked)
 
 
-def _table(rows: Rows) -> pa.Table:
-    return rows.table(rows.schema.names) if isinstance(rows, Files) else rows
-
-
-def _reader(rows: pa.Table) -> pa.RecordBatchReader:
-    def batches() -> Iterator[pa.RecordBatch]:
-        yield from rows.to_batches(max_chunksize=BATCH_ROWS)
-
-    return pa.RecordBatchReader.from_batches(rows.schema, batches())
+def _short(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300]
