@@ -20,10 +20,10 @@ from loopwright.features.frame import Frame
 from loopwright.features.module import FeatureModule
 from loopwright.features.offline import build_frame
 from loopwright.features.parity import ULPS, FeatureParity, compare
-from loopwright.features.view import FeatureView, as_mapping
 from loopwright.kernel.clock import from_us, iso
 from loopwright.kernel.verdict import Verdict
 from loopwright.monitoring.requests import Requests
+from loopwright.pipeline.feature_watch import views_of
 from loopwright.project.spec import Project
 
 ANSWERS_ALIKE = 1e-6
@@ -123,7 +123,7 @@ def parity(
         moved=moved,
         features=tuple(features),
         answers=_answers(bundle, requests),
-        sources=_sources(module),
+        sources=views_of(module),
         tables={name: lake.open("silver", project.spec.model, name).version() for name in names},
     )
 
@@ -173,11 +173,3 @@ def _answers(bundle: Bundle, requests: Requests) -> Answers:
     return Answers(
         len(answered), int((~(apart <= ANSWERS_ALIKE)).sum()), float(np.nanmax(apart, initial=0.0))
     )
-
-
-def _sources(module: FeatureModule) -> dict[str, str]:
-    made = dict.fromkeys(as_mapping(module.spine.inputs), "spine")
-    for view in module.views:
-        names = view.names() if isinstance(view, FeatureView) else (view.name, *filter(None, [view.count]))
-        made |= dict.fromkeys(names, view.name)
-    return {name: made[name] for name in module.inputs}

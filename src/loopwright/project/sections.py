@@ -221,6 +221,21 @@ class Slo(Section):
     availability: Share = Field(0.999, gt=0, description="a percentage, like 99.9%")
 
 
+class FeatureRule(Section):
+    """What a feature must keep to in every window, or (named by its view) all features of a view.
+
+    `freshness`: how old the newest row of the view's table may be; without it, the view's own TTL. `range`: no value
+    lies outside.
+    """
+
+    freshness: Duration | None = Field(None, gt=timedelta(), description="a duration above zero, like 6h")
+    null_rate: Share | None = Field(None, description="a percentage, like 5%")
+    distinct: Limit | None = Field(None, description='a limit, like ">= 3"')
+    range: tuple[float | None, float | None] | None = Field(
+        None, description="[lowest, highest], either of them null for none"
+    )
+
+
 class Monitoring(Section):
     """Windows are of event time."""
 
@@ -228,6 +243,9 @@ class Monitoring(Section):
     drift: Drift = Field(Drift(), description="{psi, features}")
     quality: Quality = Field(Quality(), description="{metric, drop}")
     slo: Slo = Field(Slo(), description="{latency_p99_ms, availability}")
+    features: dict[Text, FeatureRule] = Field(
+        {}, description="feature or view: {freshness, null_rate, distinct, range}"
+    )
 
 
 class Budget(Section):

@@ -1,9 +1,10 @@
 """The controllers every control plane runs, in their order: promotions, traffic, judgement, training,
-a look at the bytes, at the keys, and anchors."""
+features, a look at the bytes, at the keys, and anchors."""
 
 from loopwright.control.context import Context
 from loopwright.control.controllers.anchoring import AnchoringController
 from loopwright.control.controllers.explanations import ExplanationsController
+from loopwright.control.controllers.features import FeaturesController
 from loopwright.control.controllers.governance import GovernanceController
 from loopwright.control.controllers.integrity import IntegrityController
 from loopwright.control.controllers.keys import KeysController
@@ -25,6 +26,7 @@ def standard_controllers(ctx: Context, *, token: str | None = None) -> Controlle
             ("rollout", rollout.tick),
             ("monitoring", monitoring.tick),
             ("retraining", retraining.tick),
+            ("features", FeaturesController().tick),
             ("explanations", explanations.tick),
             ("integrity", IntegrityController().tick),
             ("keys", KeysController().tick),
