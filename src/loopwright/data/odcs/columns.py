@@ -89,7 +89,7 @@ def _add_nested(draft: Draft, prop: Mapping[str, Any], column: Column, path: Pat
     for i, part in enumerate(required):
         if part not in fields:
             at = (*path, "logicalTypeOptions", "required", i)
-            raise draft.fail("no such property", at, part, f"one of {', '.join(fields)}")
+            draft.leave(at, f"{part} is required and not described among the properties")
     for i, part in enumerate(prop.get("properties", ())):
         if part.get("name") in fields and "semanticType" not in part:
             add_column_rules(
