@@ -42,6 +42,10 @@ class DuckEngine:
         found = self.con.execute(f"DESCRIBE SELECT * FROM {name}").fetchall()
         return {str(row[0]): family(str(row[1])) for row in found}
 
+    def count(self, sql: str) -> int:
+        """The one number that a query gives."""
+        return int(self.con.execute(sql).fetchall()[0][0])
+
 
 def family(sql_type: str) -> Family:
     """The family of one of DuckDB's types."""
@@ -141,7 +145,10 @@ def rows_of(con: duckdb.DuckDBPyConnection, view: FeatureView, index: int, table
 def _check_reads(con: duckdb.DuckDBPyConnection, view: FeatureView, query: str, where: str) -> None:
     """Raise BadInput where the query reads a table that the view does not name: lineage would not know of it."""
     try:
-        found = con.get_table_names(query)
+        with connect() as scratch:  # it cannot look through views of files: tables of the same columns do
+            for name in view.tables():
+                scratch.register(name, con.execute(f"SELECT * FROM {quoted(name)} LIMIT 0").to_arrow_table())
+            found = scratch.get_table_names(query)
     except duckdb.Error as error:
         raise BadInput(
             str(error).split("\n\nLINE")[0], where=f"{where}: source", next="Mend the SQL."

@@ -8,13 +8,13 @@ will be. What is left is ordered by event time and by when it became known at on
 the engine has an ASOF join, that finds it; elsewhere a window over questions and rows together does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, Protocol
 
 from loopwright.features.status import Status
-from loopwright.features.view import Aggregate, FeatureView, as_mapping
+from loopwright.features.view import Aggregate, FeatureView, as_mapping, quoted
 from loopwright.kernel.errors import BadInput
 
 Family = Literal["integer", "float", "decimal", "boolean", "text", "time", "other"]
@@ -64,6 +64,9 @@ class Engine(Protocol):
     def types(self, name: str) -> dict[str, Family]:
         """The columns of a relation."""
 
+    def count(self, sql: str) -> int:
+        """The one number that a query gives."""
+
 
 def look_up(
     engine: Engine, view: FeatureView, index: int, rows: str, *, where: str, status: bool = False
@@ -71,7 +74,8 @@ def look_up(
     """Make `_f{index}` from `_p{index}` and the relation `rows` (SQL for a FROM). Questions with null keys get no
     answer there."""
     work = _LookUp(engine, view, index, where)
-    work.facts(rows, once=not view.aggregations and not status)
+    # What is cheap to say again is not kept; a query's rows are.
+    work.facts(rows, lazy=not view.aggregations and not isinstance(view.source, str))
     work.check_keys()
     parts = [work.newest(status)] if as_mapping(view.columns) or status else []
     if view.aggregations:
@@ -90,7 +94,7 @@ class _LookUp:
         self.timed = view.event_time is not None
         self.families: dict[str, Family] = {}
 
-    def facts(self, rows: str, *, once: bool) -> None:
+    def facts(self, rows: str, *, lazy: bool) -> None:
         """Make `_c`: keys, `_t`, `_known`, the columns, and `_g0`, … the aggregates' values."""
         view, d = self.view, self.d
 
@@ -118,7 +122,7 @@ class _LookUp:
             "_c",
             f"SELECT {', '.join([*self.keys, '_t', f'{known} AS _known', *values])} "
             f"FROM (SELECT {', '.join(selected)} FROM {rows} AS {d.name(view.table)}) AS _s WHERE {present}",
-            lazy=once,
+            lazy=lazy,
         )
 
     def check_keys(self) -> None:
@@ -128,7 +132,7 @@ class _LookUp:
         numbers = ("integer", "float", "decimal")
         for key, name in zip(self.keys, as_mapping(self.view.entity), strict=True):
             ours, theirs = asked[key], self.families[key]
-            if ours != theirs and not (ours in numbers and theirs in numbers):
+            if ours != theirs and "other" not in (ours, theirs) and not {ours, theirs} <= {*numbers}:
                 raise BadInput(
                     f"the entity `{name}` is {ours} in the question and {theirs} in the rows of {self.view.table}",
                     where=self.where, wanted="one type", next="Cast one of them in `entity`.",
@@ -141,11 +145,11 @@ class _LookUp:
         carried = ", ".join([*self.keys, "_t", "_known", *self.columns])
         if self.view.available_at is None:
             down = best.format("DESC NULLS LAST").removeprefix(", ") or "_t"
-            self._make(
-                "_r",
+            top = (
                 f"SELECT {carried} FROM (SELECT {carried}, row_number() OVER "
-                f"(PARTITION BY {keys}, _t ORDER BY {down}) AS _at_top FROM {self._of('_c')}) AS _s WHERE _at_top = 1",
+                f"(PARTITION BY {keys}, _t ORDER BY {down}) AS _at_top FROM {{0}}) AS _s WHERE _at_top = 1"
             )
+            self._make("_r", self._untied(carried, top), lazy=self.d.asof)
         else:
             # The later in this order, the better; whoever is not the best on becoming known never will be.
             up = best.format("ASC NULLS FIRST")
@@ -178,6 +182,24 @@ class _LookUp:
         asked = [f"_q.{name}" for name in self._question()]
         self._make("_n", f"SELECT {', '.join([*asked, *given])} FROM {join}")
         return self._of("_n")
+
+    def _untied(self, carried: str, top: str) -> str:
+        """SQL of the rows that are the best of their entity and event time; `top` finds them among all.
+
+        To weigh rows by all their columns costs more than the rest together, and hardly any have a rival: where
+        asking is cheap, only those that do are weighed.
+        """
+        if not self.d.asof:
+            return top.format(self._of("_c"))
+        moment = ", ".join([*self.keys, "_t"])
+        self._make("_d", f"SELECT {moment} FROM {self._of('_c')} GROUP BY {moment} HAVING count(*) > 1")
+        if not self.engine.count(f"SELECT count(*) FROM {self._of('_d')}"):
+            return f"SELECT {carried} FROM {self._of('_c')}"
+        rivals = f"(SELECT * FROM {self._of('_c')} SEMI JOIN {self._of('_d')} USING ({moment}))"
+        return (
+            f"SELECT {carried} FROM {self._of('_c')} ANTI JOIN {self._of('_d')} USING ({moment}) "
+            f"UNION ALL {top.format(rivals)}"
+        )
 
     def _hits(self) -> str:
         """FROM … : each question as `_q` with the row that answers it as `_r`."""
@@ -377,3 +399,9 @@ def answers(view: FeatureView, relation: str, dialect: Dialect = DUCKDB) -> list
         column = f"{relation}.{dialect.name(name)}"
         given.append(f"coalesce({column}, 0)" if aggregate.function in ZERO else column)
     return given
+
+
+def asked_side(view: FeatureView) -> list[str]:
+    """The entity as SQL over the table of questions: a name that both tables share is quoted."""
+    named = not isinstance(view.entity, Mapping)
+    return [quoted(name) if named else name for name in as_mapping(view.entity)]

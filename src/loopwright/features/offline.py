@@ -6,7 +6,7 @@ points on the running sum of its values, ordered by when they became known. Inte
 start with `_`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from loopwright.features.duck import (
     run,
 )
 from loopwright.features.frame import Frame
-from loopwright.features.lookup import answers, look_up
+from loopwright.features.lookup import answers, asked_side, look_up
 from loopwright.features.module import FeatureModule, check_inputs, load_features
 from loopwright.features.view import FeatureView, WindowedRate, as_mapping, quoted
 from loopwright.features.viewtests import ViewTestResult, require_passed, run_tests, with_results
@@ -78,12 +78,6 @@ def build_frame(
 
 def _micros(sql: str) -> str:
     return f"epoch_us(CAST(({sql}) AS TIMESTAMPTZ))"
-
-
-def _spine_side(view: FeatureView) -> list[str]:
-    """The entity as SQL over the spine's table: a name that both tables share is quoted."""
-    named = not isinstance(view.entity, Mapping)
-    return [quoted(name) if named else name for name in as_mapping(view.entity)]
 
 
 def _spine_rows(
@@ -155,7 +149,7 @@ def _raw_columns(module: FeatureModule) -> list[str]:
     ]
     for index, view in enumerate(module.views):
         if isinstance(view, FeatureView):
-            columns += [f"({sql}) AS _k{index}_{n}" for n, sql in enumerate(_spine_side(view))]
+            columns += [f"({sql}) AS _k{index}_{n}" for n, sql in enumerate(asked_side(view))]
             continue
         columns += [f"({sql}) AS _k{index}_{n}" for n, sql in enumerate(as_mapping(view.on).values())]
         if view.value is not None:
