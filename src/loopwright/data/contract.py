@@ -57,34 +57,35 @@ class Contract(Terms):
         if "#" in path.name and not path.exists():
             name, _, table = path.name.rpartition("#")
             path = path.with_name(name)
-        return cls._of(read_document(path), table)
+        return cls.from_document(read_document(path), table)
 
     @classmethod
     def load_all(cls, path: Path) -> tuple["Contract", ...]:
         """Every table of a contract file; raises as `load` does."""
         document = read_document(path)
-        return tuple(cls._of(document, name) for name in _names(document))
+        return tuple(cls.from_document(document, name) for name in _names(document))
 
     @classmethod
     def parse(cls, text: str, source: str = "contract", table: str | None = None) -> "Contract":
         """Read a contract from text; `source` is what errors name."""
-        return cls._of(parse_document(text.encode(), source), table)
+        return cls.from_document(parse_document(text.encode(), source), table)
 
     @classmethod
     def parse_all(cls, text: str, source: str = "contract") -> tuple["Contract", ...]:
         """Every table of a contract; raises as `parse` does."""
         document = parse_document(text.encode(), source)
-        return tuple(cls._of(document, name) for name in _names(document))
+        return tuple(cls.from_document(document, name) for name in _names(document))
 
     @classmethod
     def from_json(
         cls, document: Mapping[str, Any], source: str = "contract", table: str | None = None
     ) -> "Contract":
         """Read a contract from what `Terms.document` holds."""
-        return cls._of(Document(source, dict(document), {}), table)
+        return cls.from_document(Document(source, dict(document), {}), table)
 
     @classmethod
-    def _of(cls, document: Document, table: str | None) -> "Contract":
+    def from_document(cls, document: Document, table: str | None = None) -> "Contract":
+        """Read a contract from YAML that is parsed already."""
         terms = parse_terms(document, table)
         return cls(**{field.name: getattr(terms, field.name) for field in fields(terms)})
 

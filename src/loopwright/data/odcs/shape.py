@@ -163,6 +163,24 @@ PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 """Part of a contract → its keys → what each holds: a part, a [part] list of it, or a plain kind of value."""
+WANTED_BY_STANDARD: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "contract": ("id", "version"),
+        "server": ("server", "type"),
+        "support": ("channel",),
+        "member": ("username",),
+        "role": ("role",),
+        "custom": ("property", "value"),
+        "definition": ("url", "type"),
+        "sla": ("property", "value"),
+        "synonym": ("synonym",),
+        "enum": ("value",),
+        "statement": ("question",),
+        "constraint": ("constraint",),
+        "relationship": ("to",),
+    }
+)
+"""Keys without which the standard's JSON Schema refuses a document, where this system can do without."""
 _WANTED = {
     "text": "text",
     "flag": "true or false",

@@ -1,0 +1,1 @@
+"""Reads contracts as a careful colleague would: what is wrong, doubtful or left out, before any row is judged."""
