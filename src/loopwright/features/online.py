@@ -7,13 +7,13 @@ the head at the end, so readers see one complete set or the other. Light on purp
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from loopwright.features.status import Status
 from loopwright.kernel.clock import Clock, from_us, to_us, utc_now
 from loopwright.kernel.errors import BadInput, NotFound, Unavailable, did_you_mean
 
@@ -22,16 +22,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
 
 
-class Status(Enum):
-    """How a value stands: there, null in its source, of an entity nobody heard of, or older than the view's TTL."""
-
-    PRESENT = "PRESENT"
-    NULL = "NULL"
-    NOT_FOUND = "NOT_FOUND"
-    EXPIRED = "EXPIRED"
-
-
-_PRESENT, _NOT_FOUND, _EXPIRED = Status.PRESENT, Status.NOT_FOUND, Status.EXPIRED
+_PRESENT, _NOT_FOUND, _EXPIRED, _NULL_KEY = Status.PRESENT, Status.NOT_FOUND, Status.EXPIRED, Status.NULL_KEY
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,8 +31,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     `entity`/`kinds`: names and types (string, int64, float64, bool) of the key's parts. `columns`/`dtypes`: the values,
     in the packed order. `schema`: tells rows of this layout from all others. `as_of`: what was known then is here.
     `timed`: rows carry an event time of their own; others were all reckoned at `as_of` (windows) or stand without one
-    (`static`). `absent`: the values of an entity that has no row, where a view defines them. `tables`: table versions
-    that were read.
+    (`static`). `lasting`: columns that the TTL does not concern. `absent`: the values of an entity that has no row,
+    where a view defines them. `tables`: table versions that were read. `build`: the materialisation that wrote it last.
     """
 
     definition: str
@@ -54,12 +45,14 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     dtypes: tuple[str, ...]
     as_of: int
     ttl: int | None = None
+    lasting: tuple[str, ...] = ()
     timed: bool = True
     static: bool = False
     absent: tuple[Any, ...] | None = None
     rows: int = 0
     tables: dict[str, int] = {}
     written_at: int = 0
+    build: str = ""
 
     def key(self, entity: Mapping[str, Any] | Sequence[Any], where: str = "") -> bytes | None:
         """The packed key; None where a part is null, which equals nothing. Raises BadInput for a part that is missing
@@ -111,11 +104,15 @@ class Reading(msgspec.Struct, frozen=True):
     known_for: float | None = None
     as_of: int = 0
     definition: str = ""
+    lasting: tuple[str, ...] = ()
 
     def status_of(self, column: str) -> Status:
-        """The status of one value: the row's, or NULL where the row is there and the value is not."""
-        if self.status is _PRESENT and self.values[column] is None:
-            return Status.NULL
+        """The status of one value: the row's, or NULL where the row is there and the value is not.
+
+        What a window holds does not expire with the row beside it.
+        """
+        if self.status is _PRESENT or (self.status is _EXPIRED and column in self.lasting):
+            return _PRESENT if self.values[column] is not None else Status.NULL
         return self.status
 
     def to_json(self) -> dict[str, Any]:
@@ -217,7 +214,9 @@ class OnlineFeatures:
                 if (head.entity, head.kinds) != (known.entity, known.kinds):
                     known = head  # the key itself is made another way now
                     continue
-            return _reading(view, head, rows[0] if rows else None, moment)
+            return _reading(
+                view, head, rows[0] if rows else None, moment, _NULL_KEY if key is None else _NOT_FOUND
+            )
 
     def read_many(
         self,
@@ -257,7 +256,11 @@ class OnlineFeatures:
         for view, keys, head, (_, rows) in zip(views, keyed, standing, answers, strict=True):
             found = iter(rows)
             for place, key in enumerate(keys):
-                out[place][view] = _reading(view, head, None if key is None else next(found), moment)
+                out[place][view] = (
+                    _reading(view, head, None, moment, _NULL_KEY)
+                    if key is None
+                    else _reading(view, head, next(found), moment)
+                )
         return out
 
     def _learn(self, model: str, views: Sequence[str]) -> list[Head]:
@@ -277,18 +280,10 @@ class OnlineFeatures:
         )  # fmt: skip
 
 
-def _reading(view: str, head: Head, row: bytes | None, moment: int) -> Reading:
+def _reading(view: str, head: Head, row: bytes | None, moment: int, status: Status = _NOT_FOUND) -> Reading:
     if row is None:
-        values = head.absent or (None,) * len(head.columns)
-        return Reading(
-            view,
-            _NOT_FOUND,
-            dict(zip(head.columns, values, strict=True)),
-            None,
-            None,
-            head.as_of,
-            head.definition,
-        )
+        nothing = dict(zip(head.columns, head.absent or (None,) * len(head.columns), strict=True))
+        return Reading(view, status, nothing, None, None, head.as_of, head.definition)
     schema, event_time, known_at, *found = _decode(row)
     if schema != head.schema or len(found) != len(head.columns):
         raise Unavailable(
@@ -298,19 +293,14 @@ def _reading(view: str, head: Head, row: bytes | None, moment: int) -> Reading:
     at = event_time if head.timed else None if head.static else head.as_of
     age = None if at is None else (moment - at) / MICROSECONDS
     known_for = None if known_at is None else (moment - known_at) / MICROSECONDS
+    values = dict(zip(head.columns, found, strict=True))
+    status = _PRESENT
     if head.ttl is not None and at is not None and moment >= at + head.ttl:
-        return Reading(
-            view, _EXPIRED, dict.fromkeys(head.columns), age, known_for, head.as_of, head.definition
-        )
-    return Reading(
-        view,
-        _PRESENT,
-        dict(zip(head.columns, found, strict=True)),
-        age,
-        known_for,
-        head.as_of,
-        head.definition,
-    )
+        status = _EXPIRED
+        for name in head.columns:
+            if name not in head.lasting:
+                values[name] = None
+    return Reading(view, status, values, age, known_for, head.as_of, head.definition, head.lasting)
 
 
 _TYPES: Mapping[str, type] = {"string": str, "int64": int, "float64": float, "bool": bool}

@@ -15,11 +15,11 @@ from loopwright.features.online import (
     Head,
     OnlineFeatures,
     OnlineStore,
-    Status,
     open_store,
     pack,
     pack_key,
 )
+from loopwright.features.status import Status
 from loopwright.kernel.clock import to_us
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Unavailable
 
@@ -93,17 +93,27 @@ class TestReading:
         assert (just_before.status, at.status, at.values["temp"]) == (Status.PRESENT, Status.EXPIRED, None)
         assert at.age == 6 * 3600
 
+    def test_windows_do_not_expire_with_the_row_beside_them(
+        self, store: OnlineStore, features: OnlineFeatures
+    ) -> None:
+        write(
+            store,
+            {"JFK": row(70.5, 3.0, hours_old=9), "LGA": row(1.0, None, hours_old=9)},
+            "b1",
+            lasting=("wind",),
+        )
+        jfk, lga = (features.read("m", "weather", [name]) for name in ("JFK", "LGA"))
+        assert (jfk.status, jfk.values) == (Status.EXPIRED, {"temp": None, "wind": 3.0})
+        assert (jfk.status_of("temp"), jfk.status_of("wind")) == (Status.EXPIRED, Status.PRESENT)
+        assert lga.status_of("wind") is Status.NULL
+
     def test_an_entity_nobody_heard_of_is_not_found_and_a_null_one_equals_nothing(
         self, store: OnlineStore, features: OnlineFeatures
     ) -> None:
         write(store, {"JFK": row(1.0)}, "b1")
-        for name in ("LGA", None):
+        for name, status in (("LGA", Status.NOT_FOUND), (None, Status.NULL_KEY)):
             found = features.read("m", "weather", {"origin": name})
-            assert (found.status, found.values, found.age) == (
-                Status.NOT_FOUND,
-                {"temp": None, "wind": None},
-                None,
-            )
+            assert (found.status, found.values, found.age) == (status, {"temp": None, "wind": None}, None)
 
     def test_a_view_may_say_what_an_unknown_entity_has(
         self, store: OnlineStore, features: OnlineFeatures
@@ -131,7 +141,8 @@ class TestReading:
         found = features.read_many("m", asked)
         assert [one["weather"].values["temp"] for one in found] == [1.0, 699.0, None, 1.0, 3.0, None]
         assert [one["plane"].status for one in found] == [
-            Status.PRESENT if a["origin"] == "E1" else Status.NOT_FOUND for a in asked
+            Status.PRESENT if a["origin"] == "E1" else Status.NOT_FOUND if a["origin"] else Status.NULL_KEY
+            for a in asked
         ]
         many = features.read_many("m", [{"origin": f"E{n}"} for n in range(700)], ["weather"])
         assert [one["weather"].values["temp"] for one in many] == [float(n) for n in range(700)]
