@@ -21,15 +21,15 @@ from loopwright.features.lookup import DUCKDB, Dialect
 from loopwright.kernel.errors import BadInput
 
 _PLAIN = (
-    exp.Column, exp.Identifier, exp.Literal, exp.Null, exp.Boolean, exp.Paren, exp.Var, exp.DataType, exp.DataTypeParam,
-    exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod, exp.Neg,
-    exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.And, exp.Or, exp.Not, exp.Is, exp.NullSafeEQ, exp.NullSafeNEQ,
-    exp.Between, exp.In, exp.Like, exp.ILike, exp.RegexpLike, exp.Case, exp.If, exp.Coalesce, exp.Nullif, exp.Greatest,
-    exp.Least, exp.Abs, exp.Floor, exp.Ceil, exp.Round, exp.Sign, exp.Exp, exp.Pow, exp.Ln, exp.Log, exp.Sqrt, exp.IsNan,
-    exp.Lower, exp.Upper, exp.Trim, exp.Length, exp.Substring, exp.Left, exp.Right, exp.Replace, exp.StartsWith,
-    exp.Contains, exp.DPipe, exp.MD5, exp.Cast, exp.Interval, exp.TimestampTrunc, exp.DateTrunc, exp.Extract, exp.Year,
-    exp.Month, exp.Day, exp.Hour, exp.Minute, exp.Second, exp.Quarter, exp.DayOfYear, exp.DayOfWeekIso, exp.TimeToUnix,
-    exp.DateFromParts,
+    exp.Column, exp.Identifier, exp.Literal, exp.Null, exp.Boolean, exp.Paren, exp.Var, exp.DataType,
+    exp.DataTypeParam, exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod, exp.Neg, exp.EQ, exp.NEQ, exp.GT, exp.GTE,
+    exp.LT, exp.LTE, exp.And, exp.Or, exp.Not, exp.Is, exp.NullSafeEQ, exp.NullSafeNEQ, exp.Between, exp.In,
+    exp.Like, exp.ILike, exp.RegexpLike, exp.Case, exp.If, exp.Coalesce, exp.Nullif, exp.Greatest, exp.Least,
+    exp.Abs, exp.Floor, exp.Ceil, exp.Round, exp.Sign, exp.Exp, exp.Pow, exp.Ln, exp.Log, exp.Sqrt, exp.IsNan,
+    exp.Lower, exp.Upper, exp.Trim, exp.Length, exp.Substring, exp.Left, exp.Right, exp.Replace,
+    exp.StartsWith, exp.Contains, exp.DPipe, exp.MD5, exp.Cast, exp.Interval, exp.TimestampTrunc,
+    exp.DateTrunc, exp.Extract, exp.Year, exp.Month, exp.Day, exp.Hour, exp.Minute, exp.Second, exp.Quarter,
+    exp.DayOfYear, exp.DayOfWeekIso, exp.TimeToUnix, exp.DateFromParts,
 )  # fmt: skip
 _QUERY = (
     exp.Select, exp.From, exp.Join, exp.Table, exp.TableAlias, exp.Where, exp.Group, exp.Having, exp.Subquery, exp.CTE,
@@ -118,7 +118,7 @@ SPARK = Dialect(
     integer="DECIMAL(38, 0)",
     micros="unix_micros(CAST(({}) AS TIMESTAMP))",
     struct="named_struct('t', {}, 'k', {}, 'v', {})",
-    distinct="size(collect_set({}){})",
+    distinct="CAST(size(collect_set({}){}) AS BIGINT)",
     translate=to_spark,
 )
 
@@ -221,6 +221,8 @@ def _double(x: exp.Expr) -> exp.Expr:
 def _divide(node: exp.Expr) -> exp.Expr:
     """Through doubles, and by zero to infinity or NaN."""
     x, y = _double(node.this), _double(node.expression)
+    if isinstance(node.expression, exp.Literal) and float(node.expression.name):
+        return exp.Paren(this=exp.Div(this=x, expression=y))
     infinite = exp.Mul(this=x.copy(), expression=_double(exp.Literal.string("Infinity")))
     zero = exp.EQ(this=y.copy(), expression=_double(exp.Literal.number(0)))
     found = exp.Div(this=x, expression=y)
