@@ -1,12 +1,11 @@
 """Measures the features of windows that event time has completed, and raises or ends the alert about them."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 
 from loopwright.bundle.depot import BundleDepot
-from loopwright.bundle.manifest import parse_manifest
+from loopwright.bundle.manifest import MANIFEST, parse_manifest
 from loopwright.bundle.signature import Field
 from loopwright.control.context import Context
 from loopwright.data.lake import Lake
@@ -25,8 +24,6 @@ from loopwright.pipeline.feature_watch import lives_of, measure
 from loopwright.pipeline.keep import kept_project
 from loopwright.project.spec import Spec
 from loopwright.registry.versions import get_version
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +114,10 @@ def measure_window(
     """Statistics of the version's inputs in any span; nothing is kept."""
     return measure(
         made.module,
-        Lake(ctx.home.lake_url, ctx.ledger),
+        Lake.of(ctx.home, ctx.ledger),
         PredictionLog(ctx.home.predictions),
         model=model,
         version=version,
         fields=made.fields,
         window=window,
     )
-
-
-def recent(now: datetime, length: timedelta) -> Window:
-    """The span of `length` that ends at `now`."""
-    return Window(now - length, now)

@@ -25,6 +25,7 @@ ROOMS = (
     "delivery",
     "documents",
     "explain",
+    "feature_health",
     "features",
     "incidents",
     "keys",

@@ -28,8 +28,10 @@ from loopwright.kernel.home import Home
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
+from loopwright.monitoring.feature_health.rules import check_rules
 from loopwright.pipeline import store
 from loopwright.pipeline.explained import Explainability, explain_bundle
+from loopwright.pipeline.feature_watch import views_of
 from loopwright.pipeline.fit import Fitted, Parts, cut, fit_model
 from loopwright.pipeline.frames import known_rows
 from loopwright.pipeline.intake import bring_in
@@ -168,6 +170,7 @@ def run_project(
     here = actor.on(model=spec.model, team=spec.team)
     ingests, snapshot = bring_in(project, Lake.of(home, ledger), here, clock, setting.watch)
     module = load_features(project)
+    check_rules(project.spec.monitoring.features, views_of(module))
     parts = _parts(setting, module, snapshot.digest)
     run = _tracked(setting, tracking_uri, snapshot.digest, retrain_id)
     with run, recorded(setting, run.run_id, snapshot.digest):
