@@ -112,9 +112,7 @@ def test_what_was_found_is_evidence_of_the_version(
 def test_every_feature_was_counted_in_every_week(played: Played) -> None:
     rows = played.sql("SELECT * FROM lw_feature_statistics WHERE source = 'requests'")
     weeks = sorted({row["start"] for row in rows})
-    assert [from_us(b) - from_us(a) for a, b in zip(weeks, weeks[1:], strict=False)] == [
-        timedelta(days=7)
-    ] * (len(weeks) - 1)
+    assert {from_us(later) - from_us(earlier) for earlier, later in pairwise(weeks)} == {timedelta(days=7)}
     assert len(weeks) >= 30
     assert len(rows) == 21 * len(weeks)
 
