@@ -87,9 +87,9 @@ def matches(cell: str, pattern: str) -> str:
     return f"regexp_matches({cell}, {text(pattern)})"
 
 
-def first_rows(condition: str, limit: int) -> str:
-    """An aggregate: the numbers of the first rows that meet a condition, as a list (null when there are none)."""
-    return f"min(_row, {limit}) FILTER (WHERE {condition})"
+def first_rows(limit: int) -> str:
+    """An aggregate: the numbers of the first rows, as a list."""
+    return f"min(_row, {limit})"
 
 
 def epoch(time: str) -> str:

@@ -17,13 +17,15 @@ from typing import Any, Self
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
 from loopwright.data.check_cells import quote
 from loopwright.data.check_drift import Reference, measure_drift
+from loopwright.data.check_queries import BITS, EXAMPLES
 from loopwright.data.check_report import CheckReport, RuleResult, State
 from loopwright.data.check_sql import Harmful, require_condition, require_query
-from loopwright.data.compiling import EXAMPLES, WHOLE, compile_rules
+from loopwright.data.compiling import WHOLE, compile_rules
 from loopwright.data.contract import Contract, Rule, Scope, Severity
 from loopwright.data.duck import MEMORY, connect, lock, memory_bytes
 from loopwright.data.files import BATCH_ROWS, Files
@@ -33,6 +35,8 @@ from loopwright.kernel.errors import BadInput, Unavailable, did_you_mean
 __all__ = ["Examination", "Reference", "examination", "require_columns"]
 
 MALFORMED = "malformed line"
+LINES = 2048
+FOOTERS = 64
 _SHOWN = 8
 
 
@@ -265,7 +269,9 @@ class Examination:
             ((self._count,),) = self._all("SELECT count(*) FROM _lw_raw")
         sorting = sum(rule.kind in ("quantile", "outlier") for rule in contract.rules)
         in_memory = self._count * 8 * max(1, sorting) <= memory_bytes(self._limit) // 8
-        self._compiled = compile_rules(contract, self._rows.schema, landed=landed, in_memory=in_memory)
+        self._compiled = compile_rules(
+            contract, self._rows.schema, landed=landed, in_memory=in_memory, finite=_finite(self._rows)
+        )
         self._errors |= self._compiled.errors
         self._refuse_harmful()
         engine.execute(f"CREATE TEMP VIEW _lw_typed AS {self._compiled.typed}")
@@ -327,9 +333,13 @@ class Examination:
 
     def _measure(self) -> None:
         """Fill `_measured` (rule → number), `_first` (rule → numbers of rows) and `_bad` (how many rows are bad)."""
-        self._measured: dict[str, Any] = {}
+        compiled = self._compiled
+        self._measured: dict[str, Any] = dict.fromkeys(compiled.unbroken, 0)
         self._first: dict[str, list[int]] = {}
-        names = [name for name in self._compiled.measures if name not in self._errors]
+        known = {*compiled.measures, *compiled.conditions} - compiled.unbroken
+        names = [
+            rule.name for rule in self._contract.rules if rule.name in known and rule.name not in self._errors
+        ]
         try:
             local = self._pass(names)
         except (duckdb.OutOfMemoryException, duckdb.IOException):
@@ -337,30 +347,44 @@ class Examination:
         except duckdb.Error:
             names = self._without_failing(names)
             local = self._pass(names)
-        severities = {rule.name: rule.severity for rule in self._contract.rules}
+        aside = self._aside
         self._stopping = tuple(
-            name
-            for name in names
-            if severities[name] is Severity.QUARANTINE
-            and name in self._compiled.conditions
-            and self._measured[name]
+            n for n in names if n in aside and n in compiled.conditions and self._measured[n]
         )
-        joined = [name for name in self._stopping if name in self._compiled.joins]
         if len(self._stopping) == 1:
             self._bad = int(self._measured[self._stopping[0]])
-        elif joined:
+        elif any(name in compiled.joins for name in self._stopping):
             self._mask()
             ((self._bad,),) = self._all("SELECT count(*) FROM _lw_bad")
         else:
             self._bad = local
 
+    @property
+    def _aside(self) -> set[str]:
+        return {rule.name for rule in self._contract.rules if rule.severity is Severity.QUARANTINE}
+
     def _pass(self, names: Sequence[str]) -> int:
-        (found,) = self._all(self._compiled.aggregate(names))
-        for i, name in enumerate(names):
-            self._measured[name] = found[2 + 2 * i]
-            self._first[name] = list(found[3 + 2 * i] or ())
-        self._count = int(found[0])
-        return int(found[1])
+        """Measure the rules; return how many rows break one that sets rows aside, as far as no join tells."""
+        compiled, aside = self._compiled, self._aside
+        broken = [name for name in names if name not in compiled.measures]
+        measured = [name for name in names if name in compiled.measures]
+        masks = max(1, -(-len(broken) // BITS))
+        self._count, bad = 0, 0
+        self._measured |= dict.fromkeys(broken, 0)
+        first: dict[str, list[int]] = {name: [] for name in broken}
+        found = self._engine.execute(compiled.aggregate(broken, measured))
+        while lines := found.fetchmany(LINES):
+            for line in lines:
+                count, rows = int(line[1 + masks] or 0), line[2 + masks] or ()
+                hit = [n for i, n in enumerate(broken) if count and line[1 + i // BITS] >> i % BITS & 1]
+                self._count += count
+                bad += count if any(name in aside for name in hit) else 0
+                for name in hit:
+                    self._measured[name] += count
+                    first[name] = sorted([*first[name], *rows])[:EXAMPLES]
+            self._measured |= dict(zip(measured, lines[0][3 + masks :], strict=True))
+        self._first |= first
+        return bad
 
     def _without_failing(self, names: Sequence[str]) -> list[str]:
         """The rules that can be evaluated. The others, found by asking one by one, become errors that name them."""
@@ -375,7 +399,7 @@ class Examination:
             else:
                 kept.append(name)
         if names and not kept:
-            self._all(self._compiled.aggregate([]))  # raises when it is the rows that cannot be read
+            self._pass([])  # raises when it is the rows that cannot be read
         return kept
 
     # The report.
@@ -519,6 +543,26 @@ def _view(engine: duckdb.DuckDBPyConnection, name: str, rows: Files | pa.Table) 
         return rows.uris
     engine.register(name, rows)
     return ()
+
+
+def _finite(rows: Files | pa.Table) -> set[str]:
+    """Columns of doubles that hold no infinity, as the footers of the files tell."""
+    if not isinstance(rows, Files) or len(rows.uris) > FOOTERS or any("://" in uri for uri in rows.uris):
+        return set()
+    wanted = {field.name for field in rows.schema if pa.types.is_floating(field.type)}
+    for uri in rows.uris if wanted else ():
+        footer = pa_parquet.read_metadata(uri)
+        for group in range(footer.num_row_groups):
+            parts = footer.row_group(group)
+            for index in range(parts.num_columns):
+                part = parts.column(index)
+                if part.path_in_schema in wanted:
+                    known = part.statistics
+                    told = (
+                        known is not None and known.has_min_max and np.isfinite([known.min, known.max]).all()
+                    )
+                    wanted -= set() if told else {part.path_in_schema}
+    return wanted
 
 
 def _top(path: str, held: Sequence[str]) -> str:

@@ -9,8 +9,7 @@ Uniqueness and relationships are measured by subqueries that read their key colu
 is several times cheaper, in time and memory, than a distinct aggregate beside the other measures.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +19,6 @@ from loopwright.data.check_cells import (
     Place,
     cell,
     epoch,
-    first_rows,
     literal,
     matches,
     nested_type,
@@ -31,97 +29,16 @@ from loopwright.data.check_cells import (
     text,
     unfolded,
 )  # fmt: skip
-from loopwright.data.contract import Column, Contract, Rule, Severity
+from loopwright.data.check_queries import EXAMPLES, Compiled, Outlier
+from loopwright.data.contract import Column, Contract, Rule
 
-EXAMPLES = 3
+__all__ = ["BY_QUERY", "EXAMPLES", "WHOLE", "Compiled", "Outlier", "compile_rules"]
+
 BY_QUERY = ("query", "drift")
 """Kinds that are whole statements of their own, run beside the pass."""
-BITS = 62
+NEVER = "FALSE"
 WHOLE = ("count", "bad rows")
 """Kinds that need no SQL: the pass counts rows anyway."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outlier:
-    """What the bounds of an outlier rule come from: `center` and `spread` are SQL of one number each.
-
-    `spread` may name {center}. `fallback`: a spread to take when the first one is 0 (None: 0 stays 0).
-    """
-
-    index: int
-    rule: Rule
-    first: str
-    second: str
-    fallback: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """`typed`: a SELECT over `_lw_raw`. By rule name: `measures`, SQL of the one number that the limit is about (for
-    row and table rules: how many rows break it); `conditions`, SQL that is true where a row breaks it (null: not);
-    `joins`, what a condition needs beside `_lw_typed AS _lw_t`; `errors`, why a rule cannot be compiled.
-    """
-
-    typed: str
-    measures: Mapping[str, str]
-    conditions: Mapping[str, str]
-    joins: Mapping[str, str]
-    outliers: tuple[Outlier, ...]
-    errors: Mapping[str, str]
-    setting_aside: tuple[str, ...] = field(default=())
-
-    @property
-    def source(self) -> str:
-        """What the pass reads."""
-        return "_lw_typed AS _lw_t" + (" CROSS JOIN _lw_bounds" if self.outliers else "")
-
-    def aggregate(self, names: Sequence[str]) -> str:
-        """The pass: rows, bad rows as far as no join is needed to tell; for each name its measure and first rows."""
-        local = [f"coalesce({self.conditions[n]}, FALSE)" for n in names if n in self._local]
-        bad = f"count(*) FILTER (WHERE {' OR '.join(local)})" if local else "0"
-        parts = ["count(*)", bad]
-        for name in names:
-            parts.append(self.measures[name])
-            here = name in self.conditions and name not in self.joins
-            parts.append(first_rows(self.conditions[name], EXAMPLES) if here else "NULL")
-        return f"SELECT {', '.join(parts)} FROM {self.source}"
-
-    def bad_rows(self, names: Sequence[str]) -> str:
-        """The row mask: `_row` and `_lw_m0`, `_lw_m1`, …: bit i of mask m is set when the row breaks rule 62 m + i."""
-        flags = ", ".join(
-            f"coalesce({self.conditions[name]}, FALSE) AS _lw_f{i}" for i, name in enumerate(names)
-        )
-        any_ = " OR ".join(f"_lw_f{i}" for i in range(len(names)))
-        masks = ", ".join(
-            " + ".join(
-                f"CASE WHEN _lw_f{start + bit} THEN CAST({1 << bit} AS BIGINT) ELSE 0 END"
-                for bit, _ in enumerate(part)
-            )
-            + f" AS _lw_m{start // BITS}"
-            for start, part in _parts(names)
-        )
-        used = " ".join(self.joins[name] for name in names if name in self.joins)
-        return f"SELECT _row, {masks} FROM (SELECT _lw_t._row, {flags} FROM {self.source} {used}) AS _lw_m WHERE {any_}"
-
-    def reasons(self, names: Sequence[str]) -> str:
-        """SQL of the list of rule names that a mask of `bad_rows` stands for."""
-        named = ", ".join(
-            f"CASE WHEN (_lw_m{start // BITS} & {1 << bit}) <> 0 THEN {text(name)} END"
-            for start, part in _parts(names)
-            for bit, name in enumerate(part)
-        )
-        return f"list_filter([{named}], lambda _lw_x: _lw_x IS NOT NULL)"
-
-    def first_rows(self, name: str) -> str:
-        """The numbers of the first rows that break a rule."""
-        return (
-            f"SELECT _lw_t._row FROM {self.source} {self.joins.get(name, '')} WHERE {self.conditions[name]}"
-            f" ORDER BY 1 LIMIT {EXAMPLES}"
-        )
-
-    @property
-    def _local(self) -> set[str]:
-        return {name for name in self.setting_aside if name in self.conditions and name not in self.joins}
 
 
 def compile_rules(
@@ -130,19 +47,26 @@ def compile_rules(
     *,
     landed: Sequence[str] = (),
     in_memory: bool = True,
+    finite: Set[str] = frozenset(),
 ) -> Compiled:
     """Compile the contract for rows that come as `schema`.
 
     `landed`: the columns that `_lw_landed` has. `in_memory`: quantiles may hold a column's values in memory; else they
-    sort, which spills to disk.
+    sort, which spills to disk. `finite`: columns of doubles that are known to hold no infinity.
     """
-    return _Compiler(contract, schema, tuple(landed), in_memory).compile()
+    return _Compiler(contract, schema, tuple(landed), in_memory, finite).compile()
 
 
 class _Compiler:
     def __init__(
-        self, contract: Contract, schema: pa.Schema, landed: tuple[str, ...], in_memory: bool
+        self,
+        contract: Contract,
+        schema: pa.Schema,
+        landed: tuple[str, ...],
+        in_memory: bool,
+        finite: Set[str],
     ) -> None:
+        self.finite = finite
         self.contract = contract
         self.types = {f.name: f.type for f in schema}
         self.landed = landed
@@ -154,6 +78,7 @@ class _Compiler:
         self.conditions: dict[str, str] = {}
         self.joins: dict[str, str] = {}
         self.errors: dict[str, str] = {}
+        self.unbroken: set[str] = set()
 
     def compile(self) -> Compiled:
         cells = [f"{self.cell(column).typed} AS {quote(column.name)}" for column in self.contract.columns]
@@ -174,7 +99,7 @@ class _Compiler:
             joins=self.joins,
             outliers=tuple(self.outliers),
             errors=self.errors,
-            setting_aside=tuple(r.name for r in self.contract.rules if r.severity is Severity.QUARANTINE),
+            unbroken=frozenset(self.unbroken),
         )
 
     # Cells.
@@ -182,7 +107,8 @@ class _Compiler:
     def cell(self, column: Column) -> Cell:
         if column.name not in self.types:
             return Cell(f"CAST(NULL AS {sql_type(column)})", None)
-        return cell(quote(column.name), column, self.types[column.name])
+        made = cell(quote(column.name), column, self.types[column.name])
+        return Cell(made.typed, None) if column.name in self.finite else made
 
     def typed(self, path: str) -> Place:
         return place(path, self.contract.columns, lambda name: f"_lw_t.{quote(name)}")
@@ -214,7 +140,8 @@ class _Compiler:
         inner = nested_type(arrow, path.removeprefix(column.name))
         if inner is None:  # an object's field that no row has
             return found, Cell(f"CAST(NULL AS {sql_type(found.column)})", None)
-        return found, cell(found.cell, found.column, inner, depth=path.count("["))
+        made = cell(found.cell, found.column, inner, depth=path.count("["))
+        return found, Cell(made.typed, None) if path in self.finite else made
 
     def unfit(self, path: str) -> str | None:
         found, inner = self.raw(path)
@@ -240,7 +167,7 @@ class _Compiler:
 
     def null(self, path: str) -> str:
         if "." in path or "[" in path:
-            return self.flag("absent", path) or "FALSE"
+            return self.flag("absent", path) or NEVER
         unfit = self.flag("unfit", path)
         return f"{self.typed(path).cell} IS NULL" + (f" AND NOT {unfit}" if unfit else "")
 
@@ -282,16 +209,17 @@ class _Compiler:
 
     def row(self, name: str, condition: str) -> None:
         self.conditions[name] = condition
-        self.measures[name] = f"count(*) FILTER (WHERE {condition})"
+        if condition == NEVER:
+            self.unbroken.add(name)
 
     def any(self, rule: Rule, of: Callable[[str], str]) -> str:
-        parts = [of(path) for path in rule.columns]
+        parts = [part for path in rule.columns if (part := of(path)) != NEVER] or [NEVER]
         return parts[0] if len(parts) == 1 else " OR ".join(f"coalesce({part}, FALSE)" for part in parts)
 
     def breaks(self, rule: Rule, path: str) -> str:
         """SQL that is true where the cell at `path` breaks the rule; null and false where it does not."""
         if rule.kind == "type":
-            return self.flag("unfit", path) or "FALSE"
+            return self.flag("unfit", path) or NEVER
         if rule.kind == "required":
             return self.null(path)
         found = self.typed(path)
@@ -432,10 +360,6 @@ _STATISTICS = {
 }
 
 
-def _parts(names: Sequence[str]) -> list[tuple[int, Sequence[str]]]:
-    return [(start, names[start : start + BITS]) for start in range(0, len(names), BITS)]
-
-
 def _breaks(rule: Rule, found: Place) -> str:
     cell, column, value = found.cell, found.column, rule.arguments.get("value")
     as_text = cell if column.type == "string" else f"CAST({cell} AS VARCHAR)"
@@ -462,7 +386,7 @@ def _breaks(rule: Rule, found: Place) -> str:
             return f"len({cell}) > {value}"
         case "uniqueItems":
             items = f"list_filter({cell}, lambda _lw_x: _lw_x IS NOT NULL)"
-            return f"len({items}) <> len(list_distinct({items}))" if value is not False else "FALSE"
+            return f"len({items}) <> len(list_distinct({items}))" if value is not False else NEVER
         case unknown:
             raise ValueError(f"a rule of an unknown kind, {unknown}")
 
