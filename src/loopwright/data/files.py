@@ -28,14 +28,25 @@ class Files:
     numbered: bool = False
 
     def view(
-        self, engine: duckdb.DuckDBPyConnection, name: str, columns: Sequence[str] | None = None
+        self,
+        engine: duckdb.DuckDBPyConnection,
+        name: str,
+        columns: Sequence[str] | None = None,
+        *,
+        origin: str | None = None,
     ) -> None:
-        """Create the temporary view `name` over the rows; nothing is read but the files' footers."""
+        """Create the temporary view `name` over the rows; nothing is read but the files' footers.
+
+        `origin`: a column of this name says in which file (one of `uris`) a row lies.
+        """
         names = list(columns) if columns is not None else self.names
         if not self.uris:
-            engine.register(name, self._schema(names).empty_table())
+            empty = self._schema(names)
+            engine.register(
+                name, (empty.append(pa.field(origin, pa.string())) if origin else empty).empty_table()
+            )
             return
-        if self.uris[0].startswith("s3://"):
+        if any(uri.startswith("s3://") for uri in self.uris):
             _register_s3(engine)
         listed = ", ".join(_text(uri) for uri in self.uris)
         read = f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
@@ -47,6 +58,10 @@ class Files:
             for n in names
             if n != "_row" or not self.numbered
         ]
+        if origin is not None or (self.numbered and "_row" in names):
+            read = read.removesuffix(")") + ", file_row_number = true, filename = true)"
+        if origin is not None:
+            cells.append(f"filename AS {_quote(origin)}")
         if self.numbered and "_row" in names:
             starts = self._starts()
             offset = (
@@ -55,7 +70,6 @@ class Files:
                 else ""
             )
             cells.append(f"file_row_number + 1{offset} AS _row")
-            read = read.removesuffix(")") + ", file_row_number = true, filename = true)"
         engine.execute(f"CREATE OR REPLACE TEMP VIEW {_quote(name)} AS SELECT {', '.join(cells)} FROM {read}")
 
     def batches(
@@ -88,6 +102,10 @@ class Files:
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows in memory."""
         return self.reader(columns).read_all()
+
+    def held(self) -> set[str]:
+        """Names of the columns that at least one of the files has."""
+        return {name for uri in self.uris for name in _open(uri).schema_arrow.names}
 
     @property
     def names(self) -> list[str]:

@@ -205,7 +205,10 @@ class Lake:
                     where=self.root,
                     got=str(field.type),
                     wanted=str(kind),
-                    next="Give the table a new name, or load it whole (`load: full` in the contract)",
+                    next=(
+                        f"Judge what has landed anew: loopwright data land PROJECT --rebuild {table}; "
+                        "or give the table a new name, or load it whole (`load: full` in the contract)"
+                    ),
                 )
             fields.append(pa.field(name, kind))
         return pa.schema(fields)
@@ -353,6 +356,10 @@ class Lake:
             return workspace(self._staging)
         return workspace(None if self.storage.remote else Path(self.root) / ".staging")
 
+    def drop(self, layer: Layer, model: str, table: str, parts: Sequence[Part]) -> None:
+        """Delete files that were not committed."""
+        self._drop(self.path(layer, model, table), parts)
+
     def _known(self, path: str) -> DeltaTable | None:
         try:
             return self._table(path)
@@ -460,4 +467,5 @@ def _in_order(rows: pa.Table) -> bool:
 
 
 def _short(error: BaseException) -> str:
-    return re.sub(r"\x1b\[\d+m", "", str(error)).strip().split("\n")[0][:200]
+    """One line; delta-rs draws its causes as a coloured tree."""
+    return " ".join(re.sub(r"\x1b\[\d+m|↳", " ", str(error)).split())[:300]

@@ -1,16 +1,16 @@
-"""SQL of the ledger's `batches` and `snapshots`."""
+"""SQL of the ledger's `batches`, `landings`, `snapshots`, `contracts` and `cursors`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from loopwright.kernel.clock import from_us, to_us
 from loopwright.kernel.digest import canonical_json
-from loopwright.ledger.schema import batches, landings, snapshots
+from loopwright.ledger.schema import batches, contracts, cursors, landings, snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,107 @@ def add_landing(
             bad=bad, contract=contract, actor=actor, at=to_us(at),
         )
     )  # fmt: skip
+
+
+def last_landing(conn: Connection, table: str) -> int:
+    """The number of the newest landing of `table`; 0 before the first."""
+    query = select(func.max(landings.c.id)).where(landings.c.table_name == table)
+    return int(conn.execute(query).scalar_one() or 0)
+
+
+def landed_batches(conn: Connection, table: str) -> list[tuple[str, str]]:
+    """(batch id, uri) of every batch in `table`, in the order in which they landed first."""
+    query = (
+        select(landings.c.batch_id, landings.c.uri)
+        .where(landings.c.table_name == table)
+        .order_by(landings.c.id)
+    )
+    found: dict[str, str] = {}
+    for batch, uri in conn.execute(query):
+        found.setdefault(batch, uri)
+    return list(found.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A contract that a table was judged by. `change`: against the one before: first, same, compatible, breaking."""
+
+    table: str
+    digest: str
+    number: int
+    version: str
+    document: Mapping[str, Any]
+    change: str
+    differences: list[Any]
+    actor: str
+    at: datetime
+
+
+def contract_history(conn: Connection, table: str) -> list[Registered]:
+    """Every contract that `table` was judged by, oldest first. One that came back stands where it stood first."""
+    rows = conn.execute(select(contracts).where(contracts.c.table_name == table).order_by(contracts.c.number))
+    return [
+        Registered(
+            row.table_name, row.digest, row.number, row.version, json.loads(row.document), row.change,
+            json.loads(row.differences), row.actor, from_us(row.at),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def contract_in_force(conn: Connection, table: str) -> Registered | None:
+    """The contract that the newest landing of `table` was judged by; None when nothing landed or none is known."""
+    query = (
+        select(landings.c.contract)
+        .where(landings.c.table_name == table)
+        .order_by(landings.c.id.desc())
+        .limit(1)
+    )
+    digest = conn.execute(query).scalar_one_or_none()
+    return next((each for each in contract_history(conn, table) if each.digest == digest), None)
+
+
+def register_contract(
+    conn: Connection,
+    *,
+    table: str,
+    digest: str,
+    version: str,
+    document: Mapping[str, Any],
+    change: str,
+    differences: Sequence[Any],
+    actor: str,
+    at: datetime,
+) -> None:
+    """Remember the contract that `table` is judged by; one that is known stays as it was written down."""
+    here = (contracts.c.table_name == table, contracts.c.digest == digest)
+    if conn.execute(select(contracts.c.number).where(*here)).one_or_none() is not None:
+        return
+    newest = conn.execute(select(func.max(contracts.c.number)).where(contracts.c.table_name == table))
+    conn.execute(
+        insert(contracts).values(
+            table_name=table, digest=digest, number=int(newest.scalar_one() or 0) + 1, version=version,
+            document=canonical_json(document).decode(), change=change,
+            differences=canonical_json(list(differences)).decode(), actor=actor, at=to_us(at),
+        )
+    )  # fmt: skip
+
+
+def find_cursor(conn: Connection, table: str, uri: str) -> Mapping[str, Any] | None:
+    """How far the incremental source `uri` (without credentials) was read into `table`; None: not yet."""
+    query = select(cursors.c.value).where(cursors.c.table_name == table, cursors.c.uri == uri)
+    found = conn.execute(query).scalar_one_or_none()
+    return None if found is None else dict(json.loads(found))
+
+
+def save_cursor(
+    conn: Connection, *, table: str, uri: str, value: Mapping[str, Any], batch_id: str, at: datetime
+) -> None:
+    """Remember how far a source was read; belongs into the transaction of the landing."""
+    values = {"value": canonical_json(value).decode(), "batch_id": batch_id, "at": to_us(at)}
+    here = (cursors.c.table_name == table, cursors.c.uri == uri)
+    if conn.execute(update(cursors).where(*here).values(**values)).rowcount == 0:
+        conn.execute(insert(cursors).values(table_name=table, uri=uri, **values))
 
 
 def save_snapshot(

@@ -28,6 +28,9 @@ class Source(Section):
     contract: File = Field(description="the path of an ODCS contract, like contracts/flights.odcs.yaml")
     event_time: Text | None = Field(None, description="the column that says when a row happened")
     key: tuple[Text, ...] | None = Field(None, description="a list of columns that identify a row")
+    cursor: Text | None = Field(
+        None, description="of a query: the column that grows, by which only new rows are read"
+    )
 
 
 class Label(Section):
