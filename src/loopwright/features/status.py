@@ -4,8 +4,10 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """`NOT_YET_KNOWN` is told only offline, where it can be seen that a row came later; online it is NOT_FOUND. `NULL` is told
-    of one value: the row is there, and the value is not."""
+    """`NOT_YET_KNOWN` is told only offline, where it can be seen that a row came later; online it is NOT_FOUND.
+
+    `NULL` is told of one value: the row is there, and the value is not.
+    """
 
     PRESENT = "PRESENT"
     EXPIRED = "EXPIRED"
