@@ -363,6 +363,8 @@ def _key(
 
 
 def _unusable(column: Facts, rows: int) -> str:
+    if column.type in ("object", "array"):
+        return "it is nested; take what you need of it in features.py"
     if column.distinct < 2:
         return "it never changes" if column.distinct else "it is empty"
     if column.type in ("timestamp", "date", "time"):
