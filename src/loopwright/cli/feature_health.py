@@ -169,9 +169,12 @@ def _parity(answer: dict[str, Any]) -> str:
     ]
     if answer["moved"]:
         lines.append(f"  {answer['moved']:,} came with another event time than their row has")
-    if not answer["matched"]:
+    if answer["by_key"]:
+        lines.append(f"  {answer['by_key']:,} others looked up again by the entities they name")
+    if not answer["matched"] and not answer["by_key"]:
         lines.append(
-            "  Nothing to compare: a request is found again by its id, the key of a row of the spine's table"
+            "  Nothing to compare: a request is found again by its id, the key of a row of the spine's table, "
+            "or by the entity columns among its inputs"
         )
         return "\n".join(lines)
     columns: list[Column] = [

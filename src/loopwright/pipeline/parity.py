@@ -1,8 +1,9 @@
 """Replays logged requests through the offline path, and tells feature by feature how far the two agree.
 
 A request is found again by its id: where that is the key of a row of the spine's table, the offline path says what
-would have been trained on at that moment, from the tables as they stand now. Rows that came late or were corrected
-since then show as skew, because the model did not see them.
+would have been trained on at that moment, from the tables as they stand now. Of other requests those features are
+looked up again whose views' entities the request itself names, in its inputs or as its unit. Rows that came late or
+were corrected since then show as skew, because the model did not see them.
 """
 
 from collections.abc import Mapping
@@ -11,21 +12,28 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import sqlglot
 from numpy.typing import NDArray
+from sqlglot.errors import SqlglotError
 
 from loopwright.bundle.open import Bundle
+from loopwright.data.files import Files
 from loopwright.data.lake import Lake
-from loopwright.data.snapshot import silver
 from loopwright.features.frame import Frame
 from loopwright.features.module import FeatureModule
 from loopwright.features.offline import build_frame
 from loopwright.features.parity import ULPS, FeatureParity, compare
+from loopwright.features.training_set import training_set
+from loopwright.features.view import FeatureView, as_mapping, quoted
 from loopwright.kernel.clock import from_us, iso
 from loopwright.kernel.verdict import Verdict
 from loopwright.monitoring.requests import Requests
 from loopwright.pipeline.feature_watch import views_of
 from loopwright.project.spec import Project
 
+_MOMENT = "lw_asked_at"
+_UTC = pa.timestamp("us", tz="UTC")
 ANSWERS_ALIKE = 1e-6
 """A logged answer this near to the recomputed one is the same answer."""
 
@@ -53,7 +61,8 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """`requests` were made, `replayed` of them were looked at, and `matched` of these have a row in the spine's table.
+    """`requests` were made, `replayed` of them were looked at; `matched` of these have a row in the spine's table, and
+    `by_key` others name the entity of at least one view.
 
     moved: matched requests that came with another event time than their row has. tables: the versions read.
     sources: feature → the view (or "spine") that makes it.
@@ -66,6 +75,7 @@ class ParityReport:
     requests: int
     replayed: int
     matched: int
+    by_key: int
     moved: int
     features: tuple[FeatureParity, ...]
     answers: Answers
@@ -78,13 +88,13 @@ class ParityReport:
         verdicts = {each.verdict for each in self.features} | {self.answers.verdict}
         if Verdict.FAIL in verdicts:
             return Verdict.FAIL
-        return Verdict.PASS if self.matched else Verdict.INCONCLUSIVE
+        return Verdict.PASS if self.matched or self.by_key else Verdict.INCONCLUSIVE
 
     def to_json(self) -> dict[str, Any]:
         return {
             "model": self.model, "version": self.version, "verdict": self.verdict.value, "start": iso(self.start),
-            "end": iso(self.end), "requests": self.requests, "replayed": self.replayed, "matched": self.matched,
-            "moved": self.moved, "tables": dict(self.tables), "answers": self.answers.to_json(),
+            "end": iso(self.end), "requests": self.requests, "replayed": self.replayed,
+            "matched": self.matched, "by_key": self.by_key, "moved": self.moved, "tables": dict(self.tables), "answers": self.answers.to_json(),
             "features": [each.to_json() | {"source": self.sources[each.name]} for each in self.features],
         }  # fmt: skip
 
@@ -93,7 +103,7 @@ def parity(
     project: Project,
     module: FeatureModule,
     lake: Lake,
-    bundle: Bundle,
+    bundle: Bundle | None,
     requests: Requests,
     *,
     version: int,
@@ -101,34 +111,89 @@ def parity(
     end: datetime,
     ulps: int = ULPS,
 ) -> ParityReport:
-    """Compare `requests` (of one version, event times in [start, end)) with the frame built from the tables now.
+    """Compare `requests` (of one version, event times in [start, end)) with what the tables say now.
 
-    Raises what `build_frame` raises.
+    `bundle`: what answered, to compare answers too; None: they are left out. Raises what `build_frame` raises.
     """
-    names = module.tables()
-    rows, positions, moved = _matched(_frame(project, module, lake, requests), requests)
-    offline = rows.inputs() if rows is not None else {}
-    logged = {name: column[positions] for name, column in requests.inputs.items()}
-    features = compare(
-        logged, offline, module.inputs, [requests.ids[at] for at in positions], ulps=ulps
-    ) if rows is not None else []  # fmt: skip
+    model, names = project.spec.model, module.tables()
+    files = {name: lake.files("silver", model, name) for name in names}
+    rows, matched, moved = _matched(_frame(project, module, files, requests), requests)
+    rest = np.setdiff1d(np.arange(len(requests)), matched)
+    by_key = _by_key(module, files, requests, rest)
+    features = []
+    for name, dtype in module.inputs.items():
+        at = np.concatenate([matched, rest]) if name in by_key else matched
+        offline = [rows.inputs()[name]] if rows is not None else []
+        offline += [by_key[name]] if name in by_key else []
+        made = np.concatenate(offline) if offline else np.empty(0)
+        ids = [requests.ids[each] for each in at]
+        features += compare({name: requests.inputs[name][at]}, {name: made}, {name: dtype}, ids, ulps=ulps)
     return ParityReport(
-        model=project.spec.model,
+        model=model,
         version=version,
         start=start,
         end=end,
         requests=requests.total,
         replayed=len(requests),
-        matched=len(positions),
+        matched=len(matched),
+        by_key=len(rest) if by_key else 0,
         moved=moved,
-        features=tuple(features),
+        features=tuple(sorted(features, key=lambda each: -each.different)),
         answers=_answers(bundle, requests),
         sources=views_of(module),
-        tables={name: lake.open("silver", project.spec.model, name).version() for name in names},
+        tables={name: lake.open("silver", model, name).version() for name in names},
     )
 
 
-def _frame(project: Project, module: FeatureModule, lake: Lake, requests: Requests) -> Frame | None:
+def _by_key(
+    module: FeatureModule, files: Mapping[str, Files], requests: Requests, rest: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """Feature → values of the requests at `rest`, for views whose entity the requests themselves name."""
+    if not len(rest):
+        return {}
+    named: dict[str, pa.Array] = {}
+    for name, dtype in module.inputs.items():
+        values = requests.inputs[name][rest]
+        if dtype == "string":
+            named[name] = pa.array(values.tolist(), pa.string())
+        else:
+            kind = {"int64": pa.int64(), "bool": pa.bool_()}.get(dtype, pa.float64())
+            named[name] = pa.array([None if v != v else v for v in values.tolist()], pa.float64()).cast(kind)
+    if module.spine.unit is not None and module.spine.unit not in named:
+        named[module.spine.unit] = pa.array([requests.units[at] for at in rest], pa.string())
+    views, wanted = [], {_MOMENT: pa.array(requests.event_times[rest].astype(np.int64)).cast(_UTC)}
+    for view in module.views:
+        if isinstance(view, FeatureView) and set(read := _columns(view)) <= set(named):
+            views.append(view)
+            wanted |= {column: named[column] for column in read}
+    if not views:
+        return {}
+    found = training_set(pa.table(wanted), views, files, _MOMENT, full_names=True, failed_tests="tell")
+    made: dict[str, NDArray[Any]] = {}
+    for view in views:
+        for name in view.names():
+            if name in module.inputs:
+                column = found.select([f"{view.name}__{name}"]).rename_columns([name])
+                made |= Frame(column, {name: module.inputs[name]}).inputs()
+    return made
+
+
+def _columns(view: FeatureView) -> set[str]:
+    """The columns of a question that a view's entity is made of; a name that is none where that cannot be told."""
+    named = not isinstance(view.entity, Mapping)
+    found: set[str] = set()
+    for sql in as_mapping(view.entity):
+        try:
+            tree = sqlglot.parse_one(quoted(sql) if named else sql, read="duckdb")
+        except SqlglotError:
+            return {""}
+        found |= {column.name for column in tree.find_all(sqlglot.exp.Column)} or {""}
+    return found
+
+
+def _frame(
+    project: Project, module: FeatureModule, files: Mapping[str, Files], requests: Requests
+) -> Frame | None:
     if not len(requests):
         return None
     times = requests.event_times.astype(np.int64)
@@ -137,7 +202,7 @@ def _frame(project: Project, module: FeatureModule, lake: Lake, requests: Reques
     day = timedelta(days=1)
     return build_frame(
         module,
-        {name: silver(lake, project.spec.model, name) for name in module.tables()},
+        files,
         label_available_after=project.spec.data.label.available_after,
         since=from_us(int(times.min())) - day if timed else None,
         until=from_us(int(times.max())) + day if timed else None,
@@ -162,7 +227,9 @@ def _matched(frame: Frame | None, requests: Requests) -> tuple[Frame | None, NDA
     return rows, positions, int(moved.sum())
 
 
-def _answers(bundle: Bundle, requests: Requests) -> Answers:
+def _answers(bundle: Bundle | None, requests: Requests) -> Answers:
+    if bundle is None:
+        return Answers(0, 0, None)
     width = len(bundle.schema.outputs)
     answered = np.array([at for at, each in enumerate(requests.outputs) if len(each) == width], np.int64)
     if not len(answered):
