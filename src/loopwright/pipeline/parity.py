@@ -94,7 +94,8 @@ class ParityReport:
         return {
             "model": self.model, "version": self.version, "verdict": self.verdict.value, "start": iso(self.start),
             "end": iso(self.end), "requests": self.requests, "replayed": self.replayed,
-            "matched": self.matched, "by_key": self.by_key, "moved": self.moved, "tables": dict(self.tables), "answers": self.answers.to_json(),
+            "matched": self.matched, "by_key": self.by_key, "moved": self.moved,
+            "tables": dict(self.tables), "answers": self.answers.to_json(),
             "features": [each.to_json() | {"source": self.sources[each.name]} for each in self.features],
         }  # fmt: skip
 
