@@ -9,11 +9,10 @@ from deltalake.exceptions import DeltaError
 from sqlalchemy import Connection
 
 from loopwright.data.check import CheckReport, RuleResult
-from loopwright.data.checking import Rows
 from loopwright.data.contract import Contract
 from loopwright.data.duck import connect
 from loopwright.data.incidents import store
-from loopwright.data.incidents.failures import Failures, find_failures
+from loopwright.data.incidents.failures import Failures, Rows, find_failures
 from loopwright.data.incidents.model import Incident, Kind, cause_of
 from loopwright.data.incidents.record import record_incident
 from loopwright.data.incidents.store import Delivery

@@ -4,6 +4,7 @@ What is known about a row does not depend on when it is asked: its inputs come f
 frame of all rows serves every `data.as_of`; only which rows and labels are there yet is cut for each.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -42,15 +43,7 @@ def frame_of(
 
     if cache is None:
         return build()
-    key = digest_json(
-        {
-            "snapshot": snapshot,
-            "code": code_digest(project.dir),
-            "features": project.spec.features,
-            "label_after": label_after.total_seconds(),
-            "version": __version__,
-        }
-    )
+    key = digest_json({"snapshot": snapshot, "definition": definition_of(project)})
     path = cache / f"{key}.arrow"
     found = _read(path)
     if found is not None:
@@ -63,6 +56,18 @@ def frame_of(
     return frame
 
 
+def definition_of(project: Project) -> str:
+    """Names all that a frame is made of besides its data: the project's code, and what it says of its label."""
+    return digest_json(
+        {
+            "code": code_digest(project.dir),
+            "features": project.spec.features,
+            "label_after": project.spec.data.label.available_after.total_seconds(),
+            "version": __version__,
+        }
+    )
+
+
 def known_rows(
     project: Project,
     module: FeatureModule,
@@ -71,15 +76,17 @@ def known_rows(
     *,
     until: datetime | None,
     cache: Path | None,
+    told: Callable[[Frame], None] | None = None,
 ) -> Frame:
-    """The rows a run may learn from: event times before `until`, with labels known by then."""
-    simple = (
-        bool(module.spine.key and module.spine.event_time)
-        and not module.classes
-        and module.task != "multiclass"
-    )
+    """The rows a run may learn from: event times before `until`, with labels known by then.
+
+    `told` gets the frame of all rows, where that is what the answer was cut from.
+    """
+    simple = is_simple(module)
     if simple or until is None:
         whole = frame_of(project, module, lake, snapshot, cache=cache if simple else None)
+        if told is not None:
+            told(whole)
         if not whole.classes or until is None:
             return as_known(whole, until)  # else classes of later labels would be known too early
     return build_frame(
@@ -88,6 +95,15 @@ def known_rows(
         label_available_after=project.spec.data.label.available_after,
         until=until,
         require_label=True,
+    )
+
+
+def is_simple(module: FeatureModule) -> bool:
+    """Whether the rows of every `as_of` are cut from one frame: no class that is known only later changes it."""
+    return (
+        bool(module.spine.key and module.spine.event_time)
+        and not module.classes
+        and module.task != "multiclass"
     )
 
 

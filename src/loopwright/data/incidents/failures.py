@@ -3,16 +3,18 @@
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import duckdb
 import pyarrow as pa
 
-from loopwright.data.checking import Rows, examination
+from loopwright.data.checking import examination
 from loopwright.data.contract import Contract, Scope, Severity
 from loopwright.data.duck import connect
 from loopwright.data.files import Files
 from loopwright.kernel.errors import BadInput, Unavailable
+
+Rows: TypeAlias = Files | pa.Table
 
 FEW = 60
 """A column with at most so many values can single out where failures come from."""
