@@ -50,34 +50,26 @@ class Compiled:
     def aggregate(self, broken: Sequence[str], measured: Sequence[str]) -> str:
         """The pass. `broken`: rules with a condition and no join; `measured`: rules with a measure.
 
-        Gives a row for each set of rules that some rows break together: its masks (bit i of mask m: rule 62 m + i of
-        `broken`; all 0: the good rows), how many such rows there are, the numbers of the first ones, and then, the
-        same on every line, the measures. At least one line; without rows its count is null.
+        Gives a line for each set of rules that some rows break together: its masks (bit i of mask m: rule 62 m + i of
+        `broken`), how many such rows there are, the numbers of the first ones, and then, the same on every line, the
+        count of all rows and the measures. At least one line; when no row breaks a rule its masks are null.
         """
-        flags, masks, names = self._masks(broken)
+        _, masks, names = self._masks(broken)
         grouped = (
             f"SELECT {names}, count(*) AS _lw_n, {first_rows(EXAMPLES)} AS _lw_first"
-            f" FROM (SELECT _row, {masks} FROM (SELECT _lw_t._row{flags} FROM {self.source}) AS _lw_f) AS _lw_m"
-            f" GROUP BY {names}"
+            f" FROM (SELECT _row, {masks} FROM {self._broken(broken)}) AS _lw_m GROUP BY {names}"
         )
-        if not measured:
-            return f"SELECT * FROM (SELECT 1 AS _lw_one) AS _lw_s LEFT JOIN ({grouped}) AS _lw_g ON TRUE"
-        numbers = ", ".join(f"{self.measures[name]} AS _lw_v{i}" for i, name in enumerate(measured))
-        # Measures that are subqueries read for themselves; any other makes this an aggregate over the rows.
-        plain = any(not self.measures[name].startswith("(SELECT") for name in measured)
-        source = f" FROM {self.source}" if plain else ""
-        values = ", ".join(f"_lw_s._lw_v{i}" for i in range(len(measured)))
+        numbers = "".join(f", {self.measures[name]} AS _lw_v{i}" for i, name in enumerate(measured))
+        # Measures that are subqueries read for themselves; the others are one aggregate over the rows.
         return (
-            f"SELECT 1 AS _lw_one, _lw_g.*, {values} FROM (SELECT {numbers}{source}) AS _lw_s"
+            f"SELECT _lw_g.*, _lw_s.* FROM (SELECT count(*) AS _lw_rows{numbers} FROM {self.source}) AS _lw_s"
             f" LEFT JOIN ({grouped}) AS _lw_g ON TRUE"
         )
 
     def bad_rows(self, names: Sequence[str]) -> str:
         """The row mask: `_row` and the masks `_lw_m0`, `_lw_m1`, … of each row that breaks one of the rules."""
-        flags, masks, _ = self._masks(names)
-        any_ = " OR ".join(f"_lw_f{i}" for i in range(len(names)))
-        used = " ".join(self.joins[name] for name in names if name in self.joins)
-        return f"SELECT _row, {masks} FROM (SELECT _lw_t._row{flags} FROM {self.source} {used}) AS _lw_m WHERE {any_}"
+        _, masks, _ = self._masks(names)
+        return f"SELECT _row, {masks} FROM {self._broken(names)}"
 
     def reasons(self, names: Sequence[str]) -> str:
         """SQL of the list of rule names that the masks of `bad_rows` stand for."""
@@ -93,6 +85,13 @@ class Compiled:
             f"SELECT _lw_t._row FROM {self.source} {self.joins.get(name, '')} WHERE {self.conditions[name]}"
             f" ORDER BY 1 LIMIT {EXAMPLES}"
         )
+
+    def _broken(self, names: Sequence[str]) -> str:
+        """A relation of the rows that break one of the rules: their numbers, and a flag for each rule."""
+        flags, _, _ = self._masks(names)
+        any_ = " OR ".join(f"_lw_f{i}" for i in range(len(names))) or "FALSE"
+        used = "".join(f" {self.joins[name]}" for name in names if name in self.joins)
+        return f"(SELECT * FROM (SELECT _lw_t._row{flags} FROM {self.source}{used}) AS _lw_f WHERE {any_}) AS _lw_b"
 
     def _masks(self, names: Sequence[str]) -> tuple[str, str, str]:
         """A flag for each rule, the masks made of them, and the masks' names."""

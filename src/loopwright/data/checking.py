@@ -117,6 +117,7 @@ class Examination:
         malformed: int,
     ) -> None:
         self._rows = _numbered(rows)
+        self._ordered = isinstance(self._rows, Files) and self._rows.numbered
         self._contract = contract
         self._refs = {name: ref for name, ref in refs.items() if name != contract.name}
         self._landed = landed
@@ -369,20 +370,20 @@ class Examination:
         broken = [name for name in names if name not in compiled.measures]
         measured = [name for name in names if name in compiled.measures]
         masks = max(1, -(-len(broken) // BITS))
-        self._count, bad = 0, 0
+        bad = 0
         self._measured |= dict.fromkeys(broken, 0)
         first: dict[str, list[int]] = {name: [] for name in broken}
         found = self._engine.execute(compiled.aggregate(broken, measured))
         while lines := found.fetchmany(LINES):
             for line in lines:
-                count, rows = int(line[1 + masks] or 0), line[2 + masks] or ()
-                hit = [n for i, n in enumerate(broken) if count and line[1 + i // BITS] >> i % BITS & 1]
-                self._count += count
+                count, rows = int(line[masks] or 0), line[masks + 1] or ()
+                hit = [n for i, n in enumerate(broken) if count and line[i // BITS] >> i % BITS & 1]
                 bad += count if any(name in aside for name in hit) else 0
                 for name in hit:
                     self._measured[name] += count
                     first[name] = sorted([*first[name], *rows])[:EXAMPLES]
-            self._measured |= dict(zip(measured, lines[0][3 + masks :], strict=True))
+            self._count = int(lines[0][masks + 2])
+            self._measured |= dict(zip(measured, lines[0][masks + 3 :], strict=True))
         self._first |= first
         return bad
 
@@ -506,10 +507,9 @@ class Examination:
         if not numbers:
             return {}
         listed = ", ".join(quote(name) for name in names)
-        found = self._all(
-            f"SELECT {', '.join(['_row', listed])} FROM _lw_raw WHERE _row IN ({', '.join(map(str, numbers))})"
-            f" AND _row BETWEEN {numbers[0]} AND {numbers[-1]}"
-        )
+        # Rows are in order, so what lies behind the last one wanted need not be read.
+        first = f"SELECT _row, {listed} FROM _lw_raw" + (f" LIMIT {numbers[-1]}" if self._ordered else "")
+        found = self._all(f"SELECT * FROM ({first}) AS _lw_r WHERE _row IN ({', '.join(map(str, numbers))})")
         return {
             row[0]: {name: _plain(value) for name, value in zip(names, row[1:], strict=True)} for row in found
         }
