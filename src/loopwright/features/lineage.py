@@ -116,17 +116,41 @@ class _Reader:
         return reading
 
     def _joined(self, view: FeatureView) -> Iterable[Reading]:
-        named = not isinstance(view.entity, Mapping)
         for name, sql in as_mapping(view.columns).items():
             reading = Reading(name, view.name, sql)
-            reading.add(self._of_table(sql, view.table), "value")
-            for ours, theirs in as_mapping(view.entity).items():
-                reading.add(self._of_spine(quoted(ours) if named else ours), "joined on")
-                reading.add(self._of_table(theirs, view.table), "joined on")
-            if view.event_time:
-                reading.add(self._of_table(view.event_time, view.table), "as of")
-                self._at_event(reading)
+            reading.add(self._of_view(sql, view), "value")
+            self._looked_up(reading, view)
             yield reading
+        for name, aggregate in view.aggregations.items():
+            over = "all time" if aggregate.window is None else format_duration(aggregate.window)
+            said = f"{aggregate.function} of {aggregate.value or 'rows'} over {over}"
+            reading = Reading(name, view.name, said)
+            if aggregate.value is not None:
+                reading.add(self._of_view(aggregate.value, view), "value")
+            if aggregate.where is not None:
+                reading.add(self._of_view(aggregate.where, view), "filtered by")
+            self._looked_up(reading, view)
+            yield reading
+
+    def _looked_up(self, reading: Reading, view: FeatureView) -> None:
+        named = not isinstance(view.entity, Mapping)
+        for ours, theirs in as_mapping(view.entity).items():
+            reading.add(self._of_spine(quoted(ours) if named else ours), "joined on")
+            reading.add(self._of_view(theirs, view), "joined on")
+        if view.event_time:
+            reading.add(self._of_view(view.event_time, view), "as of")
+            self._at_event(reading)
+        if view.available_at:
+            reading.add(self._of_view(view.available_at, view), "known at")
+
+    def _of_view(self, sql: str, view: FeatureView) -> Found:
+        """What an expression over a view's rows reads: through its source, where that is SQL that tells."""
+        if view.source is None:
+            return columns_read(sql, view.table, self.schemas)
+        whole = frozenset((table, WHOLE) for table in view.tables())
+        if not isinstance(view.source, str):
+            return Found(whole, "a Python function stands between")
+        return columns_made(sql, view, self.schemas)
 
     def _rated(self, view: WindowedRate) -> Iterable[Reading]:
         value = view.value if view.value is not None else self.spine.label
@@ -155,9 +179,6 @@ class _Reader:
 
     def _of_spine(self, sql: str) -> Found:
         return columns_read(sql, self.spine.table, self.schemas, alias="_t")
-
-    def _of_table(self, sql: str, table: str) -> Found:
-        return columns_read(sql, table, self.schemas)
 
 
 def columns_read(sql: str, table: str, schemas: Schemas, alias: str | None = None) -> Found:
@@ -191,6 +212,50 @@ def columns_read(sql: str, table: str, schemas: Schemas, alias: str | None = Non
             columns.add(found)
             why = why or ("it reads whole rows" if found[1] == WHOLE else "")
     return Found(frozenset(columns), why)
+
+
+def columns_made(sql: str, view: FeatureView, schemas: Schemas) -> Found:
+    """What the expression `sql` over the rows of a view's SQL source reads of the tables below it.
+
+    Each column of the source that it names is followed to what it is made of; what decides which rows the source has
+    (joins, conditions, groups) is read by every one of them.
+    """
+    assert isinstance(view.source, str)
+    whole = Found(
+        frozenset((table, WHOLE) for table in view.tables()), "the source's SQL does not tell its columns"
+    )
+    try:
+        tree = sqlglot.parse_one(view.source.strip().rstrip(";"), read="duckdb")
+    except (SqlglotError, RecursionError):
+        return whole
+    if not isinstance(tree, exp.Select) or any(isinstance(each, exp.Star) for each in tree.expressions):
+        return whole
+    made = {each.alias_or_name.casefold(): each.unalias() for each in tree.expressions}
+    over = columns_read(sql, view.table, {view.table: [each.alias_or_name for each in tree.expressions]})
+    if over.why:
+        return whole
+    names = {name.casefold(): (name, {c.casefold(): c for c in columns}) for name, columns in schemas.items()}
+    columns: set[tuple[str, str]] = set()
+    wanted = [made[column.casefold()] for _, column in over.columns]
+    shape = [part for key, part in tree.args.items() if key != "expressions" and isinstance(part, exp.Expr)]
+    shape += [part for key in ("joins", "laterals") for part in tree.args.get(key) or []]
+    if tree.args.get("group") is not None:  # by name, by number or ALL: what is no aggregate
+        shape += [each for each in tree.expressions if not each.find(exp.AggFunc)]
+    for join in tree.args.get("joins") or []:
+        for shared in join.args.get("using") or []:
+            for name in _base_tables(shared, names, tree).values():
+                if shared.name.casefold() in names[name][1]:
+                    columns.add((names[name][0], names[name][1][shared.name.casefold()]))
+    for part in [*wanted, *shape]:
+        if any(not isinstance(star.parent, exp.Count) for star in part.find_all(exp.Star)):
+            return whole
+        for column in part.find_all(exp.Column):
+            found = _resolve(column, names)
+            if found is None:
+                return whole
+            if found:
+                columns.add(found)
+    return Found(frozenset(columns))
 
 
 Names = Mapping[str, tuple[str, Mapping[str, str]]]
