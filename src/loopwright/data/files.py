@@ -82,7 +82,7 @@ class Files:
         for uri in self.uris:
             file = _open(uri)
             held = set(file.schema_arrow.names)
-            for batch in file.iter_batches(rows, columns=[n for n in names if n in held]):
+            for batch in _read(file, rows, [n for n in names if n in held]):
                 cells = []
                 for field in schema:
                     if field.name == "_row" and self.numbered:
@@ -122,6 +122,12 @@ class Files:
             starts[uri] = so_far
             so_far += _open(uri).metadata.num_rows
         return starts
+
+
+def _read(file: Any, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """One row group after the other: a reader over all of them keeps every byte that it has read."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(rows, row_groups=[group], columns=columns)
 
 
 def _open(uri: str) -> Any:

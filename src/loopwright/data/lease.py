@@ -13,7 +13,7 @@ from loopwright.kernel.ids import new_id
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
 
-TTL = timedelta(seconds=60)
+TTL = timedelta(seconds=30)
 """So long a dead process keeps others out. A living one renews four times as often."""
 PAUSE = 0.2
 
@@ -39,9 +39,9 @@ class Lease:
 
 
 @contextmanager
-def leased(ledger: Ledger, name: str, *, ttl: timedelta = TTL) -> Iterator[Lease]:
-    """Hold the lease `name`; waits for whoever holds it, at most `ttl` longer than they live."""
-    holder = new_id("lease")
+def leased(ledger: Ledger, name: str, *, ttl: timedelta | None = None) -> Iterator[Lease]:
+    """Hold the lease `name`; waits for whoever holds it, at most `ttl` (`TTL`) longer than they live."""
+    holder, ttl = new_id("lease"), ttl or TTL
     while True:
         began = time.monotonic()
         with ledger.write() as conn:

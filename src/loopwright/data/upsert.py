@@ -165,7 +165,7 @@ def _counts(engine: duckdb.DuckDBPyConnection) -> tuple[int, int, int]:
 
 
 def _stream(engine: duckdb.DuckDBPyConnection, writer: PartWriter, query: str) -> None:
-    rows: pa.RecordBatchReader = engine.execute(query).to_arrow_reader(64 * 1024)
+    rows: pa.RecordBatchReader = engine.sql(query).to_arrow_reader(64 * 1024)
     for batch in cast_batches(rows, writer.schema):
         writer.add(batch)
 
