@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from loopwright.data.files import Files
 from loopwright.data.lake import Lake
 from loopwright.features import store as feature_store
-from loopwright.features.definition import definition_digest, document
+from loopwright.features.definition import definition_digest
 from loopwright.features.lease import Lease
 from loopwright.features.module import FeatureModule, View
 from loopwright.features.newest import Change, Layout, Newest, bounded, layout_of, tables_of
 from loopwright.features.online import Head, OnlineStore
+from loopwright.features.registry import remember_views
 from loopwright.features.store import Materialization
 from loopwright.features.view import FeatureView
 from loopwright.kernel.actor import Actor
@@ -124,23 +125,15 @@ def materialize(
                            wanted=", ".join(known), next=did_you_mean(name, known))  # fmt: skip
     moment = as_of or work.clock()
     if not dry_run:
-        register_definitions(work)
+        remember_views(
+            work.module, model=work.model, ledger=work.lake.ledger, actor=work.actor, clock=work.clock
+        )
     wanted = [known[name] for name in (views or known)]
     return [
         _one(work, view, moment, full=full, since=since, entities=entities, dry_run=dry_run)
         for view in wanted
         if layout_of(work.module, view, work.label_available_after).names
     ]
-
-
-def register_definitions(work: Work) -> None:
-    """Keep the views' definitions in the ledger, numbered; is idempotent."""
-    with work.lake.ledger.write() as conn:
-        for view in work.module.views:
-            feature_store.register_view(
-                conn, model=work.model, name=view.name, digest=definition_digest(view), document=document(view),
-                actor=work.actor.name, at=work.clock(),
-            )  # fmt: skip
 
 
 def _one(
@@ -315,6 +308,7 @@ def _build(work: Work, view: View, layout: Layout, head: Head | None, plan: _Pla
         table_version=next(iter(plan.tables.values())), as_of=plan.as_of, kind=plan.kind, state="running", rows=0,
         progress={
             "why": plan.why, "tables": dict(plan.tables), "actor": work.actor.name, "named": plan.named is not None,
+            "view": definition_digest(view),
             "onto": head.generation if head is not None and plan.kind == "increment" else None,
         }, started_at=work.clock(), ended_at=None,
     )  # fmt: skip
@@ -400,7 +394,7 @@ def _put(work: Work, layout: Layout, one: Materialization, stage: Path) -> Done:
             definition=layout.definition, schema=schema, generation=writing.generation, change=0, entity=layout.entity,
             kinds=kinds, columns=layout.names, dtypes=layout.dtypes, as_of=to_us(one.as_of), ttl=layout.ttl,
             lasting=layout.lasting, timed=layout.timed, static=layout.static, absent=layout.absent, tables=tables,
-            written_at=to_us(work.clock()), build=one.id,
+            written_at=to_us(work.clock()), build=one.id, view=str(one.progress["view"]),
         )
     )  # fmt: skip
     now = work.clock()

@@ -33,6 +33,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     `timed`: rows carry an event time of their own; others were all reckoned at `as_of` (windows) or stand without one
     (`static`). `lasting`: columns that the TTL does not concern. `absent`: the values of an entity that has no row,
     where a view defines them. `tables`: table versions that were read. `build`: the materialisation that wrote it last.
+    `view`: digest of the view's own definition, which the registry knows it by.
     """
 
     definition: str
@@ -53,6 +54,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     tables: dict[str, int] = {}
     written_at: int = 0
     build: str = ""
+    view: str = ""
 
     def key(self, entity: Mapping[str, Any] | Sequence[Any], where: str = "") -> bytes | None:
         """The packed key; None where a part is null, which equals nothing. Raises BadInput for a part that is missing

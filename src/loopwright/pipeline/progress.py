@@ -1,5 +1,6 @@
 """What a long piece of work tells whoever is watching. The watcher decides how it looks."""
 
+from contextvars import ContextVar
 from typing import Protocol
 
 
@@ -29,3 +30,7 @@ class Silent:
     def note(self, text: str) -> None: ...
 
     def done(self, summary: str) -> None: ...
+
+
+watching: ContextVar[Progress | None] = ContextVar("watching", default=None)
+"""Who watches the operations of this thread: set by whoever shows progress, and works in the same process."""

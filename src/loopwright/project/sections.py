@@ -257,6 +257,15 @@ class Budget(Section):
     runs_per_week: int = Field(4, ge=1, le=10_000, description="a whole number from 1")
 
 
+class Online(Section):
+    """Keeping the online store up to date without being asked. Without this section: only by hand."""
+
+    every: Duration | None = Field(
+        None, ge=timedelta(seconds=10), description="a duration from 10s, like 15m"
+    )
+    after_run: bool = Field(False, description="true or false")
+
+
 _SCHEDULES = {"daily": timedelta(days=1), "weekly": timedelta(weeks=1), "monthly": timedelta(days=30)}
 
 

@@ -20,6 +20,7 @@ from loopwright.project.sections import (
     Gates,
     Monitoring,
     Name,
+    Online,
     Retraining,
     Search,
     Section,
@@ -44,6 +45,7 @@ class Spec(Section):
     data: Data = Field(description="{sources: …, label: …}")
     features: File = Field("features.py", description="the path of a Python file, like features.py")
     card: File | None = Field(None, description="the path of a Markdown file, like card.md")
+    online: Online | None = Field(None, description="{every, after_run}")
     train: Train = Field(Train(), description="{entry, conf, seed}")
     search: Search | None = Field(None, description="{metric, direction, trials}")
     gates: Gates = Field(Gates(), description="{metrics, latency_p99_ms, baseline, behaviour}")
