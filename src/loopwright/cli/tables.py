@@ -1,13 +1,16 @@
-"""data snapshot|show|tables: tables and their versions."""
+"""data snapshot|show|tables|snapshots|diff|vacuum|docs: tables and their versions."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
+from loopwright.cli.output import check_folder, check_place
+from loopwright.cli.progress import watch
 from loopwright.cli.session import Session, command
-from loopwright.cli.show import Column, table
+from loopwright.cli.show import Column, share, table, text
 from loopwright.kernel.errors import BadInput
+from loopwright.kernel.files import write_atomic
 
 
 @command("snapshot")
@@ -80,6 +83,77 @@ def vacuum(session: Session, model: str | None, older_than: str | None, yes: boo
     session.show(answer, _vacuumed)
 
 
+@command("diff")
+@click.argument("before")
+@click.argument("after")
+@click.option("--table", help="Only this table of the snapshots.")
+@click.option("--key", multiple=True, metavar="COLUMN", help="Tell rows by it; default: the contract's key.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Draw it: write a page to this file."
+)
+def diff(
+    session: Session, before: str, after: str, table: str | None, key: tuple[str, ...], html: Path | None
+) -> int:
+    """Say what changed from BEFORE to AFTER: rows, columns, and what the columns hold.
+
+    Each is a snapshot's digest (or its first letters), MODEL/TABLE, MODEL/TABLE@VERSION or a CSV, JSON or Parquet file.
+    Exit code 1 when they differ.
+    """
+    check_place(html)
+    words = [str(Path(word).absolute()) if Path(word).is_file() else word for word in (before, after)]
+    answer = session.call(
+        "tables.diff",
+        before=words[0],
+        after=words[1],
+        table=table,
+        key=list(key) or None,
+        html=html is not None,
+    )
+    page = answer.pop("html", None)
+    if html is not None and page is not None:
+        write_atomic(html, page.encode())
+        answer["page"] = str(html)
+    session.show(answer, _differs)
+    return 0 if answer["same"] else 1
+
+
+@command("docs")
+@click.argument("model", required=False)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="data-docs", show_default=True, help="The folder."
+)
+def docs(session: Session, model: str | None, out: Path) -> None:
+    """Write pages about the tables (of MODEL, or a project's folder): contracts, checks, columns, trends, snapshots.
+
+    They need no server and run no script; open index.html. A control plane shows the same at /api/v1/data/docs.html.
+    """
+    if out.exists() and not out.is_dir():
+        raise BadInput("is a file", where=str(out), wanted="a folder")
+    check_folder(out)
+    listed = session.call("tables.overview", model=_model_of(model))
+    out.mkdir(exist_ok=True)
+    with watch() as seen:
+        seen.step("Look at the tables")
+        for done, one in enumerate(listed["tables"]):
+            seen.update(done / len(listed["tables"]), f"{one['model']}/{one['table']}")
+            made = session.call("tables.page", model=one["model"], table=one["table"])
+            write_atomic(out / one["file"], made["content"].encode())
+        # Last, so that it names no page that is not there.
+        write_atomic(out / listed["name"], listed["content"].encode())
+        seen.done(f"{len(listed['tables'])} tables")
+    answer = {"path": str(out / listed["name"]), "pages": [one["file"] for one in listed["tables"]]}
+    session.show(answer, lambda a: f"{len(a['pages'])} pages; open {a['path']}")
+
+
+def _model_of(name: str | None) -> str | None:
+    """The model that a project's folder is about; other words as they are."""
+    if name is None or not (Path(name) / "loop.yaml").is_file():
+        return name
+    from loopwright.project.spec import load_project
+
+    return load_project(Path(name)).spec.model
+
+
 def _pinned(answer: dict[str, Any]) -> str:
     lines = [
         f"{one['table']}: {one['input_rows']:,} rows = {one['good_rows']:,} good + {one['bad_rows']:,} quarantined"
@@ -132,5 +206,54 @@ def _bytes(count: int) -> str:
     return f"{size:,.1f} TB"
 
 
-COMMANDS = (snapshot, show, tables, snapshots, vacuum)
+def _differs(answer: dict[str, Any]) -> str:
+    lines = [f"{answer['before']} → {answer['after']}: {'the same' if answer['same'] else 'they differ'}"]
+    for name, one in answer["tables"].items():
+        lines += ["", *_table_differs(name, one)]
+    for where in ("before", "after"):
+        if answer[f"only_{where}"]:
+            lines += ["", f"only {where}: {', '.join(answer[f'only_{where}'])}"]
+    if "page" in answer:
+        lines += ["", f"drawn in {answer['page']}"]
+    return "\n".join(lines)
+
+
+def _table_differs(name: str, one: dict[str, Any]) -> list[str]:
+    rows = one["rows"]
+    by = f"by {', '.join(one['key'])}" if one["key"] else f"whole rows; {one['why_no_key']}"
+    changed = f", {rows['changed']:,} changed" if one["key"] else ""
+    lines = [
+        f"{name}: {rows['before']:,} → {rows['after']:,} rows ({by}): {rows['added']:,} added, "
+        f"{rows['removed']:,} removed{changed}, {rows['unchanged']:,} the same"
+    ]
+    lines += [
+        f"  column {each['column']}: {each['change']}, {text(each['before'])} → {text(each['after'])}"
+        for each in one["schema"]
+    ]
+    moved = [] if one["same"] else sorted(one["columns"], key=lambda c: (-c["psi_corrected"], c["column"]))
+    columns: list[Column] = [
+        ("column", "column"), ("level", "level"), ("psi", "psi_corrected"), ("changed", "changed"),
+        ("nulls", lambda c: f"{share(c['before']['null_share'])} → {share(c['after']['null_share'])}"),
+        ("distinct", lambda c: f"{_about(c['before'])} → {_about(c['after'])}"),
+        ("mean", lambda c: f"{text(c['before']['mean'])} → {text(c['after']['mean'])}"),
+    ]  # fmt: skip
+    if moved:
+        lines.append("\n".join(f"  {line}" for line in table(moved, columns).splitlines()))
+    for what, found in one.get("examples", {}).items():
+        for row in found[:3]:
+            if what == "changed":
+                cells = ", ".join(
+                    f"{c} {text(p['before'])} → {text(p['after'])}" for c, p in row["columns"].items()
+                )
+                lines.append(f"  changed: {text(row['key'])}: {cells}")
+            else:
+                lines.append(f"  {what}: {text(row)}")
+    return lines
+
+
+def _about(facts: dict[str, Any]) -> str:
+    return f"{'' if facts['exact'] else '≈'}{facts['distinct']:,}"
+
+
+COMMANDS = (snapshot, show, tables, snapshots, diff, vacuum, docs)
 """What the group `data` takes in."""

@@ -102,8 +102,8 @@ def compare(
 ) -> Difference:
     """Compare two tables; the lake's own columns do not count.
 
-    A column whose type changed is compared as a number if both are, else as text. Raises BadInput for a key column that
-    one of the tables lacks.
+    A column whose type changed is compared as a number if both are; as the one's type if the other holds its words and
+    nothing else; else as text. Raises BadInput for a key column that one of the tables lacks.
     """
     names = content_names(before.schema), content_names(after.schema)
     common = [name for name in names[0] if name in names[1]]
@@ -114,10 +114,10 @@ def compare(
                 wanted=", ".join(common), next=did_you_mean(name, common),
             )  # fmt: skip
     schema = _schema_changes(before.schema, after.schema, *names)
-    kinds = pa.schema([(n, _common(before.schema.field(n).type, after.schema.field(n).type)) for n in common])
     with bounded(memory, spill=spill) as engine:
         before.view(engine, "_before", names[0] or None)
         after.view(engine, "_after", names[1] or None)
+        kinds = _kinds(engine, common, before.schema, after.schema)
         _align(engine, "a", "_before", before.schema, kinds)
         _align(engine, "b", "_after", after.schema, kinds)
         counts = [
@@ -144,6 +144,15 @@ def compare(
         columns,
         rows.examples,
     )
+
+
+def unchanged(files: Files, key: Sequence[str] = ()) -> Difference:
+    """What `compare` says of a table and itself, without a look at the columns."""
+    with bounded() as engine:
+        files.view(engine, "_before")
+        rows = int(engine.sql('SELECT count(*) FROM "_before"').fetchall()[0][0])
+    why = "" if key else "the table has no key"
+    return Difference(tuple(key), why, (rows, rows), 0, 0, 0, (), (), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,16 +283,47 @@ def _slots(before: Facts, after: Facts) -> Slots:
     return quantile_slots(before if before.rows > before.nulls else after)
 
 
+def _kinds(
+    engine: duckdb.DuckDBPyConnection, names: Sequence[str], before: pa.Schema, after: pa.Schema
+) -> pa.Schema:
+    """The types in which columns of both tables are compared."""
+    kinds = {name: _common(before.field(name).type, after.field(name).type) for name in names}
+    for view, words, typed in (("_before", before, after), ("_after", after, before)):
+        asked = [
+            name for name in names
+            if _is_text(words.field(name).type) and not _is_text(typed.field(name).type)
+        ]  # fmt: skip
+        if not asked:
+            continue
+        types = _sql_types(engine, pa.schema([typed.field(name) for name in asked]))
+        unlike = ", ".join(f"count({quote(n)}) - count(TRY_CAST({quote(n)} AS {types[n]}))" for n in asked)
+        found = engine.sql(f'SELECT {unlike} FROM "{view}"').fetchall()[0]
+        kinds |= {name: typed.field(name).type for name, count in zip(asked, found, strict=True) if not count}
+    return pa.schema(list(kinds.items()))
+
+
 def _align(
     engine: duckdb.DuckDBPyConnection, name: str, source: str, held: pa.Schema, kinds: pa.Schema
 ) -> None:
-    cells = []
-    for field in kinds:
-        cell = quote(field.name)
-        if held.field(field.name).type != field.type:
-            cell = f"{cell}::{'DOUBLE' if pa.types.is_floating(field.type) else 'VARCHAR'} AS {cell}"
-        cells.append(cell)
+    types = _sql_types(engine, kinds)
+    cells = [
+        quote(n) if held.field(n).type == kinds.field(n).type else f"{quote(n)}::{types[n]} AS {quote(n)}"
+        for n in kinds.names
+    ]
     engine.execute(f'CREATE TEMP VIEW {name} AS SELECT {", ".join(cells) or "1 AS _none"} FROM "{source}"')
+
+
+def _sql_types(engine: duckdb.DuckDBPyConnection, kinds: pa.Schema) -> dict[str, str]:
+    if not kinds.names:
+        return {}
+    engine.register("_types", kinds.empty_table())
+    found = {row[0]: str(row[1]) for row in engine.execute("DESCRIBE _types").fetchall()}
+    engine.unregister("_types")
+    return found
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
