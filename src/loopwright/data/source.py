@@ -3,6 +3,7 @@
     PATH, file://…          a file, a folder or a glob of files with the same columns
     package://NAME/path     a file inside an installed package
     http(s)://…             a download that goes on where it broke off
+    postgresql://…          a table or a query, whole or from a cursor on; see `sources.postgres`
 
 Formats: CSV (any usual delimiter), JSON lines (both plain, .gz, .zst, or .zip of one file), Parquet. CSV cells stay
 text here: only a contract knows their types, and a cell that does not fit must be shown as it was written.
@@ -11,8 +12,9 @@ text here: only a contract knows their types, and a cell that does not fit must 
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -33,6 +35,9 @@ from loopwright.data.sources.staging import MalformedLines, disk, write_rows
 from loopwright.data.staged import MALFORMED, Staged
 from loopwright.kernel.errors import BadInput
 
+if TYPE_CHECKING:
+    from loopwright.data.sources.postgres import Query
+
 __all__ = [
     "FORMATS", "MALFORMED", "NULLS", "RESERVED", "Malformed", "Raw", "Reading", "Source", "Told", "public_uri",
     "resolve",
@@ -48,7 +53,8 @@ class Source:
 
     uri: str
     digest: str | None
-    delivery: Delivery
+    delivery: Delivery | None = None
+    query: "Query | None" = None
     reading: Reading = field(default_factory=Reading)
     origin: Mapping[str, Any] = field(default_factory=dict)
     downloaded: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
@@ -60,12 +66,19 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """The (first) file on this machine."""
-        return self.delivery.parts[0].path
+        """The (first) file on this machine; a query has none."""
+        return self._files.parts[0].path
 
     @property
     def format(self) -> str:
-        return self.delivery.format
+        """csv, jsonl, parquet or query."""
+        return self.delivery.format if self.delivery is not None else "query"
+
+    @property
+    def _files(self) -> Delivery:
+        if self.delivery is None:
+            raise BadInput("a query is no file", where=self.name, wanted="a source of files")
+        return self.delivery
 
     def stage(self, into: Path, nulls: Sequence[str] = NULLS, *, progress: Told | None = None) -> Staged:
         """Bring all rows into Parquet files in the folder `into` (made when missing); memory does not grow with them.
@@ -76,18 +89,20 @@ class Source:
         Conflict when a file changes meanwhile. When it raises, the folder holds nothing that was begun.
         """
         told = progress or _silent
+        if self.query is not None:
+            return self.query.stage(into, self.origin, told)
         with disk(into):
             into.mkdir(parents=True, exist_ok=True)
         lines = MalformedLines(into / "malformed.parquet")
         try:
             with disk(into):
                 if self.format == "parquet":
-                    rows = self.delivery.parquet()
+                    rows = self._files.parquet()
                 else:
-                    schema, batches = self.delivery.rows(self.reading, nulls, lines.add, told)
+                    schema, batches = self._files.rows(self.reading, nulls, lines.add, told)
                     rows = write_rows(into / "rows.parquet", schema, batches)
                 malformed = lines.close()
-            self.delivery.check_unchanged()
+            self._files.check_unchanged()
             self._some(rows.rows or 0, lines.rows)
         except BaseException:
             lines.abandon()
@@ -104,8 +119,12 @@ class Source:
 
     def read(self, nulls: Sequence[str] = NULLS) -> Raw:
         """All rows in memory, for small data; else as `stage`."""
+        if self.query is not None:
+            with tempfile.TemporaryDirectory(prefix="loopwright-source-") as folder:
+                staged = self.query.stage(Path(folder), self.origin, _silent)
+                return Raw(staged.rows.table(staged.rows.schema.names))
         malformed: list[Malformed] = []
-        schema, batches = self.delivery.rows(self.reading, nulls, malformed.append, _silent)
+        schema, batches = self._files.rows(self.reading, nulls, malformed.append, _silent)
         rows = pa.Table.from_batches(batches, schema)
         self._some(rows.num_rows, len(malformed))
         return Raw(rows, tuple(malformed))
@@ -127,12 +146,13 @@ def resolve(
     *,
     cursor_column: str | None = None,
     cursor: Mapping[str, Any] | None = None,
+    lookback: timedelta = timedelta(),
     reading: Reading | None = None,
 ) -> Source:
     """Find what `uri` names; a relative path starts at `base`.
 
-    `cursor_column`, `cursor`: of an incremental source, and how far it was read. Raises NotFound or BadInput saying
-    what was looked for and where; Unavailable when a server does not answer.
+    `cursor_column`, `cursor`, `lookback`: of an incremental source, how far it was read, and how far back to look again.
+    Raises NotFound or BadInput saying what was looked for and where; Unavailable when a server does not answer.
     """
     reading = reading or Reading()
     scheme = urlsplit(uri).scheme if "://" in uri else ""
@@ -152,7 +172,12 @@ def resolve(
         from loopwright.data.sources.web import download
 
         delivery, folder = download(uri, reading)
-        return Source(uri, delivery.digest, delivery, reading, downloaded=folder)
+        return Source(uri, delivery.digest, delivery, reading=reading, downloaded=folder)
+    elif scheme in ("postgresql", "postgres"):
+        from loopwright.data.sources.postgres import Query
+
+        query = Query.parse(uri, column=cursor_column, lookback=lookback, since=cursor)
+        return Source(uri, None, query=query, reading=reading)
     elif scheme == "file":
         path = Path(unquote(urlsplit(uri).path))
     elif scheme == "":
@@ -166,4 +191,4 @@ def resolve(
             next="Mend the uri in loop.yaml",
         )
     delivery = find_local(uri, path, reading)
-    return Source(uri, delivery.digest, delivery, reading)
+    return Source(uri, delivery.digest, delivery, reading=reading)
