@@ -27,6 +27,8 @@ def imported(*folders: str) -> dict[str, Path]:
         for path in sorted((ROOT / folder).rglob("*.py")):
             if folder == "src" and "tests" in path.parts:  # an example brings its own tests
                 continue
+            if ".cache" in path.parts:  # rivals' environments
+                continue
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import):
                     names = [alias.name for alias in node.names]
