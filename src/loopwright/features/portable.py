@@ -4,10 +4,11 @@ A project writes DuckDB's SQL. What both engines read alike is let through and r
 it is either spelled so that Spark does as DuckDB does, or refused by name with what to write instead. Nothing passes
 because it is unknown: every kind of node has to be in the list.
 
-Known to differ silently, and so refused or respelled: `date_diff` (DuckDB counts midnights crossed), `dayofweek` (0 or
-1 for Sunday), `isodow` (sqlglot's own rendering is two days off), `hash`, `log` (base 10 or e), `concat` (skips nulls),
-`/` by zero (infinity or an error) and of decimals, `//` of doubles, casts to whole numbers (rounded or cut), casts to
-text, `round` to decimal places, `%` patterns with a backslash, regular expressions made at run time.
+Known to differ silently, and so refused or respelled: `date_diff` (DuckDB counts midnights crossed), `dayofweek`
+(0 or 1 for Sunday), `isodow` (sqlglot's own rendering is two days off), `hash`, `log` (base 10 or e), `concat`
+(skips nulls), `isnan` of null (null or false), `/` by zero (infinity or an error) and of decimals, `//` of
+doubles, casts to whole numbers (rounded or cut), casts to text, `round` to decimal places, `%` patterns with a
+backslash, regular expressions made at run time.
 """
 
 from collections.abc import Callable
@@ -251,6 +252,12 @@ _RESPELLED: dict[type[exp.Expr], Callable[[exp.Expr], exp.Expr]] = {
         this=exp.Div(
             this=_double(_call("unix_micros", _moment(node.this))),
             expression=_double(exp.Literal.number(1000000)),
+        )
+    ),
+    exp.IsNan: lambda node: exp.Paren(
+        this=exp.Case(
+            ifs=[exp.If(this=exp.Is(this=node.this.copy(), expression=exp.Null()), true=exp.Null())],
+            default=node.copy(),
         )
     ),
     exp.Avg: lambda node: exp.Avg(this=_double(node.this)),
