@@ -6,8 +6,8 @@ one mark for each row comes into Python's memory; the engine stays under its lim
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +30,10 @@ from loopwright.data.contract import Contract, Rule, Scope, Severity
 from loopwright.data.duck import MEMORY, connect, lock, memory_bytes
 from loopwright.data.files import BATCH_ROWS, Files
 from loopwright.data.staged import Staged
-from loopwright.kernel.errors import BadInput, Unavailable, did_you_mean
+from loopwright.data.workspace import workspace
+from loopwright.kernel.errors import BadInput, NotFound, Unavailable, did_you_mean
 
-__all__ = ["Examination", "Reference", "examination", "require_columns"]
+__all__ = ["Examination", "Reference", "examination", "plain", "require_columns"]
 
 MALFORMED = "malformed line"
 LINES = 2048
@@ -142,8 +143,9 @@ class Examination:
                     wanted="it ingested before",
                     next=f"Ingest {table} first, or add it to data.sources",
                 )
-        self._folder = Path(tempfile.mkdtemp(prefix="check-", dir=self._spill))
-        self._engine = connect(memory_limit=self._limit, spill=self._folder)
+        self._ending = ExitStack()
+        folder = self._spill or self._ending.enter_context(workspace(None))
+        self._engine = connect(memory_limit=self._limit, spill=folder / f"spill-{id(self)}")
         try:
             self._judge()
         except duckdb.OutOfMemoryException as error:
@@ -175,7 +177,9 @@ class Examination:
         """Free memory and disk."""
         self._stream += 1
         self._engine.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._spill is not None:
+            shutil.rmtree(self._spill / f"spill-{id(self)}", ignore_errors=True)
+        self._ending.close()
 
     # Streams.
 
@@ -285,17 +289,24 @@ class Examination:
     def _references(self, paths: list[str]) -> dict[str, str | None]:
         """By snapshot that a drift rule names, the view of its rows; None: there is no previous one yet."""
         views: dict[str, str | None] = {}
+        missing: dict[str, str] = {}
         for rule in self._contract.rules:
             snapshot = str(rule.arguments.get("snapshot", ""))
-            if rule.kind != "drift" or snapshot in views:
+            if rule.kind != "drift":
                 continue
+            if snapshot not in views and snapshot not in missing:
+                try:
+                    rows = self._reference(snapshot) if self._reference is not None else None
+                except NotFound as error:
+                    missing[snapshot] = str(error)
+                else:
+                    views[snapshot] = None if rows is None else f"_lw_ref{len(views)}"
+                    if rows is not None:
+                        paths += _view(self._engine, f"_lw_ref{len(views) - 1}", rows)
             if self._reference is None:
                 self._errors[rule.name] = "there are no snapshots to compare with here"
-                continue
-            rows = self._reference(snapshot)
-            views[snapshot] = None if rows is None else f"_lw_ref{len(views)}"
-            if rows is not None:
-                paths += _view(self._engine, f"_lw_ref{len(views) - 1}", rows)
+            elif snapshot in missing:
+                self._errors[rule.name] = missing[snapshot]
         return views
 
     def _refuse_harmful(self) -> None:
@@ -511,7 +522,7 @@ class Examination:
         first = f"SELECT _row, {listed} FROM _lw_raw" + (f" LIMIT {numbers[-1]}" if self._ordered else "")
         found = self._all(f"SELECT * FROM ({first}) AS _lw_r WHERE _row IN ({', '.join(map(str, numbers))})")
         return {
-            row[0]: {name: _plain(value) for name, value in zip(names, row[1:], strict=True)} for row in found
+            row[0]: {name: plain(value) for name, value in zip(names, row[1:], strict=True)} for row in found
         }
 
     def _error(self, rule: Rule) -> RuleResult:
@@ -571,11 +582,12 @@ def _top(path: str, held: Sequence[str]) -> str:
     return top if top in held else ""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A cell in types that JSON has."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return (
         value
         if value is None

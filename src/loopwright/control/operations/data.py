@@ -3,46 +3,67 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from loopwright.control.context import Context
 from loopwright.control.operation import operation
 from loopwright.data import store as data_store
-from loopwright.data.check import examine
 from loopwright.data.contract import Contract
+from loopwright.data.duck import MEMORY
 from loopwright.data.lake import Lake
 from loopwright.data.snapshot import load_snapshot, verify_snapshot
-from loopwright.data.source import resolve
 from loopwright.kernel.actor import Role
 from loopwright.kernel.errors import BadInput, NotFound, Refused, did_you_mean
 from loopwright.pipeline import store as pipeline_store
-from loopwright.pipeline.intake import bring_in, in_reference_order
-from loopwright.pipeline.progress import Silent
+from loopwright.pipeline.intake import bring_in
+from loopwright.pipeline.progress import Silent, watching
+from loopwright.pipeline.trial import Trials
 from loopwright.project.spec import Project, load_project
+
+ROWS = 10_000
 
 
 @operation("data.check", "POST", "/data/check", role=Role.DEVELOPER)
-def check(ctx: Context, project: str, tables: list[str] | None = None) -> dict[str, Any]:
+def check(
+    ctx: Context, project: str, tables: list[str] | None = None, memory: str = MEMORY, rows: int = 0
+) -> dict[str, Any]:
     """Check a project's sources against their contracts; nothing is landed.
 
-    `project` is a folder on the machine that does the work.
+    `project` is a folder on the machine that does the work. `memory`: what the engine may take. `rows`: so many of the
+    rows that would be set aside are shown.
     """
     opened = _open(ctx, project)
-    sources = opened.spec.data.sources
-    _all_known(tables, list(sources))
-    contracts = {name: Contract.load(opened.path(source.contract)) for name, source in sources.items()}
-    wanted = _with_references(tables or list(sources), contracts)
-    good: dict[str, pa.Table] = {}
-    reports = []
-    for name in [table for table in in_reference_order(contracts) if table in wanted]:
-        contract = contracts[name]
-        raw = resolve(sources[name].uri, opened.dir).read(contract.nulls)
-        checked = examine(raw.rows, contract, good, malformed=len(raw.malformed))
-        good[name] = checked.good
-        if tables is None or name in tables:
-            blocked = [rule.name for rule in checked.report.blocked_by]
-            reports.append({"table": name, **checked.report.to_json(), "blocked_by": blocked})
-    return {"model": opened.spec.model, "project": str(opened.dir), "tables": reports}
+    _all_known(tables, list(opened.spec.data.sources))
+    found = [trial.to_json() for trial in _trials(ctx, memory, rows).project(opened, tables)]
+    return {"model": opened.spec.model, "project": str(opened.dir), "tables": found}
+
+
+@operation("data.check_source", "POST", "/data/check/source", role=Role.DEVELOPER)
+def check_source(
+    ctx: Context, uri: str, contract: str, model: str | None = None, memory: str = MEMORY, rows: int = 0
+) -> dict[str, Any]:
+    """Check what lies at a URI against a contract; nothing is landed.
+
+    Paths are of the machine that does the work. `model`: whose tables the contract's relationships point to.
+    """
+    for named in (uri, contract):
+        _require_outside(ctx, named)
+    read = Contract.load(Path(contract))
+    trial = _trials(ctx, memory, rows).uri(uri, read, Path.cwd(), model=model)
+    return {"model": model, "project": None, "tables": [trial.to_json()]}
+
+
+@operation("data.check_table", "POST", "/data/{model}/{table}/check", role=Role.DEVELOPER)
+def check_table(
+    ctx: Context, model: str, table: str, contract: str | None = None, memory: str = MEMORY, rows: int = 0
+) -> dict[str, Any]:
+    """Check the rows of a table as they stand, against the contract in force or another one.
+
+    `contract` is a file on the machine that does the work.
+    """
+    if contract is not None:
+        _require_outside(ctx, contract)
+    read = Contract.load(Path(contract)) if contract is not None else None
+    trial = _trials(ctx, memory, rows).table(model, table, read)
+    return {"model": model, "project": None, "tables": [trial.to_json()]}
 
 
 @operation("data.snapshot", "POST", "/data/snapshot", role=Role.DEVELOPER)
@@ -118,16 +139,6 @@ def _table(model: str, table: str, batches: list[data_store.Batch]) -> dict[str,
     }  # fmt: skip
 
 
-def _with_references(names: list[str], contracts: dict[str, Contract]) -> set[str]:
-    wanted, waiting = set(), list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in wanted and name in contracts:
-            wanted.add(name)
-            waiting += contracts[name].references()
-    return wanted
-
-
 def _all_known(names: list[str] | None, known: list[str]) -> None:
     for name in names or []:
         if name not in known:
@@ -145,6 +156,22 @@ def _open(ctx: Context, project: str) -> Project:
             "uploaded files are no project", where=project, wanted="a folder outside the home's artifacts"
         )
     return load_project(Path(project))
+
+
+def _trials(ctx: Context, memory: str, rows: int) -> Trials:
+    if not 0 <= rows <= ROWS:
+        raise BadInput("`rows` is out of range", got=rows, wanted=f"0 to {ROWS}")
+    watch = watching.get() or Silent()
+    return Trials(_lake(ctx), ctx.home.staging, ctx.now, rows=rows, memory=memory, watch=watch)
+
+
+def _require_outside(ctx: Context, named: str) -> None:
+    """Refuse files of the home itself: what is wrong in rows is shown, and keys and uploaded files are not for that."""
+    scheme, split, rest = named.partition("://")
+    if split and scheme != "file":
+        return
+    if Path(rest if split else named.partition("#")[0]).resolve().is_relative_to(ctx.home.root.resolve()):
+        raise Refused("the home's own files are no source", where=named, wanted="a file outside the home")
 
 
 def _lake(ctx: Context) -> Lake:
