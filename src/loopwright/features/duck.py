@@ -147,7 +147,7 @@ def _check_reads(con: duckdb.DuckDBPyConnection, view: FeatureView, query: str, 
     try:
         with connect() as scratch:  # it cannot look through views of files: tables of the same columns do
             for name in view.tables():
-                scratch.register(name, con.execute(f"SELECT * FROM {quoted(name)} LIMIT 0").to_arrow_table())
+                scratch.register(name, con.sql(f"SELECT * FROM {quoted(name)} LIMIT 0").to_arrow_table())
             found = scratch.get_table_names(query)
     except duckdb.Error as error:
         raise BadInput(
