@@ -12,14 +12,15 @@ import numpy as np
 import pyarrow as pa
 
 from loopwright import __version__
+from loopwright.data.files import Files
 from loopwright.data.lake import Lake
+from loopwright.data.snapshot import snapshot_files
 from loopwright.features.frame import Frame
 from loopwright.features.module import FeatureModule
 from loopwright.features.offline import build_frame
 from loopwright.kernel.clock import to_us
 from loopwright.kernel.digest import digest_json
 from loopwright.kernel.files import write_atomic
-from loopwright.pipeline.intake import pinned_tables
 from loopwright.project.spec import Project
 from loopwright.training.code import code_digest
 
@@ -32,14 +33,12 @@ def frame_of(
 ) -> Frame:
     """All rows of the snapshot with what was known about each; `cache` is a folder, None builds afresh.
 
-    A cached frame that cannot be read is built again.
+    A cached frame that cannot be read is built again. Raises Refused where a view fails a test that blocks.
     """
     label_after = project.spec.data.label.available_after
 
     def build() -> Frame:
-        return build_frame(
-            module, pinned_tables(lake, snapshot, module.tables()), label_available_after=label_after
-        )
+        return build_frame(module, pinned_files(lake, snapshot, module), label_available_after=label_after)
 
     if cache is None:
         return build()
@@ -91,7 +90,7 @@ def known_rows(
             return as_known(whole, until)  # else classes of later labels would be known too early
     return build_frame(
         module,
-        pinned_tables(lake, snapshot, module.tables()),
+        pinned_files(lake, snapshot, module),
         label_available_after=project.spec.data.label.available_after,
         until=until,
         require_label=True,
@@ -105,6 +104,11 @@ def is_simple(module: FeatureModule) -> bool:
         and not module.classes
         and module.task != "multiclass"
     )
+
+
+def pinned_files(lake: Lake, snapshot: str, module: FeatureModule) -> dict[str, Files]:
+    """The tables a module reads as the snapshot pins them; nothing is read yet."""
+    return {name: snapshot_files(lake, snapshot, name) for name in module.tables()}
 
 
 def as_known(whole: Frame, until: datetime | None) -> Frame:
