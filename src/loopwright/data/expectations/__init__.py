@@ -1,0 +1,1 @@
+"""Suites of Great Expectations, brought over into contracts and written from them."""
