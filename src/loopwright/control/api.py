@@ -49,8 +49,7 @@ def _endpoint(operation: Operation) -> Callable[..., Response]:
             arguments |= {name: getattr(body, name) for name in type(body).model_fields}
         done = operation.answer(context_of(request), **arguments)
         if isinstance(done, Stream):
-            named = {"Content-Disposition": f'attachment; filename="{done.name}"'}
-            return StreamingResponse(done.chunks, media_type=done.media_type, headers=named)
+            return StreamingResponse(done.chunks, media_type=done.media_type, headers=done.headers)
         return JSONResponse(plain(done))
 
     parameters = [inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)]

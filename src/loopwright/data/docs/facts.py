@@ -7,7 +7,6 @@ from typing import Any
 
 from loopwright.data import store as data_store
 from loopwright.data.bounded import bounded
-from loopwright.data.content import content_names
 from loopwright.data.contract import Contract
 from loopwright.data.docs import store
 from loopwright.data.lake import Lake
@@ -88,7 +87,7 @@ def gather(lake: Lake, model: str, table: str, *, now: datetime) -> TableFacts:
     spreads: dict[str, Spread] = {}
     if version is not None:
         files = lake.files("silver", model, table, version=version)
-        names = content_names(files.schema)
+        names = [name for name in files.schema.names if not name.startswith("_")]
         with bounded() as engine:
             files.view(engine, "rows")
             for start in range(0, len(names), COLUMNS_AT_ONCE):

@@ -4,6 +4,7 @@ Up to 200,000 rows distinct values and quantiles are exact; above they are estim
 say so.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -176,10 +177,11 @@ def even_slots(facts: Facts, bins: int = 24) -> Slots:
     low, high = facts.quantiles.get(0.01), facts.quantiles.get(0.99)
     if low is None or high is None or not high > low:
         return Slots(edges=() if low is None else (low,))
-    if facts.exact and facts.distinct <= bins and facts.low is not None and facts.high is not None:
-        whole = float(facts.low).is_integer() and float(facts.high).is_integer()
-        if whole and facts.kind == "number" and facts.high - facts.low < bins:
-            return Slots(edges=tuple(float(v) for v in range(int(facts.low), int(facts.high))))
+    if facts.type.startswith(("int", "uint")) and facts.kind == "number":
+        # Whole numbers in intervals of a whole width: others would hold now three of them and now four.
+        start, end = math.floor(low), math.ceil(high)
+        width = max(1, math.ceil((end - start) / (2 * bins if end - start <= 2 * bins else bins)))
+        return Slots(edges=tuple(float(edge) for edge in range(start, end, width)))
     return Slots(edges=tuple(np.linspace(low, high, bins - 1).tolist()))
 
 
