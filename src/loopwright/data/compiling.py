@@ -108,7 +108,7 @@ class _Compiler:
         if column.name not in self.types:
             return Cell(f"CAST(NULL AS {sql_type(column)})", None)
         made = cell(quote(column.name), column, self.types[column.name])
-        return Cell(made.typed, None) if column.name in self.finite else made
+        return Cell(made.typed, None) if column.name in self.finite and column.type == "number" else made
 
     def typed(self, path: str) -> Place:
         return place(path, self.contract.columns, lambda name: f"_lw_t.{quote(name)}")
@@ -141,7 +141,9 @@ class _Compiler:
         if inner is None:  # an object's field that no row has
             return found, Cell(f"CAST(NULL AS {sql_type(found.column)})", None)
         made = cell(found.cell, found.column, inner, depth=path.count("["))
-        return found, Cell(made.typed, None) if path in self.finite else made
+        return found, Cell(
+            made.typed, None
+        ) if path in self.finite and found.column.type == "number" else made
 
     def unfit(self, path: str) -> str | None:
         found, inner = self.raw(path)
