@@ -22,6 +22,7 @@ SQL_TYPES = {
     "date": "DATE",
     "time": "TIME",
 }
+_INFINITY = "CAST('Infinity' AS DOUBLE)"
 _OFFSET = r":\d\d(\.\d+)?\s*(Z|[+-]\d\d(:?\d\d)?)$"
 
 
@@ -218,9 +219,11 @@ def _typed_cell(raw: str, column: Column, arrow: pa.DataType) -> Cell:
 
 def _finite(typed: str, unfit: str | None) -> Cell:
     """Not a number is no value; infinity is a value that fits nowhere."""
-    infinite = f"isinf({typed})"
+    # Not a number is greater than all numbers, on every engine.
+    infinite = f"abs({typed}) = {_INFINITY}"
     return Cell(
-        f"(CASE WHEN isfinite({typed}) THEN {typed} END)", f"({unfit} OR {infinite})" if unfit else infinite
+        f"(CASE WHEN abs({typed}) < {_INFINITY} THEN {typed} END)",
+        f"({unfit} OR {infinite})" if unfit else infinite,
     )
 
 
