@@ -44,13 +44,17 @@ class Document:
 
 def read_document(path: Path) -> Document:
     """Read one YAML mapping from `path`; raises NotFound or BadInput with file, line and column."""
+    return parse_document(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes; raises NotFound, or BadInput with the reason."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        raise NotFound("no such file", where=str(path), wanted="a YAML file", next="Check the path") from None
+        raise NotFound("no such file", where=str(path), wanted="a file", next="Check the path") from None
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror or error}", where=str(path)) from error
-    return parse_document(data, str(path))
 
 
 def parse_document(data: bytes, source: str) -> Document:
