@@ -13,13 +13,13 @@ def distribution(
 ) -> str:
     """How a column is spread: a histogram of numbers and times, bars of values; `other` beside it in a second colour.
 
-    Without `values` no value is named.
+    Without `values` no value is named: a histogram has its shape and no scale.
     """
     if spread is None or not (facts.rows - facts.nulls):
         return '<p class="note">no values</p>'
     if facts.kind == "category":
         return _bars(facts, spread, other) if values else ""
-    return _histogram(facts, spread, other)
+    return _histogram(facts, spread, other, values)
 
 
 def trend(shares: Sequence[float], *, width: int = 720, height: int = 90, label: str = "") -> str:
@@ -49,7 +49,7 @@ def trend(shares: Sequence[float], *, width: int = 720, height: int = 90, label:
     )
 
 
-def _histogram(facts: Facts, spread: Spread, other: Spread | None) -> str:
+def _histogram(facts: Facts, spread: Spread, other: Spread | None, values: bool) -> str:
     totals = [max(sum(one.counts), 1) for one in (spread, *([other] if other else []))]
     parts = [
         [count / total for count in one.counts]
@@ -66,14 +66,23 @@ def _histogram(facts: Facts, spread: Spread, other: Spread | None) -> str:
             tall = height / top * (base - 4)
             drawn.append(
                 f'<rect x="{place * step + left:.1f}" y="{base - tall:.1f}" width="{wide:.1f}" height="{tall:.1f}" '
-                f'class="{"fill2" if which else "fill"}"><title>{text(_interval(facts, spread, place))}: '
-                f"{text(share(height))}</title></rect>"
+                f'class="{"fill2" if which else "fill"}">'
+                + (
+                    f"<title>{text(_interval(facts, spread, place))}: {text(share(height))}</title>"
+                    if values
+                    else ""
+                )
+                + "</rect>"
             )
     edges = spread.slots.edges
     low, high = (edges[0], edges[-1]) if edges else (facts.low, facts.high)
     words = (
-        f'<text x="0" y="{HEIGHT - 3}">{_shown(facts, low)}</text>'
-        f'<text x="{WIDTH}" y="{HEIGHT - 3}" text-anchor="end">{_shown(facts, high)}</text>'
+        ""
+        if not values
+        else (
+            f'<text x="0" y="{HEIGHT - 3}">{_shown(facts, low)}</text>'
+            f'<text x="{WIDTH}" y="{HEIGHT - 3}" text-anchor="end">{_shown(facts, high)}</text>'
+        )
     )
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" '

@@ -22,7 +22,7 @@ from loopwright.data.docs.layout import (
     text,
 )
 from loopwright.data.docs.pictures import distribution, trend
-from loopwright.data.versions.describe import Facts, time_text
+from loopwright.data.versions.describe import MANY, Facts, time_text
 from loopwright.kernel.clock import iso
 
 Link = Callable[[str | None], str]
@@ -236,10 +236,11 @@ def _card(one: Facts, told: TableFacts, values: bool) -> str:
         show = _when if one.kind == "time" else number
         if values:
             figures |= {"least": show(one.low), "greatest": show(one.high)}
-        if one.kind == "number":
-            figures |= {"mean": number(one.mean), "deviation": number(one.deviation)}
-        figures |= {f"{mark}median": show(one.quantiles.get(0.5)), "5 %": show(one.quantiles.get(0.05)),
-                    "95 %": show(one.quantiles.get(0.95))}  # fmt: skip
+        if values or one.rows - one.nulls >= MANY:
+            if one.kind == "number":
+                figures |= {"mean": number(one.mean), "deviation": number(one.deviation)}
+            figures |= {f"{mark}median": show(one.quantiles.get(0.5)), "5 %": show(one.quantiles.get(0.05)),
+                        "95 %": show(one.quantiles.get(0.95))}  # fmt: skip
         if one.not_finite:
             figures["NaN or ∞"] = number(one.not_finite)
     told_ = "".join(

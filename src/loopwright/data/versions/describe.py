@@ -20,6 +20,8 @@ from loopwright.data.content import quote
 Kind = Literal["number", "time", "category"]
 EXACT_ROWS = 200_000
 TOP = 12
+MANY = 200
+"""Of so many rows a mean or a quantile tells nothing of one; it may be shown to who may not see rows."""
 LONGEST = 120
 """Longer texts are cut before they are counted as categories."""
 QUANTILES = (0.01, *(round(i / 20, 2) for i in range(1, 20)), 0.99)
@@ -50,19 +52,20 @@ class Facts:
 
     def to_json(self, *, values: bool = True) -> dict[str, Any]:
         """Return all fields; without `values`, none that is a value of a row rather than a sum over many."""
+        shown = values or self.rows - self.nulls >= MANY
         told: dict[str, Any] = {
             "type": self.type, "kind": self.kind, "rows": self.rows, "nulls": self.nulls,
             "null_share": self.nulls / self.rows if self.rows else None, "distinct": self.distinct,
-            "exact": self.exact, "mean": self._shown(self.mean),
+            "exact": self.exact, "mean": self._shown(self.mean) if shown else None,
         }  # fmt: skip
         if self.kind == "number":
-            told |= {"deviation": self.deviation, "not_finite": self.not_finite}
-        if self.kind != "category":
+            told |= {"deviation": self.deviation if shown else None, "not_finite": self.not_finite}
+        if self.kind != "category" and shown:
             told["quantiles"] = {
                 str(q): self._shown(self.quantiles.get(q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)
             }
-            if values:
-                told |= {"low": self._shown(self.low), "high": self._shown(self.high)}
+        if self.kind != "category" and values:
+            told |= {"low": self._shown(self.low), "high": self._shown(self.high)}
         return told
 
     def _shown(self, value: float | None) -> Any:
