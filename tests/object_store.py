@@ -88,8 +88,9 @@ def s3_server_running(ports: list[int]) -> Iterator[S3Server]:
     listen = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
     command = [
         program, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
-        f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-master.volumeSizeLimitMB=1024",
-        "-volume.max=0", *listen,
+        f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-master.volumeSizeLimitMB=64",
+        # Every bucket takes several volumes.
+        "-volume.max=2000", *listen,
     ]  # fmt: skip
     # Its sockets are named by port and lie in TMPDIR or /tmp.
     environment = os.environ | {"TMPDIR": str(folder)}

@@ -145,7 +145,11 @@ def _nothing_new(work: _Landing, source: Source) -> IngestReport:
 
 def _land(work: _Landing, staged: Staged, evolution: Evolution, folder: Path) -> IngestReport:
     lake, model, table, contract = work.lake, work.model, work.table, work.contract
-    require_columns(staged.rows.schema.names, contract, staged.uri)
+    try:
+        require_columns(staged.rows.schema.names, contract, staged.uri)
+    except BadInput as error:
+        record_unreadable(lake, work.name, staged.uri, error, work.actor, work.now, contract=contract)
+        raise
     refs = silver_refs(lake, model, contract) if work.refs is None else work.refs
     with lake.ledger.read() as conn:
         number = store.last_landing(conn, work.name)
@@ -175,12 +179,14 @@ def _land(work: _Landing, staged: Staged, evolution: Evolution, folder: Path) ->
 
             def admit(check: CheckReport) -> None:
                 if check.blocked_by:
-                    record_refusal(
+                    incident = record_refusal(
                         lake, work.name, source=staged, report=check, actor=work.actor, now=work.now,
                         contract=judged, rows=staged.rows, refs=refs, landed=others, batch=staged.batch_id,
                         origin=staged.origin,
                     )  # fmt: skip
-                    raise BatchBlocked(check, where=staged.uri, contract=contract.source)
+                    raise BatchBlocked(
+                        check, where=staged.uri, contract=contract.source, incident=incident.id
+                    )
 
             admit(found.report)
             place = Place(lake, model, table, contract, folder)
@@ -202,11 +208,12 @@ def _land(work: _Landing, staged: Staged, evolution: Evolution, folder: Path) ->
         contract_digest=contract.digest, inserted=merged.inserted, updated=merged.updated,
         ignored_late=merged.ignored, late_rows=times.late, notes=_notes(work, times, newest),
     )  # fmt: skip
-    _record(work, staged, report, evolution)
+    # Before the ledger knows the batch: a process killed in between comes back here, and joins what it opened.
     record_unusual_share(
         lake, work.name, uri=staged.uri, batch=staged.batch_id, input_rows=report.input_rows,
         bad_rows=report.bad_rows, rules=report.rules, actor=work.actor, now=work.now, contract=contract,
     )  # fmt: skip
+    _record(work, staged, report, evolution)
     return report
 
 

@@ -144,6 +144,13 @@ class Lake:
         """The Parquet files of a table (as it was at `version`); raises NotFound."""
         return _files(self.open(layer, model, table, version))
 
+    def files_before(self, layer: Layer, model: str, table: str, once: str) -> Files | None:
+        """The files as they were before the write named `once`; the newest where there was none. None: no table."""
+        known = self._known(self.path(layer, model, table))
+        while known is not None and known.transaction_version(once) is not None:
+            known = self.open(layer, model, table, known.version() - 1) if known.version() else None
+        return None if known is None else _files(known)
+
     def columns(self, layer: Layer, model: str, table: str) -> list[str]:
         """Names of a table's columns, the lake's own included."""
         return list(pa.schema(self.open(layer, model, table).schema()).names)

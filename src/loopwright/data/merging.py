@@ -73,7 +73,8 @@ def merge(
     if lake.exists("silver", model, table):
         schema = lake.fitting("silver", model, table, schema)
     new = on_disk(place.folder, "good", good)
-    current = lake.files("silver", model, table) if lake.exists("silver", model, table) else None
+    # After a kill the rows may be there already; what became of them is told by what stood before.
+    current = lake.files_before("silver", model, table, once)
     writer = lake.writer("silver", model, table, schema, told)
     try:
         done = upsert(current, new, place.contract, writer, place.folder)

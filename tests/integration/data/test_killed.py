@@ -1,14 +1,16 @@
-"""kill -9 of an ingestion, anywhere: running it again finishes the work, with no row twice and none missing."""
+"""kill -9 of a landing, anywhere: running it again ends where a landing that nobody disturbed ends."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import pyarrow.compute as pc
 import pytest
 
 from loopwright.data import store
@@ -16,118 +18,175 @@ from loopwright.data.lake import Lake
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
 
-ROWS, BAD = 40_000, 400
-
-CHILD = """
-import os, signal, sys
-from datetime import UTC, datetime
-from pathlib import Path
-from loopwright.data import ingest as module
-from loopwright.data.contract import Contract
-from loopwright.data.lake import Lake
-from loopwright.data.source import resolve
-from loopwright.kernel.actor import SYSTEM
-from loopwright.ledger.engine import Ledger
-
-root, deadly = Path(sys.argv[1]), sys.argv[2]
-ledger = Ledger.open(f"sqlite:///{root / 'ledger.db'}")
-
-class Fragile(Lake):
-    def write(self, layer, *args, **named):
-        if deadly == f"before {layer}":
-            os.kill(os.getpid(), signal.SIGKILL)
-        version = super().write(layer, *args, **named)
-        if deadly == f"after {layer}":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return version
-
-def append(*args, **named):
-    if deadly == "in the ledger":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **named)
-
-real, module.ledger_store.append = module.ledger_store.append, append
-print("ready", flush=True)
-report = module.ingest(
-    Fragile(root / "lake", ledger), model="m", table="t", source=resolve("rows.csv", root),
-    contract=Contract.load(root / "t.odcs.yaml"), actor=SYSTEM, now=datetime(2013, 7, 1, tzinfo=UTC),
+ROWS = 400
+KILLS = 50
+CONTRACT = (
+    "apiVersion: v3.1.0\nkind: DataContract\nid: t\nschema:\n  - name: t\n    properties:\n"
+    "      - {{name: id, logicalType: integer, primaryKey: true}}\n"
+    "      - {{name: x, logicalType: number, logicalTypeOptions: {{minimum: {least}}}}}\n"
+    "      - {{name: at, logicalType: timestamp}}\n"
+    "    customProperties: [{{property: load, value: {load}}}, {{property: maxBadShare, value: 1}}{more}]\n"
 )
-print(report.input_rows, report.good_rows, report.bad_rows, flush=True)
-"""
+VERSIONED = ", {property: versionColumn, value: at}"
+LAND = {
+    load: [["land", "one.csv", f"{load}.yaml", 0], ["land", "two.csv", f"{load}.yaml", 1]]
+    for load in ("append", "full", "upsert")
+}
+JOBS: dict[str, list[list[Any]]] = {
+    **LAND,
+    "append, judged anew": [*LAND["append"], ["rebuild", "append-strict.yaml", 2]],
+    "upsert, judged anew": [*LAND["upsert"], ["rebuild", "upsert-strict.yaml", 2]],
+}
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    lines = [f"{n},{'oops' if n % (ROWS // BAD) == 0 else n * 0.5}" for n in range(ROWS)]
-    (tmp_path / "rows.csv").write_text("id,x\n" + "\n".join(lines) + "\n")
-    (tmp_path / "t.odcs.yaml").write_text(
-        "apiVersion: v3.1.0\nkind: DataContract\nid: t\nschema:\n  - name: t\n    properties:\n"
-        "      - {name: id, logicalType: integer, primaryKey: true}\n      - {name: x, logicalType: number}\n"
+class Landings:
+    """A warm process that lands in forks."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        here = Path(__file__).parents[3]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.data.landing_child"], cwd=here, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environment},
+        )  # fmt: skip
+        assert self._read() == "ready"
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def run(self, job: Mapping[str, Any]) -> int:
+        """Do a job; returns its exit code, -9 when it was killed."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return int(self._read())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def landings() -> Iterator[Landings]:
+    process = Landings({})
+    yield process
+    process.close()
+
+
+def lines(first: int, hour: int) -> str:
+    cells = (
+        f"{n},{'oops' if n % 100 == 0 else n * 0.5},2013-07-01T{hour:02}:{n % 60:02}:00Z"
+        for n in range(first, first + ROWS)
     )
-    (tmp_path / "child.py").write_text(CHILD)
-    ledger = Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}")
+    return "id,x,at\n" + "\n".join(cells) + "\n7\n"
+
+
+def prepare(root: Path) -> Path:
+    root.mkdir()
+    (root / "one.csv").write_text(lines(0, 5))
+    # Half of it has keys of the first: duplicates when appended, later versions when upserted.
+    (root / "two.csv").write_text(lines(ROWS // 2, 6))
+    for load, more in (("append", ""), ("full", ""), ("upsert", VERSIONED)):
+        (root / f"{load}.yaml").write_text(CONTRACT.format(load=load, more=more, least=0))
+        (root / f"{load}-strict.yaml").write_text(CONTRACT.format(load=load, more=more, least=100))
+    ledger = Ledger.open(f"sqlite:///{root / 'ledger.db'}")
     ledger.migrate()
     ledger.dispose()
-    return tmp_path
+    return root
 
 
-def start(root: Path, deadly: str = "") -> "subprocess.Popen[str]":
-    child = subprocess.Popen(
-        [sys.executable, root / "child.py", root, deadly], stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    return child
-
-
-def finish(root: Path) -> str:
-    out, _ = start(root).communicate(timeout=120)
-    return out.strip()
-
-
-def assert_whole(root: Path) -> None:
+def outcome(root: Path, where: str) -> dict[str, Any]:
+    """All that can be seen of the tables and the ledger, but for versions of tables."""
     ledger = Ledger.open(f"sqlite:///{root / 'ledger.db'}")
-    lake = Lake(root / "lake", ledger)
-    silver = lake.read("silver", "m", "t")
-    assert silver.num_rows == ROWS - BAD
-    assert pc.count_distinct(silver.column("id")).as_py() == ROWS - BAD
-    assert lake.read("quarantine", "m", "t").num_rows == BAD
-    assert lake.read("bronze", "m", "t").num_rows == ROWS
+    lake = Lake(where, ledger)
+    seen: dict[str, Any] = {}
+    for layer in ("bronze", "silver", "quarantine"):
+        rows = lake.read(layer, "m", "t").to_pylist()  # type: ignore[arg-type]
+        seen[layer] = sorted((dict(sorted(row.items())) for row in rows), key=repr)
     with ledger.read() as conn:
-        assert len(store.list_batches(conn, "m/t")) == 1
-        assert [row.action for row in ledger_store.rows(conn)] == ["data.ingest"]
+        seen["batches"] = [
+            (batch.id, batch.at, *(batch.report[k] for k in ("input_rows", "good_rows", "bad_rows", "reasons",
+                                                             "inserted", "updated", "ignored_late")))
+            for batch in store.list_batches(conn, "m/t")
+        ]  # fmt: skip
+        seen["landed"] = store.landed_batches(conn, "m/t")
+        seen["contracts"] = [(c.digest, c.change) for c in store.contract_history(conn, "m/t")]
+        seen["acts"] = [
+            (row.action, row.payload["good_rows"])
+            for row in ledger_store.rows(conn)
+            if row.action.startswith("data.")
+        ]
         assert ledger_store.verify(conn).ok
     ledger.dispose()
+    return seen
 
 
-@pytest.mark.parametrize(
-    "deadly",
-    [
-        "before bronze",
-        "after bronze",
-        "before quarantine",
-        "after quarantine",
-        "before silver",
-        "after silver",
-        "in the ledger",
-    ],
-)
-def test_killed_between_two_steps(root: Path, deadly: str) -> None:
-    child = start(root, deadly)
-    assert child.wait(timeout=120) == -signal.SIGKILL
-    assert finish(root) == f"{ROWS} {ROWS - BAD} {BAD}"
-    assert_whole(root)
+@pytest.fixture(scope="module")
+def undisturbed(landings: Landings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """How each job ends, and how long it takes."""
+    found = {}
+    for name, steps in JOBS.items():
+        root = prepare(tmp_path_factory.mktemp("undisturbed") / "root")
+        began = time.monotonic()
+        assert landings.run({"root": str(root), "lake": str(root / "lake"), "steps": steps}) == 0
+        took = time.monotonic() - began
+        found[name] = {**outcome(root, str(root / "lake")), "took": took}
+    return found
 
 
-def test_killed_at_random_moments(root: Path) -> None:
-    seed = int(os.environ.get("LOOPWRIGHT_TEST_SEED", "7"))
-    moments = random.Random(seed)
-    killed = 0
-    for _ in range(6):
-        child = start(root)
-        time.sleep(moments.uniform(0.0, 0.5))
-        child.kill()
-        killed += child.wait(timeout=60) == -signal.SIGKILL
-    assert killed
-    assert finish(root) == f"{ROWS} {ROWS - BAD} {BAD}"
-    assert_whole(root)
+def test_an_undisturbed_landing_is_what_it_should_be(undisturbed: dict[str, dict[str, Any]]) -> None:
+    bad = ROWS // 100 + 1  # the words, and a line that is no row
+    appended, upserted = undisturbed["append"], undisturbed["upsert"]
+    assert len(appended["bronze"]) == len(upserted["bronze"]) == 2 * (ROWS + 1)
+    assert len(appended["silver"]) == ROWS * 3 // 2 * 99 // 100
+    assert len(upserted["silver"]) == ROWS * 3 // 2 * 99 // 100
+    assert [batch[2:5] for batch in upserted["batches"]] == [(ROWS + 1, ROWS + 1 - bad, bad)] * 2
+    assert upserted["batches"][1][6:] == (ROWS // 2 * 99 // 100, ROWS // 2 * 99 // 100, 0)
+    assert len(undisturbed["full"]["silver"]) == ROWS + 1 - bad
+    for mode in ("append", "upsert"):
+        anew = undisturbed[f"{mode}, judged anew"]
+        assert min(row["x"] for row in anew["silver"]) == 100.5
+        assert anew["bronze"] == undisturbed[mode]["bronze"]
+        assert [act for act, _ in anew["acts"]] == ["data.ingest", "data.ingest", "data.rebuild"]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_killed_between_any_two_steps(
+    name: str, landings: Landings, undisturbed: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    root = prepare(tmp_path / "root")
+    job = {"root": str(root), "lake": str(root / "lake"), "steps": JOBS[name]}
+    assert landings.run({**job, "steps": JOBS[name][:-1]}) == 0
+    layers = ("silver", "quarantine") if "judged anew" in name else ("bronze", "silver", "quarantine")
+    for deadly in (*(f"{side} {layer}" for layer in layers for side in ("before", "after")), "in the ledger"):
+        assert landings.run({**job, "deadly": deadly}) == -signal.SIGKILL, deadly
+    assert landings.run(job) == 0
+    assert outcome(root, job["lake"]) == without_time(undisturbed[name])
+
+
+def test_killed_at_fifty_random_moments(
+    landings: Landings, undisturbed: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    moments = random.Random(int(os.environ.get("LOOPWRIGHT_TEST_SEED", "7")))
+    kills = lakes = 0
+    while kills < KILLS:
+        name = list(JOBS)[lakes % len(JOBS)]
+        root = prepare(tmp_path / str(lakes))
+        job = {"root": str(root), "lake": str(root / "lake"), "steps": JOBS[name]}
+        ended = -signal.SIGKILL
+        for _ in range(8):
+            moment = moments.uniform(0.0, undisturbed[name]["took"])
+            ended = landings.run({**job, "kill_after": moment})
+            if ended == 0:
+                break
+            assert ended == -signal.SIGKILL
+            kills += 1
+        assert ended == 0 or landings.run(job) == 0
+        assert outcome(root, job["lake"]) == without_time(undisturbed[name]), f"lake {lakes}, {name}"
+        lakes += 1
+    assert lakes < 40
+
+
+def without_time(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != "took"}
