@@ -248,7 +248,7 @@ def _shown(answer: dict[str, Any]) -> str:
         pairs({
             "view": f"{answer['model']}/{answer['view']}, definition {answer['number']} ({answer['digest'][:12]})",
             "about": told.get("description"), "owner": told.get("owner"), "kind": told["kind"],
-            "table": told.get("table"), "entity": told.get("entity", told.get("on")),
+            "table": told.get("table"), "entity": [pair[0] for pair in told.get("entity", told.get("on", ()))],
             "event time": told.get("event_time"), "ttl": told.get("ttl"), "window": told.get("window"),
             "online": f"{answer['online']['rows']:,} rows as of {text(answer['online']['as_of'])}"
             if answer["online"]["online"] else "not yet",
@@ -312,5 +312,9 @@ def _span(seconds: float | None) -> str | None:
         return None
     for unit, size in (("d", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
         if abs(seconds) >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
+            return (
+                f"{seconds / size:,.0f} {unit}"
+                if abs(seconds) >= 100 * size
+                else f"{seconds / size:.3g} {unit}"
+            )
     return f"{seconds:.3g} s"

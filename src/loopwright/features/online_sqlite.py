@@ -17,7 +17,7 @@ from loopwright.kernel.errors import Conflict, Unavailable
 
 BUSY_SECONDS = 30.0
 MMAP_BYTES = 1 << 30
-_CHUNKS = (1, 8, 32, 128, 512)
+_CHUNKS = (1, 2, 4, 8, 16, 25, 32, 50, 64, 100, 128, 200, 256, 500)
 """Sizes of IN lists: a few statements, prepared once each, serve every number of keys."""
 
 _SCHEMA = """

@@ -68,6 +68,13 @@ def explained_models(conn: Connection) -> list[str]:
     return [str(name) for name in conn.execute(query).scalars()]
 
 
+def online_models(conn: Connection) -> list[str]:
+    """Models whose project asks to be kept online (`online: {every: …}`), by name."""
+    asks = projects.c.spec.contains('"online":{"after_run":', autoescape=True)
+    query = select(projects.c.model).where(asks).order_by(projects.c.model)
+    return [str(name) for name in conn.execute(query).scalars()]
+
+
 def start_run(
     conn: Connection,
     *,

@@ -23,7 +23,7 @@ from loopwright.retraining.store import Retrain
 
 # A retraining works on the home's folder as the product itself, whoever started the control plane; what it
 # shows to the identity provider is no business of a project's code.
-_NOT_INHERITED = frozenset(
+NOT_INHERITED = frozenset(
     {"LOOPWRIGHT_URL", "LOOPWRIGHT_USER", "LOOPWRIGHT_TOKEN", "LOOPWRIGHT_OIDC_SECRET"}
 )
 
@@ -94,7 +94,7 @@ class RetrainingController:
         paths = Paths.of(ctx, retrain)
         paths.pid.parent.mkdir(parents=True, exist_ok=True)
         command = self.command(ctx, retrain, folder)
-        environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+        environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         if self.token:
             environment["MLFLOW_TRACKING_TOKEN"] = self.token
         with ctx.ledger.write() as conn:
