@@ -19,6 +19,8 @@ from loopwright.kernel.errors import BadInput
 
 Family = Literal["integer", "float", "decimal", "boolean", "text", "time", "other"]
 MICROSECOND = timedelta(microseconds=1)
+FEW_RIVALS = 4
+"""So many rows of one entity and one moment may be joined to a question before the best of them is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,29 +143,7 @@ class _LookUp:
     def newest(self, status: bool) -> str:
         """Make `_n`: the newest row known at each question; return its name."""
         keys = ", ".join(self.keys)
-        best = "".join(f", {column} {{0}}" for column in self.columns)
-        carried = ", ".join([*self.keys, "_t", "_known", *self.columns])
-        if self.view.available_at is None:
-            down = best.format("DESC NULLS LAST").removeprefix(", ") or "_t"
-            top = (
-                f"SELECT {carried} FROM (SELECT {carried}, row_number() OVER "
-                f"(PARTITION BY {keys}, _t ORDER BY {down}) AS _at_top FROM {{0}}) AS _s WHERE _at_top = 1"
-            )
-            self._make("_r", self._untied(carried, top), lazy=self.d.asof)
-        else:
-            # The later in this order, the better; whoever is not the best on becoming known never will be.
-            up = best.format("ASC NULLS FIRST")
-            self._make(
-                "_r",
-                f"""SELECT {carried} FROM (
-                SELECT *, lead(_known) OVER (PARTITION BY {keys} ORDER BY _rank) AS _next FROM (
-                SELECT *, max(_rank) OVER (
-                    PARTITION BY {keys} ORDER BY _known, _rank ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
-                ) AS _top FROM (
-                SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY _t, _known{up}) AS _rank
-                FROM {self._of("_c")} WHERE _known IS NOT NULL) AS _s1) AS _s2 WHERE _rank = _top
-                ) AS _s3 WHERE _next IS NULL OR _next <> _known""",
-            )
+        weighed_late = self._candidates()
         fresh = ""
         if self.view.ttl is not None:
             fresh = f"_q._e < _r._t + {self.view.ttl // MICROSECOND}"
@@ -180,46 +160,88 @@ class _LookUp:
             given.append(found)
             join += f" LEFT JOIN {self._of('_k')} AS _k ON {self._same('_q', '_k')}"
         asked = [f"_q.{name}" for name in self._question()]
-        self._make("_n", f"SELECT {', '.join([*asked, *given])} FROM {join}")
+        if not weighed_late:
+            self._make("_n", f"SELECT {', '.join([*asked, *given])} FROM {join}")
+            return self._of("_n")
+        self._make("_x", f"SELECT {', '.join([*asked, '_r._t', *given])} FROM {join}")
+        names = ", ".join([*self._question(), *self.columns, *(["_status"] if status else [])])
+        rivals = f"{self._of('_d')} USING ({keys}, _t)"
+        self._make(
+            "_n",
+            f"""SELECT {names} FROM {self._of("_x")} ANTI JOIN {rivals} UNION ALL
+            SELECT {names} FROM (SELECT *, row_number() OVER (
+                PARTITION BY {", ".join(self._question())} ORDER BY {self._best("DESC NULLS LAST")}
+            ) AS _at_top FROM {self._of("_x")} SEMI JOIN {rivals}) WHERE _at_top = 1""",
+        )
         return self._of("_n")
 
-    def _untied(self, carried: str, top: str) -> str:
-        """SQL of the rows that are the best of their entity and event time; `top` finds them among all.
+    def _candidates(self) -> bool:
+        """Make `_r`: the rows that can be an answer; return whether several of one moment are left among them.
 
-        To weigh rows by all their columns costs more than the rest together, and hardly any have a rival: where
-        asking is cheap, only those that do are weighed.
+        To weigh rows by all their columns costs more than the rest together, and hardly any have a rival (`_d`): where
+        asking is cheap and they are few, only answers that do are weighed, in the end.
         """
-        if not self.d.asof:
-            return top.format(self._of("_c"))
-        moment = ", ".join([*self.keys, "_t"])
-        self._make("_d", f"SELECT {moment} FROM {self._of('_c')} GROUP BY {moment} HAVING count(*) > 1")
-        if not self.engine.count(f"SELECT count(*) FROM {self._of('_d')}"):
-            return f"SELECT {carried} FROM {self._of('_c')}"
-        rivals = f"(SELECT * FROM {self._of('_c')} SEMI JOIN {self._of('_d')} USING ({moment}))"
-        return (
-            f"SELECT {carried} FROM {self._of('_c')} ANTI JOIN {self._of('_d')} USING ({moment}) "
-            f"UNION ALL {top.format(rivals)}"
+        keys = ", ".join(self.keys)
+        carried = ", ".join([*self.keys, "_t", "_known", *self.columns])
+        if self.view.available_at is not None:
+            # The later in this order, the better; whoever is not the best on becoming known never will be.
+            up = self._best("ASC NULLS FIRST")
+            self._make(
+                "_r",
+                f"""SELECT {carried} FROM (
+                SELECT *, lead(_known) OVER (PARTITION BY {keys} ORDER BY _rank) AS _next FROM (
+                SELECT *, max(_rank) OVER (
+                    PARTITION BY {keys} ORDER BY _known, _rank ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+                ) AS _top FROM (
+                SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY _t, _known, {up}) AS _rank
+                FROM {self._of("_c")} WHERE _known IS NOT NULL) AS _s1) AS _s2 WHERE _rank = _top
+                ) AS _s3 WHERE _next IS NULL OR _next <> _known""",
+            )
+            return False
+        if self.d.asof:
+            self._make(
+                "_d",
+                f"SELECT {keys}, _t, count(*) AS _rivals FROM {self._of('_c')} GROUP BY {keys}, _t HAVING count(*) > 1",
+            )
+            rivals = self.engine.count(f"SELECT coalesce(max(_rivals), 0) FROM {self._of('_d')}")
+            if rivals <= FEW_RIVALS:
+                self._make("_r", f"SELECT {carried} FROM {self._of('_c')}", lazy=True)
+                return rivals > 0
+        self._make(
+            "_r",
+            f"SELECT {carried} FROM (SELECT {carried}, row_number() OVER (PARTITION BY {keys}, _t "
+            f"ORDER BY {self._best('DESC NULLS LAST')}) AS _at_top FROM {self._of('_c')}) AS _s WHERE _at_top = 1",
         )
+        return False
+
+    def _best(self, order: str) -> str:
+        """ORDER BY: the view's columns in their order."""
+        return ", ".join(f"{column} {order}" for column in self.columns) or "_t"
 
     def _hits(self) -> str:
         """FROM … : each question as `_q` with the row that answers it as `_r`."""
         same = self._same("_q", "_r")
         if not self.timed:
             return f"{self._of('_p')} AS _q LEFT JOIN {self._of('_r')} AS _r ON {same}"
-        if self.d.asof:
-            return f"{self._of('_p')} AS _q ASOF LEFT JOIN {self._of('_r')} AS _r ON {same} AND _q._e >= _r._known"
+        # Which row it is is found among moments alone; its columns are fetched afterwards, without being sorted.
+        moments = self._of("_c" if self.view.available_at is None else "_r")
         keys = ", ".join(self.keys)
-        present = " AND ".join(f"{key} IS NOT NULL" for key in self.keys)
-        self._make(
-            "_h",
-            f"""SELECT {keys}, _x AS _e, _hit FROM (
+        if self.d.asof:
+            asked = ", ".join(f"_q.{name}" for name in self._question())
+            hits = (
+                f"SELECT {asked}, _m._known AS _hit FROM {self._of('_p')} AS _q ASOF LEFT JOIN "
+                f"(SELECT {keys}, _known FROM {moments}) AS _m ON {self._same('_q', '_m')} AND _q._e >= _m._known"
+            )
+        else:
+            present = " AND ".join(f"{key} IS NOT NULL" for key in self.keys)
+            hits = f"""SELECT {keys}, _x AS _e, _hit FROM (
             SELECT {keys}, _x, _k, max(_k) OVER (
                 PARTITION BY {keys} ORDER BY _x RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
             ) AS _hit FROM (
-                SELECT {keys}, _known AS _x, _known AS _k FROM {self._of("_r")} UNION ALL
+                SELECT {keys}, _known AS _x, _known AS _k FROM {moments} UNION ALL
                 SELECT {keys}, _e AS _x, CAST(NULL AS BIGINT) AS _k FROM {self._of("_p")} WHERE {present}
-            ) AS _u) AS _v WHERE _k IS NULL""",
-        )
+            ) AS _u) AS _v WHERE _k IS NULL"""
+        self._make("_h", hits)
         return f"{self._of('_h')} AS _q LEFT JOIN {self._of('_r')} AS _r ON {same} AND _q._hit = _r._known"
 
     def prepare(self) -> None:

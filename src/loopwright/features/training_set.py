@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
@@ -168,7 +169,7 @@ class Plan:
     def finish(self, answered: pa.Table, failed_tests: FailedTests) -> pa.Table:
         """The rows with their answers beside them; raises as `training_set` does where tests fail."""
         numbers = answered.column(NUMBER).to_numpy()
-        if len(numbers) != self.asked.num_rows or (numbers != range(len(numbers))).any():
+        if len(numbers) != self.asked.num_rows or (numbers != np.arange(len(numbers))).any():
             raise AssertionError(f"asked {self.asked.num_rows} rows, got {len(numbers)} answers")
         table = self.asked
         for name in answered.column_names[1:]:
