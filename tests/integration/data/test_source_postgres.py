@@ -130,7 +130,8 @@ def test_no_row_is_lost_or_doubled_while_others_insert(postgres_url: str, tmp_pa
                 # The time is taken as the row is stored, under a lock: it never lags behind a committed one.
                 connection.execute(
                     "WITH turn AS MATERIALIZED (SELECT pg_advisory_xact_lock(1), nextval('tick') AS n, pg_sleep(0.005))"
-                    " INSERT INTO events SELECT %s, '2026-01-01'::timestamptz + (n / 20) * interval '1 s', 'x' FROM turn",
+                    " INSERT INTO events"
+                    " SELECT %s, '2026-01-01'::timestamptz + (n / 20) * interval '1 s', 'x' FROM turn",
                     (writer * 1000 + row,),
                 )
 

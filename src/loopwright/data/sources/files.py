@@ -111,13 +111,16 @@ def find_local(name: str, path: Path, reading: Reading, *, root: Path | None = N
 
 
 def deliver(
-    files: Sequence[tuple[str, Path]], reading: Reading, *, digests: Sequence[str] | None = None
+    files: Sequence[tuple[str, Path]], reading: Reading, *, called: Sequence[str] | None = None
 ) -> Delivery:
-    """A delivery of files by what errors call them and where they lie; they must be of one format."""
+    """A delivery of files by what errors call them and where they lie; they must be of one format.
+
+    `called`: names whose endings tell the format, where those of the paths do not.
+    """
     parts: list[Part] = []
     stamps, found = [], []
     for position, (where, path) in enumerate(files):
-        part = _part(where, path, reading)
+        part = _part(where, path, reading, Path(called[position] if called else path.name))
         if parts and part.format != parts[0].format:
             raise BadInput(
                 "files of different formats in one delivery",
@@ -128,7 +131,7 @@ def deliver(
             )
         stamps.append(_stamp(path))
         parts.append(part)
-        found.append(digests[position] if digests else sha256_file(path))
+        found.append(sha256_file(path))
     return Delivery(tuple(parts), found[0] if len(found) == 1 else digest_json(found), tuple(stamps))
 
 
@@ -227,7 +230,7 @@ def _listed(name: str, path: Path) -> list[Path]:
     return sorted(found, key=str)
 
 
-def _part(where: str, path: Path, reading: Reading) -> Part:
+def _part(where: str, path: Path, reading: Reading, called: Path) -> Part:
     if not path.is_file():
         near = (
             did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
@@ -247,7 +250,7 @@ def _part(where: str, path: Path, reading: Reading) -> Part:
         raise BadInput(
             "is empty", where=where, got="0 bytes", wanted="rows", next="Check how the file was written"
         )
-    suffixes = [suffix.lower() for suffix in path.suffixes]
+    suffixes = [suffix.lower() for suffix in called.suffixes]
     packing = PACKINGS.get(suffixes[-1]) if suffixes else None
     member = None
     if packing == "zip":
@@ -260,7 +263,7 @@ def _part(where: str, path: Path, reading: Reading) -> Part:
         raise BadInput(
             "unknown kind of file",
             where=where,
-            got=member or path.name,
+            got=member or called.name,
             wanted=f"a name ending in {', '.join(FORMATS)}",
             next="Rename or convert the file, or say its `format` in loop.yaml",
         )

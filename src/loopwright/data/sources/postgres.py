@@ -5,8 +5,8 @@ PostgreSQL's own environment (PGPASSWORD, a password file), or from the variable
 
 With a cursor column only what is new comes: rows beyond the newest value read so far, and rows at that very value that
 were not there then. Rows at the newest value are remembered by 64-bit digests, as often as they stood there, so ties
-are neither lost nor doubled. `lookback` widens what is remembered, for writers whose transactions commit later than others
-with newer values: a row is lost only when it becomes visible with a value more than `lookback` below the newest.
+are neither lost nor doubled. `lookback` widens what is remembered, for writers whose transactions commit later than
+others with newer values: a row is lost only when it becomes visible with a value more than `lookback` below the newest.
 """
 
 import base64

@@ -45,8 +45,10 @@ def public_uri(uri: str) -> str:
 
     The same source under a new key keeps its name.
     """
-    if "://" not in uri:
+    if "://" not in uri or uri.startswith("dvc://"):
         return uri
+    if uri.startswith(("s3://", "lakefs://")) and "@" not in uri:
+        return uri  # a "?" in it is no query
     parts = urlsplit(uri)
     query = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if not _SECRET.search(pair[0])]
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, urlencode(query), ""))

@@ -1,5 +1,6 @@
 """Batches into Parquet files of a folder, in bounded memory."""
 
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -97,6 +98,17 @@ def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch])
         raise
     writer.close()
     return Files((str(path),), schema, writer.rows)
+
+
+def link(path: Path, into: Path) -> str:
+    """A file's bytes in the folder `into`, without a second copy where both lie on one disk."""
+    target = into / f"source-{len(list(into.glob('source-*.parquet')))}.parquet"
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, target)
+    return str(target)
 
 
 class MalformedLines:
