@@ -29,6 +29,7 @@ ROOMS = (
     "features",
     "incidents",
     "keys",
+    "landings",
     "lineage",
     "models",
     "monitoring",
