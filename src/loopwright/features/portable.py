@@ -127,7 +127,7 @@ SPARK = Dialect(
 def _refuse(kind: str, node: exp.Expr, where: str) -> None:
     instead = _INSTEAD.get(kind.upper())
     raise BadInput(
-        f"`{node.sql(dialect='duckdb').partition('(')[0].lower()}` does not mean the same on every engine",
+        f"`{node.sql(dialect='duckdb').partition('(')[0].lower() or kind}` does not mean the same on every engine",
         where=where, wanted=instead or "functions of the portable subset",
         next="Mend the SQL, or run on DuckDB." if instead else "Run on DuckDB, or compute it in a source table.",
     )  # fmt: skip

@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from loopwright.data.files import Files
 from loopwright.data.source import public_uri
-from loopwright.features.duck import own_columns, require_tables
+from loopwright.features.duck import Tables, own_columns, require_tables
 from loopwright.features.lookup import Dialect, Family
 from loopwright.features.portable import SPARK
-from loopwright.features.training_set import ASKED, Entities, FailedTests, Plan, read_entities
+from loopwright.features.training_set import ASKED, Entities, FailedTests, Plan, read_entities, training_set
 from loopwright.features.view import FeatureView
 from loopwright.kernel.errors import BadInput, Unavailable
 
@@ -108,6 +108,26 @@ def training_set_on_spark(
         engine.close()
 
 
+def training_set_on(
+    engine: str,
+    entities: Entities,
+    views: Sequence[FeatureView],
+    tables: Tables,
+    timestamp: str = "event_time",
+    **options: Any,
+) -> pa.Table:
+    """What `training_set` gives with these options, on the engine that a home names: "duckdb", or a Spark's URL."""
+    if engine == "duckdb":
+        return training_set(entities, views, tables, timestamp, **options)
+    here = _running()
+    session = here or spark_session(engine)
+    try:
+        return training_set_on_spark(session, entities, views, tables, timestamp, **options)
+    finally:
+        if here is None:
+            session.stop()
+
+
 @dataclass(slots=True)
 class SparkEngine:
     """Relations are temporary views of `session`; `close` drops them."""
@@ -188,6 +208,15 @@ class SparkEngine:
                 for n in names
             )
         )
+
+
+def _running() -> Any:
+    """The session that this process has open; None where it has none."""
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError:
+        return None
+    return SparkSession.getActiveSession()
 
 
 def _family(kind: str) -> Family:

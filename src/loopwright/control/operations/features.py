@@ -17,8 +17,8 @@ from loopwright.data.lake import Lake
 from loopwright.delivery.routes import stable_version
 from loopwright.features import store as feature_store
 from loopwright.features.online import Head, OnlineFeatures, OnlineStore, Reading, open_store
+from loopwright.features.spark import training_set_on
 from loopwright.features.store import Definition
-from loopwright.features.training_set import training_set as make_training_set
 from loopwright.features.view import FeatureView
 from loopwright.kernel.actor import Role
 from loopwright.kernel.clock import from_us
@@ -221,7 +221,7 @@ def training_set(
     tables = {
         name: lake.files("silver", model, name) for name in dict.fromkeys(t for view in chosen for t in view.tables())
     }  # fmt: skip
-    made = make_training_set(Path(entities), chosen, tables, timestamp, status=status)
+    made = training_set_on(ctx.home.data_engine, Path(entities), chosen, tables, timestamp, status=status)
     partial = target.with_name(f".{target.name}.partial")
     pq.write_table(made, partial)
     partial.replace(target)
