@@ -19,7 +19,10 @@ from loopwright.kernel.errors import BadInput, Refused
 @command("init")
 @click.argument("name")
 @click.option(
-    "--data", type=click.Path(path_type=Path), required=True, help="Your CSV, Parquet or JSONL file."
+    "--data",
+    required=True,
+    metavar="URI",
+    help="Your rows: a CSV, Parquet or JSONL file, or a URI as in loop.yaml, like s3://… or postgresql://….",
 )
 @click.option("--target", required=True, metavar="COLUMN", help="The column to predict.")
 @click.option(
@@ -33,10 +36,10 @@ from loopwright.kernel.errors import BadInput, Refused
 )
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where to write it; default: ./NAME.")
 def init(
-    session: Session, name: str, data: Path, target: str, time: str | None, task: str | None,
+    session: Session, name: str, data: str, target: str, time: str | None, task: str | None,
     key: tuple[str, ...], folder: Path | None,
 ) -> None:  # fmt: skip
-    """Scaffold a project for your own CSV or Parquet file."""
+    """Scaffold a project for your own rows."""
     from loopwright.pipeline.scaffold import init_project
 
     report = init_project(
@@ -59,6 +62,11 @@ def init(
     metavar="NUMBER",
     help="The semantic version, like 2.0.0; default: what the change asks for.",
 )
+@click.option(
+    "--snapshot",
+    metavar="DIGEST",
+    help="Train on what was pinned then; nothing is ingested, nor stands in the way.",
+)
 @click.option("--retrain", hidden=True, help="The retraining this run answers.")
 @click.option("--tracking-uri", hidden=True, help="Where to track; default: the home.")
 def run(
@@ -67,6 +75,7 @@ def run(
     overrides: tuple[str, ...],
     reason: str,
     version_number: str | None,
+    snapshot: str | None,
     retrain: str | None,
     tracking_uri: str | None,
 ) -> int:
@@ -89,21 +98,19 @@ def run(
             "user.assumed", subject=context.actor.name, payload={"operation": "run"}, by=context.assumed_by
         )
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from loopwright.control.incidents import noticing
     from loopwright.control.openlineage import following
 
-    with _as(context.actor), following(context.home, context.ledger):
+    arguments = _arguments(context, opened, reason, retrain, version_number) | {"snapshot": snapshot}
+    with _as(context.actor), following(context.home, context.ledger), noticing(context):
         if session.as_json:
             from loopwright.pipeline.progress import Silent
 
             with stdout_for_the_answer():
-                report = run_project(
-                    **_arguments(context, opened, reason, retrain, version_number), progress=Silent()
-                )
+                report = run_project(**arguments, progress=Silent())
         else:
             with watch() as progress:
-                report = run_project(
-                    **_arguments(context, opened, reason, retrain, version_number), progress=progress
-                )
+                report = run_project(**arguments, progress=progress)
     from loopwright.control.plain import plain
 
     session.show(plain(report), _reported)

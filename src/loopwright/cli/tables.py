@@ -39,7 +39,7 @@ def tables(session: Session, model: str | None) -> None:
     """List tables: rows in, good, set aside, and their versions."""
     columns = [("model", "model"), ("table", "table"), ("in", "input_rows"), ("good", "good_rows"),
                ("quarantined", "bad_rows"), ("batches", "batches"), ("bronze", "bronze_version"),
-               ("silver", "silver_version"), ("last", "at")]  # fmt: skip
+               ("silver", "silver_version"), ("gold", "gold_version"), ("last", "at")]  # fmt: skip
     session.show(
         session.call("data.tables", model=model),
         lambda rows: table(rows, columns, empty="no tables yet; land some: loopwright data snapshot DIR"),

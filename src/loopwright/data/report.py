@@ -123,16 +123,18 @@ def record_batch(
 class BatchBlocked(Refused):
     """A batch that its contract keeps out: a blocking rule failed, or a rule could not be evaluated.
 
-    `report` is the whole check; silver and quarantine are as they were before.
+    `report` is the whole check; silver and quarantine are as they were before. `incident`: what was opened or joined.
     """
 
-    def __init__(self, report: CheckReport, *, where: str, contract: str) -> None:
+    def __init__(self, report: CheckReport, *, where: str, contract: str, incident: str = "") -> None:
         rules = "; ".join(f"{rule.name}: {rule.why}" for rule in report.blocked_by)
         super().__init__(
             "the batch is blocked by its contract",
             where=where,
             got=rules,
             wanted=f"what {contract} promises",
-            next="Mend the source or the contract, then ingest again",
+            next="Mend the source or the contract, then ingest again"
+            + (f"; what is known: loopwright data incident show {incident}" if incident else ""),
         )
         self.report = report
+        self.incident = incident

@@ -1,8 +1,8 @@
 """What deserves a person's attention, and when it no longer does. Pure.
 
-Tiers: P0 the model does not answer, P1 quality has dropped, approvals were passed over or a bundle's bytes have
-changed, P2 features or predictions have drifted, or features break their rules. One
-condition has at most one standing alert: while it lasts, the alert's detail is renewed; when it ends, the
+Tiers: P0 the model does not answer, P1 quality has dropped, an incident stands on the data it is made of, approvals
+were passed over or a bundle's bytes have changed, P2 features or predictions have drifted, or features break their
+rules. One condition has at most one standing alert: while it lasts, the alert's detail is renewed; when it ends, the
 alert is resolved; if it comes back, that is a new alert.
 """
 
@@ -27,6 +27,7 @@ class Kind(StrEnum):
     DRIFT = "drift"
     PREDICTION = "prediction"
     FEATURE = "feature"
+    DATA = "data"
     BROKEN_GLASS = "broken_glass"
     REVIEW = "review"
     INTEGRITY = "integrity"
@@ -34,7 +35,7 @@ class Kind(StrEnum):
 
 TIERS = {
     Kind.UNAVAILABLE: Tier.P0, Kind.QUALITY: Tier.P1, Kind.DRIFT: Tier.P2, Kind.PREDICTION: Tier.P2,
-    Kind.FEATURE: Tier.P2,
+    Kind.FEATURE: Tier.P2, Kind.DATA: Tier.P1,
     Kind.BROKEN_GLASS: Tier.P1, Kind.REVIEW: Tier.P1, Kind.INTEGRITY: Tier.P1,
 }  # fmt: skip
 GOVERNANCE = (Kind.BROKEN_GLASS, Kind.REVIEW, Kind.INTEGRITY)

@@ -212,12 +212,13 @@ def _reached(
     ).fetchall()
     assert found.days is not None
     found.days |= {day for (day,) in days}
-    if isinstance(view, FeatureView):
-        names = list(as_mapping(view.entity))
-        rows = engine.execute(f"SELECT DISTINCT {grouped} FROM _spans LIMIT {ENTITIES + 1}").fetchall()
-        found.entities[view.name] = (
-            None if len(rows) > ENTITIES else [dict(zip(names, row, strict=True)) for row in rows]
-        )
+    if isinstance(view, WindowedRate) or isinstance(view.entity, Mapping):
+        found.entities[view.name] = None  # looked up by expressions: nobody can name them in words
+        return
+    names = list(as_mapping(view.entity))
+    rows = engine.execute(f"SELECT DISTINCT {grouped} FROM _spans LIMIT {ENTITIES + 1}").fetchall()
+    few = len(rows) <= ENTITIES
+    found.entities[view.name] = [dict(zip(names, row, strict=True)) for row in rows] if few else None
 
 
 def _view_spans(view: FeatureView, rows: str, everything: str) -> str:

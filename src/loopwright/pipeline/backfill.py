@@ -23,8 +23,8 @@ from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, to_us
 from loopwright.kernel.errors import BadInput, Conflict
 from loopwright.pipeline.affected import Affected, affected
-from loopwright.pipeline.frames import definition_of, frame_of
-from loopwright.pipeline.gold import Gold, GoldReport, last_gold, spans, write_gold
+from loopwright.pipeline.frames import frame_of
+from loopwright.pipeline.gold import Gold, GoldReport, definition_of, last_gold, spans, write_gold
 from loopwright.pipeline.intake import pinned_tables
 from loopwright.pipeline.progress import Progress, Silent
 from loopwright.project.spec import Project
@@ -172,8 +172,8 @@ def _affected(
             lake, module, project.spec.model, last.tables, tables,
             label_available_after=project.spec.data.label.available_after, work=work,
         )  # fmt: skip
-    if last.definition != definition_of(project):
-        found.everything("the features, or what they are made by, changed since")
+    if last.definition != definition_of(project, module):
+        found.everything("the features changed since")
     return found
 
 
@@ -217,7 +217,7 @@ def _recompute(
     model = project.spec.model
     watch.step("Features of the days concerned, as known at each moment")
     made: dict[str, Any] = {
-        "snapshot": snapshot.digest, "definition": definition_of(project), "tables": tables, "actor": actor,
+        "snapshot": snapshot.digest, "definition": definition_of(project, module), "tables": tables, "actor": actor,
         "now": clock(),
     }  # fmt: skip
     if days is None:

@@ -42,7 +42,15 @@ def frame_of(
 
     if cache is None:
         return build()
-    key = digest_json({"snapshot": snapshot, "definition": definition_of(project)})
+    key = digest_json(
+        {
+            "snapshot": snapshot,
+            "code": code_digest(project.dir),
+            "features": project.spec.features,
+            "label_after": label_after.total_seconds(),
+            "version": __version__,
+        }
+    )
     path = cache / f"{key}.arrow"
     found = _read(path)
     if found is not None:
@@ -53,18 +61,6 @@ def frame_of(
         write_atomic(path, _bytes(frame.table))
         _prune(cache)
     return frame
-
-
-def definition_of(project: Project) -> str:
-    """Names all that a frame is made of besides its data: the project's code, and what it says of its label."""
-    return digest_json(
-        {
-            "code": code_digest(project.dir),
-            "features": project.spec.features,
-            "label_after": project.spec.data.label.available_after.total_seconds(),
-            "version": __version__,
-        }
-    )
 
 
 def known_rows(

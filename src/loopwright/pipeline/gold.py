@@ -8,7 +8,7 @@ time. A history of more than a thousand days is kept in a file per month.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -17,16 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
+from loopwright import __version__
 from loopwright.data.duck import connect
 from loopwright.data.files import Files
 from loopwright.data.lake import Lake
 from loopwright.data.parts import Part, storable
 from loopwright.data.snapshot import Snapshot
+from loopwright.features.definition import definition_digest
 from loopwright.features.frame import Frame
+from loopwright.features.module import FeatureModule
 from loopwright.kernel.actor import Actor
 from loopwright.kernel.clock import iso
+from loopwright.kernel.digest import digest_json
 from loopwright.ledger import store as ledger_store
-from loopwright.pipeline.frames import definition_of
 from loopwright.project.spec import Project
 
 TABLE = "frame"
@@ -79,8 +82,38 @@ def last_gold(lake: Lake, model: str) -> Gold | None:
     return Gold(version, known["snapshot"], known["definition"], known["tables"])
 
 
+def definition_of(project: Project, module: FeatureModule) -> str:
+    """Names what a frame is made of besides its data: spine, views and inputs, and when a label is known.
+
+    The project's other files do not count: a changed contract or training script changes no row by itself.
+    """
+    spine = {field.name: _plain(getattr(module.spine, field.name)) for field in fields(module.spine)}
+    return digest_json(
+        {
+            "spine": spine,
+            "views": [definition_digest(view) for view in module.views],
+            "inputs": list(module.inputs.items()),
+            "task": module.task,
+            "classes": list(module.classes),
+            "label_after": project.spec.data.label.available_after.total_seconds(),
+            "version": __version__,
+        }
+    )
+
+
+def _plain(value: Any) -> Any:
+    return (
+        dict(value)
+        if isinstance(value, Mapping)
+        else list(value)
+        if isinstance(value, tuple | list)
+        else value
+    )
+
+
 def refresh_gold(
     project: Project,
+    module: FeatureModule,
     lake: Lake,
     snapshot: Snapshot,
     frame: Frame,
@@ -89,7 +122,7 @@ def refresh_gold(
     now: datetime,
 ) -> GoldReport | None:
     """Make the frame of a snapshot the model's gold table; None when that is what it was made of last."""
-    model, definition = project.spec.model, definition_of(project)
+    model, definition = project.spec.model, definition_of(project, module)
     last = last_gold(lake, model)
     if last is not None and (last.snapshot, last.definition) == (snapshot.digest, definition):
         return None

@@ -8,13 +8,14 @@ import pyarrow as pa
 
 from loopwright.data import store
 from loopwright.data.contract import Contract
+from loopwright.data.incidents.record import settle
 from loopwright.data.ingest import IngestReport, ingest
 from loopwright.data.lake import Lake
 from loopwright.data.rebuild import rebuild as rebuild_table
 from loopwright.data.reference import snapshot_reference
 from loopwright.data.refusal import record_unreadable
 from loopwright.data.snapshot import Snapshot, read_snapshot, take_snapshot
-from loopwright.data.source import public_uri, resolve
+from loopwright.data.source import public_uri, resolve_declared
 from loopwright.kernel.actor import Actor
 from loopwright.kernel.clock import Clock
 from loopwright.kernel.errors import BadInput, NotFound, Unavailable, did_you_mean
@@ -126,11 +127,11 @@ def _land_one(
         with lake.ledger.read() as conn:
             cursor = store.find_cursor(conn, f"{model}/{name}", public_uri(spec.uri))
     try:
-        source = resolve(spec.uri, project.dir, cursor_column=spec.cursor, cursor=cursor)
+        source = resolve_declared(spec, project.dir, cursor=cursor)
     except (NotFound, Unavailable, BadInput) as error:
         record_unreadable(lake, f"{model}/{name}", spec.uri, error, actor, clock(), contract=contract)
         raise
-    return ingest(
+    report = ingest(
         lake,
         model=model,
         table=name,
@@ -142,6 +143,11 @@ def _land_one(
         event_time=spec.event_time,
         told=told,
     )
+    settle(
+        lake.ledger, f"{model}/{name}", {public_uri(spec.uri), public_uri(source.uri)}, batch=report.batch_id,
+        actor=actor, now=clock(),
+    )  # fmt: skip
+    return report
 
 
 class _Told:

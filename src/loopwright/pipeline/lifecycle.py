@@ -17,13 +17,18 @@ from sqlalchemy import Connection
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.keys import PublicKey, SigningKey
 from loopwright.bundle.open import Bundle, open_bundle
+from loopwright.data.incidents.record import require_no_incident
 from loopwright.data.ingest import IngestReport
 from loopwright.data.lake import Lake
+from loopwright.data.snapshot import Snapshot, verify_snapshot
 from loopwright.delivery.routes import stable_version
+from loopwright.features.frame import Frame
 from loopwright.features.lineage import feature_lineage
 from loopwright.features.module import FeatureModule, load_features
+from loopwright.features.registry import remember_views
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, parse_time
+from loopwright.kernel.errors import BadInput
 from loopwright.kernel.home import Home
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
@@ -34,9 +39,11 @@ from loopwright.pipeline.explained import Explainability, explain_bundle
 from loopwright.pipeline.feature_watch import views_of
 from loopwright.pipeline.fit import Fitted, Parts, cut, fit_model
 from loopwright.pipeline.frames import known_rows
+from loopwright.pipeline.gold import refresh_gold
 from loopwright.pipeline.intake import bring_in
 from loopwright.pipeline.keep import keep_project
 from loopwright.pipeline.numbering import number_for
+from loopwright.pipeline.online import after_run
 from loopwright.pipeline.package import Origin, seal, span
 from loopwright.pipeline.progress import Progress, Silent
 from loopwright.project.spec import Project
@@ -144,15 +151,16 @@ def run_project(
     retrain_id: str | None = None,
     version_number: str | None = None,
     trusted: Sequence[PublicKey] = (),
+    snapshot: str | None = None,
 ) -> RunReport:
     """Run `project` once and return what happened.
 
     `version_number` is the semantic version asked for in the place of the proposed one. `trusted`: keys whose seals
-    count besides `key`'s.
+    count besides `key`'s. `snapshot`: train on what was pinned then; nothing is ingested, nor stands in the way.
 
     Raises Refused when the actor may not train or may not have that number, BadInput for anything wrong in the project
-    or its data, Refused when a contract blocks. Gates that say no are not an error: the report has `version` None and
-    no version is registered.
+    or its data, Refused when a contract blocks or an incident stands on a table that the features read. Gates that say
+    no are not an error: the report has `version` None and no version is registered.
     """
     require(actor, Role.DEVELOPER, "train a model", model=project.spec.model, team=project.spec.team)
     with ledger.read() as conn:
@@ -168,16 +176,20 @@ def run_project(
         project, home, ledger, actor, clock, key, reason, progress or Silent(), written, tuple(trusted)
     )
     here = actor.on(model=spec.model, team=spec.team)
-    ingests, snapshot = bring_in(project, Lake.of(home, ledger), here, clock, setting.watch)
+    ingests, pinned = _data(setting, Lake.of(home, ledger), here, snapshot)
     module = load_features(project)
+    remember_views(module, model=spec.model, ledger=ledger, actor=here, clock=clock)
+    if snapshot is None:
+        with ledger.read() as conn:
+            require_no_incident(conn, spec.model, module.tables())
     check_rules(project.spec.monitoring.features, views_of(module))
-    parts = _parts(setting, module, snapshot.digest)
-    run = _tracked(setting, tracking_uri, snapshot.digest, retrain_id)
-    with run, recorded(setting, run.run_id, snapshot.digest):
+    parts = _parts(setting, module, pinned, gold=snapshot is None)
+    run = _tracked(setting, tracking_uri, pinned.digest, retrain_id)
+    with run, recorded(setting, run.run_id, pinned.digest):
         context = capture(
-            project=project, snapshot=snapshot.digest, splits=parts.sizes(), seed=spec.train.seed, actor=actor
+            project=project, snapshot=pinned.digest, splits=parts.sizes(), seed=spec.train.seed, actor=actor
         )
-        schemas = {name: list(table["schema"]) for name, table in snapshot.tables.items()}
+        schemas = {name: list(table["schema"]) for name, table in pinned.tables.items()}
         context["lineage"] = feature_lineage(module, schemas)
         run.tags(mlflow_tags(context))
         run.artifact_json(context, "context.json")
@@ -186,7 +198,7 @@ def run_project(
         fitted = fit_model(project, module, parts, run, setting.watch)
         context["lineage"]["transform"]["gives"] = list(fitted.names)
         setting.watch.step("Bundle, gates")
-        origin = Origin(run.run_id, snapshot.digest, actor.name, reason, *span(parts.train))
+        origin = Origin(run.run_id, pinned.digest, actor.name, reason, *span(parts.train))
         bundle = _sealed(setting, module, fitted, parts, origin)
         baseline = stable_baseline(ledger, home, setting.trusted, spec.model)
         gates = _gated(setting, bundle, fitted, parts, baseline)
@@ -200,12 +212,13 @@ def run_project(
             setting, bundle, fitted, gates, explained, origin, context, baseline, version_number
         )
         setting.watch.done(f"bundle {bundle.digest[:12]} sealed; {gates.summary()}; {explained.summary()}")
+    after_run(project, home, ledger, here, clock, setting.watch)
     return RunReport(
         run_id=run.run_id,
         model=spec.model,
         version=version,
         bundle=bundle.digest,
-        snapshot=snapshot.digest,
+        snapshot=pinned.digest,
         metrics=fitted.metrics,
         params=fitted.params,
         gates=gates,
@@ -298,12 +311,35 @@ def _admitted(conn: Connection, project: Project, actor: Actor) -> tuple[str, ..
     )
 
 
-def _parts(setting: Setting, module: FeatureModule, snapshot: str) -> Parts:
+def _data(
+    setting: Setting, lake: Lake, actor: Actor, snapshot: str | None
+) -> tuple[Sequence[IngestReport], Snapshot]:
+    """What the run learns from: the sources as they stand, or an earlier snapshot, each row of it read and compared."""
+    if snapshot is None:
+        return bring_in(setting.project, lake, actor, setting.clock, setting.watch)
+    setting.watch.step("The data as it was pinned")
+    pinned = verify_snapshot(lake, snapshot)
+    model, where = setting.project.spec.model, f"snapshot {pinned.digest[:12]}"
+    if pinned.manifest["model"] != model:
+        raise BadInput(
+            "the snapshot is another model's", where=where, got=pinned.manifest["model"], wanted=model
+        )
+    setting.watch.done(f"{pinned.rows:,} rows of snapshot {pinned.digest[:12]}, as they were pinned")
+    return (), pinned
+
+
+def _parts(setting: Setting, module: FeatureModule, snapshot: Snapshot, *, gold: bool) -> Parts:
     project = setting.project
     setting.watch.step("Features as known at each moment")
     lake = Lake.of(setting.home, setting.ledger)
-    until = project.spec.data.as_of
-    frame = known_rows(project, module, lake, snapshot, until=until, cache=setting.home.frames)
+
+    def keep(whole: Frame) -> None:
+        refresh_gold(project, module, lake, snapshot, whole, actor=setting.actor, now=setting.clock())
+
+    frame = known_rows(
+        project, module, lake, snapshot.digest, until=project.spec.data.as_of, cache=setting.home.frames,
+        told=keep if gold else None,
+    )  # fmt: skip
     parts = cut(frame, project.spec.data.holdout, where=str(project.dir / "loop.yaml"))
     setting.watch.done(
         f"{frame.rows:,} labelled rows, {len(module.inputs)} inputs; "

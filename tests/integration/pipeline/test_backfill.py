@@ -114,7 +114,15 @@ class Shop:
 
     def gold(self) -> None:
         snapshot = take_snapshot(self.lake, model="shop", tables=list(self.rows), now=utc_now())
-        refresh_gold(self.project, self.lake, snapshot, self.whole(), actor=SYSTEM, now=utc_now())
+        refresh_gold(
+            self.project,
+            load_features(self.project),
+            self.lake,
+            snapshot,
+            self.whole(),
+            actor=SYSTEM,
+            now=utc_now(),
+        )
 
     def whole(self) -> Any:
         """The frame computed from nothing but the tables as they stand."""
@@ -233,7 +241,7 @@ def test_changed_features_make_everything_new(shop: Shop) -> None:
         FEATURES.replace("timedelta(days=2))", "timedelta(days=1))")
     )
     report = shop.backfill()
-    assert (report.considered, report.why) == (None, "the features, or what they are made by, changed since")
+    assert (report.considered, report.why) == (None, "the features changed since")
     assert shop.held() == shop.expected()
 
 

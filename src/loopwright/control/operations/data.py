@@ -3,8 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from loopwright.control.context import Context
+from loopwright.control.incidents import noticing
 from loopwright.control.operation import operation
+from loopwright.data import quarantine as held
 from loopwright.data import store as data_store
 from loopwright.data.contract import Contract
 from loopwright.data.duck import MEMORY
@@ -13,6 +17,8 @@ from loopwright.data.snapshot import load_snapshot, verify_snapshot
 from loopwright.kernel.actor import Role
 from loopwright.kernel.errors import BadInput, NotFound, Refused, did_you_mean
 from loopwright.pipeline import store as pipeline_store
+from loopwright.pipeline.gold import TABLE as GOLD
+from loopwright.pipeline.gold import last_gold
 from loopwright.pipeline.intake import bring_in
 from loopwright.pipeline.progress import Silent, watching
 from loopwright.pipeline.trial import Trials
@@ -70,7 +76,8 @@ def check_table(
 def snapshot(ctx: Context, project: str) -> dict[str, Any]:
     """Land a project's sources, check them, and pin the good rows under one digest. Is idempotent."""
     opened = _open(ctx, project)
-    reports, pinned = bring_in(opened, _lake(ctx), ctx.actor, ctx.clock, Silent())
+    with noticing(ctx):
+        reports, pinned = bring_in(opened, _lake(ctx), ctx.actor, ctx.clock, Silent())
     return {
         "model": opened.spec.model, "digest": pinned.digest, "rows": pinned.rows,
         "manifest": dict(pinned.manifest), "ingests": [report.to_json() for report in reports],
@@ -98,6 +105,9 @@ def tables(ctx: Context, model: str | None = None) -> list[dict[str, Any]]:
                 batches = data_store.list_batches(conn, f"{project['model']}/{table}")
                 if batches and model in (None, project["model"]):
                     listed.append(_table(project["model"], table, batches))
+    lake = _lake(ctx)
+    for owner in dict.fromkeys(one["model"] for one in listed):
+        listed += _gold(lake, owner)
     return listed
 
 
@@ -114,18 +124,10 @@ def quarantine(ctx: Context, model: str, table: str, limit: int = 20) -> dict[st
         if table not in known:
             raise NotFound(f"{model} has no table of this name", got=table, wanted=", ".join(known),
                            next=did_you_mean(table, known))  # fmt: skip
-        batches = data_store.list_batches(conn, f"{model}/{table}")
     lake = _lake(ctx)
-    reasons: dict[str, int] = {}
-    for batch in batches:
-        for rule, count in batch.report["reasons"].items():
-            reasons[rule] = reasons.get(rule, 0) + count
-    rows: list[dict[str, Any]] = []
-    total = 0
-    if lake.exists("quarantine", model, table):
-        held = lake.read("quarantine", model, table)
-        total, rows = held.num_rows, held.slice(0, limit).to_pylist()
-    return {"model": model, "table": table, "rows": total, "reasons": reasons, "examples": rows}
+    standing = held.summary(lake, model, table)
+    total, rows = held.look(lake, model, table, held.Choice(), limit)
+    return {"model": model, "table": table, "rows": total, "reasons": standing["reasons"], "examples": rows}
 
 
 def _table(model: str, table: str, batches: list[data_store.Batch]) -> dict[str, Any]:
@@ -137,6 +139,22 @@ def _table(model: str, table: str, batches: list[data_store.Batch]) -> dict[str,
         "bad_rows": sum(batch.report["bad_rows"] for batch in batches),
         "bronze_version": last.bronze_version, "silver_version": last.silver_version,
     }  # fmt: skip
+
+
+def _gold(lake: Lake, model: str) -> list[dict[str, Any]]:
+    """The model's training frame, once a run has written it."""
+    made = last_gold(lake, model)
+    if made is None:
+        return []
+    files = pa.table(lake.open("gold", model, GOLD).get_add_actions(flatten=True))
+    rows = sum(int(n or 0) for n in files.column("num_records").to_pylist())
+    nothing = dict.fromkeys(
+        ("batches", "at", "state", "input_rows", "bad_rows", "bronze_version", "silver_version")
+    )
+    return [
+        {**nothing, "model": model, "table": GOLD, "good_rows": rows, "gold_version": made.version,
+         "snapshot": made.snapshot}
+    ]  # fmt: skip
 
 
 def _all_known(names: list[str] | None, known: list[str]) -> None:

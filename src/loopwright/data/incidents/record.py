@@ -1,6 +1,6 @@
 """Opens incidents, joins what recurs to the standing one, and moves them on: each in one ledger transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -19,8 +19,11 @@ from loopwright.data.incidents.model import (
 )
 from loopwright.data.incidents.triage import joined
 from loopwright.kernel.actor import Actor
+from loopwright.kernel.clock import iso
+from loopwright.kernel.errors import Refused
 from loopwright.kernel.ids import new_id
 from loopwright.ledger import store as ledger_store
+from loopwright.ledger.engine import Ledger
 
 
 def record_incident(
@@ -123,6 +126,62 @@ def standing_on(conn: Connection, tables: list[str]) -> list[Incident]:
     """Incidents on `tables` (MODEL/TABLE) that are open or acknowledged and keep training off, the newest first."""
     found = store.list_incidents(conn, tables=tables, states=STANDING)
     return [incident for incident in found if incident.blocking]
+
+
+def settle(
+    ledger: Ledger, table: str, uris: Collection[str], *, batch: str, actor: Actor, now: datetime
+) -> list[Incident]:
+    """Resolve what kept deliveries of these sources out of `table` (MODEL/TABLE): one of them keeps the contract now.
+
+    Is idempotent. What broke a delivery of another source stands until somebody says what became of it, and so does
+    what a person has opened again.
+    """
+    with ledger.read() as conn:
+        standing = [
+            one
+            for one in standing_on(conn, [table])
+            if _last_uri(one) in uris and not _insisted_on(conn, one)
+        ]
+    if not standing:
+        return []
+    with ledger.write() as conn:
+        return [
+            move(
+                conn, again, "resolve", actor=actor, now=now, facts={"batch": batch},
+                reason="the source delivers what the contract wants",
+            )
+            for one in standing
+            if (again := store.get_incident(conn, one.id)).standing
+        ]  # fmt: skip
+
+
+def require_no_incident(conn: Connection, model: str, tables: Sequence[str]) -> None:
+    """Raise Refused while an incident keeps deliveries out of one of the model's `tables`."""
+    standing = standing_on(conn, [f"{model}/{table}" for table in tables])
+    if not standing:
+        return
+    first = standing[0]
+    more = f" and {len(standing) - 1} more" if len(standing) > 1 else ""
+    good = str((first.triage.get("last_good") or {}).get("batch") or "none")[:12]
+    raise Refused(
+        f"an incident stands on data that this run needs: {first.title}",
+        where=f"incident {first.id}{more}",
+        got=f"{first.state.value} since {iso(first.opened_at)}; last good delivery {good}",
+        wanted="no standing incident",
+        next=f"Mend the source and run again, or: loopwright data incident show {first.id}; then ack and resolve it; "
+        "or train on the last good data: loopwright run DIR --snapshot DIGEST",
+    )
+
+
+def _insisted_on(conn: Connection, incident: Incident) -> bool:
+    """Whether a person has opened it again since the last failure."""
+    counted = ("opened", "repeated", "reopened")
+    last = [event.event for event in store.events_of(conn, incident.id) if event.event in counted]
+    return last[-1:] == ["reopened"]
+
+
+def _last_uri(incident: Incident) -> str:
+    return str(incident.triage["deliveries"][-1]["uri"])
 
 
 def _seen(incident: Incident) -> dict[str, Any]:

@@ -166,6 +166,13 @@ def deliveries(conn: Connection, table: str, limit: int = 20) -> list[Delivery]:
     return found
 
 
+def landed_tables(conn: Connection) -> list[str]:
+    """MODEL/TABLE of everything that ever landed, in order."""
+    return list(
+        conn.execute(select(batches.c.table_name).distinct().order_by(batches.c.table_name)).scalars()
+    )
+
+
 def adjust_batch(
     conn: Connection,
     table: str,

@@ -65,7 +65,7 @@ def triage(
         "kind": kind,
         "why": why,
         "source": {"uri": uri, "batch": batch, "origin": dict(origin or {})},
-        "rules": [rule.to_json() for rule in rules],
+        "rules": [{**rule.to_json(), **_terms(contract, rule.name)} for rule in rules],
         "count": 1,
         "first_seen": iso(now),
         "last_seen": iso(now),
@@ -82,6 +82,7 @@ def triage(
             "values": {name: dict(values) for name, values in found.values.items()},
             **({"unknown": found.why} if found.why else {}),
         },
+        "nulls": {name: list(both) for name, both in lost_values(found, before).items()},
         "changes": changes(input_rows, contract, found, before),
         "upstream": [one.to_json() for one in upstream],
         "contract": None
@@ -121,11 +122,20 @@ def changes(
         new = [name for name in failures.columns if name not in before.columns]
         said += [f"columns are gone: {', '.join(gone)}"] if gone else []
         said += [f"columns are new: {', '.join(new)}"] if new else []
-    for name, share in failures.nulls.items():
-        then = before.nulls.get(name)
-        if then is not None and abs(share - then) >= NOTABLE:
-            said.append(f"`{name}` is null in {share:.1%} of the rows, {then:.1%} the time before")
+    for name, (then, now) in lost_values(failures, before).items():
+        said.append(f"`{name}` is null in {now:.1%} of the rows, {then:.1%} the time before")
     return said
+
+
+def lost_values(failures: Failures, before: Before | None) -> dict[str, tuple[float, float]]:
+    """Column → its share of nulls (then, now), where that moved."""
+    if before is None:
+        return {}
+    return {
+        name: (round(before.nulls[name], 4), round(now, 4))
+        for name, now in failures.nulls.items()
+        if name in before.nulls and abs(now - before.nulls[name]) >= NOTABLE
+    }
 
 
 def headline(table: str, kind: Kind, rules: Sequence[RuleResult], why: str) -> str:
@@ -136,6 +146,16 @@ def headline(table: str, kind: Kind, rules: Sequence[RuleResult], why: str) -> s
         return f"{table}: {why}"[:300]
     verb = "cannot be judged by" if kind == "error" else "was refused by"
     return f"{table}: a delivery {verb} {', '.join(rule.name for rule in rules)}"[:300]
+
+
+def _terms(contract: Contract | None, name: str) -> dict[str, Any]:
+    """What the contract says of a rule, for whoever proposes another."""
+    if contract is None:
+        return {}
+    for rule in contract.rules:
+        if rule.name == name:
+            return {"kind": rule.kind, "arguments": dict(rule.arguments), "limit": str(rule.limit)}
+    return {}
 
 
 def _seen(uri: str, batch: str | None, rows: int, bad: int, now: datetime) -> dict[str, Any]:
