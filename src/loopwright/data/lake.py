@@ -151,6 +151,45 @@ class Lake:
             known = self.open(layer, model, table, known.version() - 1) if known.version() else None
         return None if known is None else _files(known)
 
+    def widen(self, layer: Layer, model: str, table: str, schema: pa.Schema) -> None:
+        """Write a table's files anew where `schema` has a wider type: whole numbers as real ones, dates as times.
+
+        One commit that changes no value; raises BadInput for a whole number that no real one is equal to.
+        """
+        known = self._known(self.path(layer, model, table))
+        if known is None:
+            return
+        held = pa.schema(known.schema())
+        wider = {
+            field.name: field.type
+            for field in schema
+            if field.name in held.names and _wider(held.field(field.name).type, field.type)
+        }
+        if not wider:
+            return
+        to = pa.schema([pa.field(f.name, wider.get(f.name, f.type)) for f in held])
+        found = _files(known)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for batch in found.batches():
+                for name, kind in wider.items():
+                    try:
+                        cells = batch.column(name).cast(
+                            pa.timestamp("us") if pa.types.is_timestamp(kind) else kind
+                        )
+                    except pa.ArrowInvalid as error:
+                        raise BadInput(
+                            f"the column `{name}` of {layer}/{model}/{table} cannot become {kind}",
+                            where=self.root, got=_short(error), wanted="values that stay equal",
+                            next="Keep its type, or give the table a new name",
+                        ) from None  # fmt: skip
+                    batch = batch.set_column(batch.schema.get_field_index(name), name, cells.cast(kind))
+                yield batch
+
+        reader = pa.RecordBatchReader.from_batches(to, cast_batches(batches(), to))
+        parts = write_parts(self.storage, self.path(layer, model, table), to, reader)
+        self.commit(layer, model, table, to, parts, whole=True)
+
     def columns(self, layer: Layer, model: str, table: str) -> list[str]:
         """Names of a table's columns, the lake's own included."""
         return list(pa.schema(self.open(layer, model, table).schema()).names)
@@ -431,6 +470,14 @@ def _fits(kind: pa.DataType, held: pa.DataType, *, raw: bool) -> bool:
     if _is_text(held):
         return bool(plain or types.is_timestamp(kind) or types.is_date(kind))
     return bool(types.is_integer(kind) and types.is_float64(held))
+
+
+def _wider(held: pa.DataType, kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        (types.is_integer(held) and types.is_floating(kind))
+        or (types.is_date(held) and types.is_timestamp(kind))
+    )
 
 
 def _silent(where: str, error: BaseException) -> Unavailable:

@@ -64,6 +64,8 @@ def merge(
     """Bring the good rows into silver in one commit; `admit` may still keep the batch out before it."""
     lake, model, table = place.lake, place.model, place.table
     good = landing.good(found, staged.batch_id, times)
+    if place.contract.loading != "full":
+        lake.widen("silver", model, table, good.schema)
     if place.contract.loading != "upsert":
         full = place.contract.loading == "full"
         replaced = None if full else staged.batch_id

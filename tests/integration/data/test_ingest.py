@@ -159,14 +159,6 @@ def test_a_new_column_is_null_in_older_rows(lake: Lake, csv: Csv) -> None:
     ]
 
 
-def test_a_changed_type_is_refused_and_leaves_silver_as_it_was(lake: Lake, csv: Csv) -> None:
-    land(lake, csv("x\n1\n"), contract("{name: x, logicalType: integer}"))
-    for text, kind in (("x\nb\n", "string"), ("x\n2.5\n", "number")):
-        with pytest.raises(BadInput, match="the column `x` of silver/m/t changed its type"):
-            land(lake, csv(text), contract(f"{{name: x, logicalType: {kind}}}"))
-    assert silver(lake, "m", "t").to_pydict() == {"x": [1]}
-
-
 def test_a_blocked_batch_leaves_silver_alone_and_is_on_record(lake: Lake, csv: Csv) -> None:
     short = contract("{name: x, logicalType: integer}", quality="{metric: rowCount, mustBeGreaterThan: 2}")
     land(lake, csv("x\n1\n2\n3\n"), short)
