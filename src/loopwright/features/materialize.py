@@ -37,6 +37,7 @@ from loopwright.ledger import store as ledger_store
 
 BATCH_ROWS = 5_000
 _TOLD_EVERY = 2.0
+_GIVEN_UP = 86_400.0
 _KINDS = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64", pa.bool_(): "bool"}
 
 Kind = Literal["full", "increment", "none"]
@@ -332,7 +333,7 @@ def _finish_left(work: Work, view: View, layout: Layout, *, full: bool) -> Done 
     with ledger.read() as conn:
         one = feature_store.last(conn, work.model, view.name, work.store.url)
     if one is None or one.state == "done":
-        _tidy(work)
+        _tidy(work, one)
         return None
     head = work.store.heads(work.model).get(view.name)
     if head is not None and head.build == one.id:  # it was published, and only its record is missing
@@ -474,8 +475,10 @@ def _stage(work: Work, id: str) -> Path:
     return work.staging / f"{id}.parquet"
 
 
-def _tidy(work: Work) -> None:
-    """Nothing to do for one view; files of builds long given up go."""
+def _tidy(work: Work, last: Materialization | None) -> None:
+    """Remove what the last one left when it was killed after its record was closed, and half-written files."""
+    if last is not None:
+        _stage(work, last.id).unlink(missing_ok=True)
     for path in work.staging.glob("*.partial"):
-        if time.time() - path.stat().st_mtime > 86_400:
+        if time.time() - path.stat().st_mtime > _GIVEN_UP:
             path.unlink(missing_ok=True)

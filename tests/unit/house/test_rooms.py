@@ -66,6 +66,11 @@ def test_the_data_plane_starts_light(module: str) -> None:
     assert loaded_by(f"import loopwright.serving.{module}") & {*HEAVY, "fastapi", "pydantic", "onnx"} == set()
 
 
+@pytest.mark.parametrize("module", ["online", "online_sqlite", "online_redis", "status"])
+def test_online_features_are_read_light(module: str) -> None:
+    assert loaded_by(f"import loopwright.features.{module}") & {*HEAVY, "fastapi", "pydantic", "numpy"} == set()
+
+
 @pytest.mark.parametrize("room", sorted(path.parent.name for path in SOURCE.glob("*/__init__.py")))
 def test_a_room_is_entered_without_loading_an_engine(room: str) -> None:
     assert loaded_by(f"import loopwright.{room}") & {*HEAVY, "onnxruntime", "rich"} == set()
