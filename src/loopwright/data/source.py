@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS", "MALFORMED", "NULLS", "RESERVED", "Malformed", "Raw", "Reading", "Source", "Told", "public_uri",
-    "resolve",
+    "resolve", "resolve_declared",
 ]  # fmt: skip
 
 
@@ -76,6 +76,19 @@ class Source:
     def format(self) -> str:
         """csv, jsonl, parquet or query."""
         return self.delivery.format if self.delivery is not None else "query"
+
+    @property
+    def title(self) -> str:
+        """A word for what it holds: flights for data/flights.csv.gz, data/flights/*.csv or ?table=air.flights."""
+        if self.query is not None:
+            return self.query.title
+        place = self.uri.rpartition("@")[0] if self.uri.startswith("dvc://") else self.name
+        parts = [
+            part for part in unquote(urlsplit(place).path if "://" in place else place).split("/") if part
+        ]
+        while len(parts) > 1 and any(sign in parts[-1] for sign in "*?["):
+            parts.pop()
+        return parts[-1].split(".")[0] if parts else "data"
 
     @property
     def _files(self) -> Delivery:
@@ -144,6 +157,37 @@ class Source:
 
 def _silent(done: int, total: int | None) -> None:
     return None
+
+
+class Declared(Protocol):
+    """What loop.yaml says of a source."""
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def cursor(self) -> str | None: ...
+    @property
+    def lookback(self) -> timedelta: ...
+    @property
+    def format(self) -> str | None: ...
+    @property
+    def delimiter(self) -> str | None: ...
+    @property
+    def encoding(self) -> str | None: ...
+
+
+def resolve_declared(
+    spec: Declared, base: Path, *, cursor: Mapping[str, Any] | None = None, whole: bool = False
+) -> Source:
+    """The source that loop.yaml declares, read on from `cursor`; `whole`: all of it, whatever was read before."""
+    return resolve(
+        spec.uri,
+        base,
+        cursor_column=None if whole else spec.cursor,
+        cursor=cursor,
+        lookback=spec.lookback,
+        reading=Reading(spec.format, spec.delimiter, spec.encoding),
+    )
 
 
 def resolve(

@@ -8,13 +8,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from loopwright.data.contract import Contract
 from loopwright.data.infer import Facts, Inferred, infer, infer_contract, to_yaml
-from loopwright.data.source import resolve
+from loopwright.data.source import public_uri, resolve
 from loopwright.features.module import load_features
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Unavailable, did_you_mean
 from loopwright.pipeline.scaffold_files import render
@@ -135,11 +136,16 @@ def init_project(
             wanted=", ".join(get_args(Task)),
             next=did_you_mean(task, get_args(Task)),
         )
-    source = resolve(str(data), Path.cwd())
-    uri = str(data) if "://" in str(data) else str(source.path)
+    uri = _standing(str(data))
+    source = resolve(uri, Path.cwd())
     seen = infer(source)
     notes: list[str] = []
-    plan = _decide(seen, model, uri, source.path.name, target, time, task, key, notes)
+    named = public_uri(uri)
+    plan = replace(_decide(seen, model, named, source.title, target, time, task, key, notes), uri=uri)
+    if named != uri and source.query is None:
+        notes.append(
+            "the uri carries a key, and loop.yaml holds it now: keep it out of git, or name another uri"
+        )
     document = infer_contract(seen, table=plan.table, key=plan.key, required=[plan.time] if plan.time else [])
     files = render(plan) | {f"contracts/{plan.table}.odcs.yaml": _CONTRACT_HEAD + to_yaml(document)}
     _write(dest, files, plan)
@@ -162,6 +168,23 @@ _CONTRACT_HEAD = (
     "# What the data promises (Open Data Contract Standard 3.1), inferred from the file. Rows that break it are set\n"
     "# aside with their reasons. Add what you know: required: true, logicalTypeOptions: {minimum: 0, maximum: 9}, …\n"
 )
+
+
+def _standing(data: str) -> str:
+    """The URI as it can be read from the project's folder too, without a password that loop.yaml would show."""
+    if "://" not in data:
+        return str((Path.cwd() / Path(data).expanduser()).resolve())
+    if urlsplit(data).password:
+        raise BadInput(
+            "a password would stand in loop.yaml", where=f"--data {public_uri(data)}",
+            next="Leave it out: set PGPASSWORD, or say ?password_env=NAME" if data.startswith("postgres")
+            else "Name a uri that needs none",
+        )  # fmt: skip
+    if data.startswith("dvc://"):
+        place = data.removeprefix("dvc://")
+        repository, double, path = place.partition("//")
+        return f"dvc://{(Path.cwd() / (repository if double else '')).resolve()}//{path if double else place}"
+    return data
 
 
 def _decide(

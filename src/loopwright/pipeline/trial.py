@@ -17,7 +17,7 @@ from loopwright.data.duck import MEMORY, memory_bytes
 from loopwright.data.files import Files
 from loopwright.data.lake import Lake
 from loopwright.data.reference import snapshot_reference
-from loopwright.data.source import public_uri, resolve
+from loopwright.data.source import public_uri, resolve, resolve_declared
 from loopwright.data.workspace import workspace
 from loopwright.kernel.errors import BadInput, NotFound
 from loopwright.pipeline.intake import in_reference_order
@@ -69,7 +69,7 @@ class Trials:
             for name in order:
                 contract = contracts[name]
                 self.watch.step(f"Check {name}")
-                staged = resolve(sources[name].uri, project.dir).stage(folder / name, contract.nulls)
+                staged = resolve_declared(sources[name], project.dir, whole=True).stage(folder / name, contract.nulls)
                 reference = snapshot_reference(self.lake, project.spec.model, name)
                 with examination(
                     staged, contract, refs=refs, reference=reference, now=self.now, memory_limit=self.memory,

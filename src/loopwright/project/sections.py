@@ -22,15 +22,33 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """One table's origin. `contract` is a path in the project; `key` names columns that identify a row."""
+    """One table's origin. `contract` is a path in the project; `key` names columns that identify a row.
 
-    uri: Text = Field(description="package://…, file://…, http(s)://… or a path in the project")
+    A path may be a folder or a glob of files with the same columns. `cursor` and `lookback` are for queries: only rows
+    beyond the newest value of `cursor` are read, and again those that became visible late, within `lookback`.
+    """
+
+    uri: Text = Field(
+        description="a path in the project, or file://, http(s)://, s3://bucket/key, "
+        "postgresql://user@host/db?table=schema.table (or ?query=SELECT …), dvc://path@rev, "
+        "lakefs://repository/ref/path, package://name/path"
+    )
     contract: File = Field(description="the path of an ODCS contract, like contracts/flights.odcs.yaml")
     event_time: Text | None = Field(None, description="the column that says when a row happened")
     key: tuple[Text, ...] | None = Field(None, description="a list of columns that identify a row")
     cursor: Text | None = Field(
         None, description="of a query: the column that grows, by which only new rows are read"
     )
+    lookback: Duration = Field(
+        timedelta(), description="with a cursor of times: how long a row may become visible late, like 10m"
+    )
+    format: Literal["csv", "parquet", "jsonl"] | None = Field(
+        None, description="csv, parquet or jsonl; left out: as the name ends"
+    )
+    delimiter: Annotated[str, StringConstraints(pattern=r'^[^"\r\n\x00]$')] | None = Field(
+        None, description="of CSV: one character; left out: as the header shows"
+    )
+    encoding: Text | None = Field(None, description="of CSV and JSON lines, like latin-1; left out: UTF-8")
 
 
 class Label(Section):

@@ -97,6 +97,12 @@ class Query:
             name, _with_password(parts, values, name), select, column, lookback, since if column else None
         )
 
+    @property
+    def title(self) -> str:
+        """The table's name; "query" for a query."""
+        named = re.fullmatch(r'SELECT \* FROM (?:.*\.)?("(?:[^"]|"")+")', self.select)
+        return named[1].strip('"') if named else "query"
+
     def stage(self, into: Path, origin: Mapping[str, Any], progress: Told) -> Staged:
         """Bring the rows into a Parquet file in `into`; see `Source.stage`. No new rows is no error here."""
         with disk(into):
