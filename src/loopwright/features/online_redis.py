@@ -209,14 +209,16 @@ def _public(url: str) -> str:
 
 
 def _said(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    """What Redis said, without the command it was about: keys and rows are nobody's business in a log."""
+    text = str(error).strip().partition("of pipeline caused error: ")[2] or str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def _remedy(error: Exception) -> str:
     said = str(error)
     if isinstance(error, faults.AuthenticationError) or "NOAUTH" in said or "WRONGPASS" in said:
         return "Check user and password in `online_url` of home.json."
-    if "OOM" in said:
+    if "OOM" in said or "maxmemory" in said:
         return "Redis is out of memory: give it more (maxmemory), with maxmemory-policy noeviction."
     if "READONLY" in said:
         return "This is a replica: name the primary in `online_url` of home.json."

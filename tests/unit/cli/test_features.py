@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -55,12 +56,21 @@ def carriers(*rows: tuple[str, int, float | None]) -> pa.Table:
     })  # fmt: skip
 
 
-@pytest.fixture
-def ctx(tmp_path: Path) -> Context:
-    made = open_context(tmp_path / "home", LOCAL, create=True)
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with MLflow's tables and a landed table, made once and copied."""
+    folder = tmp_path_factory.mktemp("template") / "home"
+    made = open_context(folder, LOCAL, create=True)
+    ensure_mlflow_tables(made.ledger)
     table = carriers(("UA", 1, 500.0), ("AA", 9, None), ("B6", 10, 1000.0), ("UA", 10, 700.0))
     Lake.of(made.home, made.ledger).write("silver", "late", "carriers", table)
-    return made
+    made.ledger.dispose()
+    return folder
+
+
+@pytest.fixture
+def ctx(template: Path, tmp_path: Path) -> Context:
+    return open_context(Path(shutil.copytree(template, tmp_path / "home")), LOCAL)
 
 
 @pytest.fixture
@@ -85,7 +95,6 @@ def materialized(ctx: Context, project: Path, loopwright: Type) -> Context:
 
 @pytest.fixture
 def version(ctx: Context, tmp_path: Path) -> int:
-    ensure_mlflow_tables(ctx.ledger)
     digest = BundleDepot(ctx.home.bundles).add(tiny_bundle(tmp_path / "bundle", ctx.key).path)
     with ctx.ledger.write() as conn:
         vouch(conn, "late", digest, at=ctx.now)
