@@ -95,7 +95,8 @@ spine = Spine(table="shop", key=("order",), event_time="placed", label="bought >
               label_available_at="placed + INTERVAL 20 HOUR", inputs={"x": "x"})
 views = [
     FeatureView(
-        "place", "shop", ("place",), {"before": "x"}, "placed", ttl=timedelta(days=2), available_after=timedelta(hours=1),
+        "place", "shop", ("place",), {"before": "x"}, "placed",
+        ttl=timedelta(days=2), available_after=timedelta(hours=1),
         aggregations={"orders_3d": Aggregate("count", window=timedelta(days=3)),
                       "mean_3d": Aggregate("mean", "x", timedelta(days=3), where="bought > 0")},
         source=doubled, tests={"few": ViewTest("orders_3d < LIMIT", "SEVERITY"), "counted": "orders_3d >= 0"},

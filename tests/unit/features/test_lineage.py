@@ -12,7 +12,7 @@ import loopwright.examples
 from loopwright.features.lineage import columns_read, feature_lineage
 from loopwright.features.module import FeatureModule, load_features
 from loopwright.features.offline import build_frame
-from loopwright.features.view import FeatureView, Spine, WindowedRate
+from loopwright.features.view import Aggregate, FeatureView, Spine, WindowedRate
 from loopwright.kernel.errors import BadInput
 from loopwright.project.spec import load_project
 
@@ -197,3 +197,71 @@ def test_a_model_without_label_or_time_has_lineage_too() -> None:
     told = feature_lineage(module, SCHEMAS)
     assert told["label"] is None
     assert values(told["rows"], "filtered by") == {"flights.origin"}
+
+
+def view_parts(**said: Any) -> dict[str, dict[str, Any]]:
+    view = FeatureView("v", "weather", ("origin",), event_time="time_hour", **said)
+    module = FeatureModule(
+        spine=Spine(table="flights", event_time="time_hour", inputs=("distance",)), views=(view,),
+        inputs=dict.fromkeys(["distance", *view.names()], "float64"),
+    )  # fmt: skip
+    return {part["name"]: part for part in feature_lineage(module, SCHEMAS)["inputs"]}
+
+
+def test_an_aggregation_reads_its_value_its_condition_and_when_rows_were_known() -> None:
+    parts = view_parts(
+        columns=("temp",), available_at="time_hour + INTERVAL 1 HOUR",
+        aggregations={"wet": Aggregate("count", None, timedelta(hours=6), "precip > 0"),
+                      "gust": Aggregate("max", "wind_gust + 1", timedelta(hours=6))},
+    )  # fmt: skip
+    assert values(parts["wet"]) == set() and values(parts["wet"], "filtered by") == {"weather.precip"}
+    assert (
+        values(parts["gust"]) == {"weather.wind_gust"}
+        and parts["gust"]["sql"] == "max of wind_gust + 1 over 6h"
+    )
+    for part in (parts["wet"], parts["gust"], parts["temp"]):
+        assert values(part, "known at") == {"weather.time_hour"}
+        assert values(part, "joined on") == {"flights.origin", "weather.origin"}
+        assert part["level"] == "column"
+
+
+@pytest.mark.parametrize(
+    ("source", "read"),
+    [
+        ("SELECT origin, time_hour, temp * 2 AS m FROM weather", {"weather.temp"}),
+        (
+            "SELECT origin, time_hour, avg(temp) AS m FROM weather WHERE humid > 5 GROUP BY ALL",
+            {"weather.temp", "weather.humid", "weather.origin", "weather.time_hour"},
+        ),
+        (
+            "SELECT w.origin, w.time_hour, f.distance AS m FROM weather w JOIN flights f USING (origin)",
+            {"flights.distance", "flights.origin", "weather.origin"},
+        ),
+        (
+            "SELECT origin, time_hour, count(*) AS m FROM weather GROUP BY 1, 2",
+            {"weather.origin", "weather.time_hour"},
+        ),
+        (
+            "WITH d AS (SELECT origin, time_hour, max(temp) AS q FROM weather GROUP BY ALL) "
+            "SELECT origin, time_hour, q + 1 AS m FROM d",
+            {"weather.temp", "weather.origin", "weather.time_hour"},
+        ),
+    ],
+)
+def test_a_source_in_sql_is_looked_through(source: str, read: set[str]) -> None:
+    part = view_parts(columns=("m",), source=source, reads=("flights",))["m"]
+    assert values(part) == read and part["level"] == "column"
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("SELECT *, temp AS m FROM weather", "does not tell its columns"),
+        (lambda weather, flights: weather, "a Python function stands between"),
+        ("SELECT origin, time_hour, 1 AS n FROM weather", "does not tell its columns"),
+    ],
+)
+def test_a_source_that_does_not_tell_reads_its_tables_whole(source: Any, why: str) -> None:
+    part = view_parts(columns=("m",), source=source, reads=("flights",))["m"]
+    assert part["level"] == "table" and why in part["why"]
+    assert values(part) >= {"weather.*", "flights.*"}
