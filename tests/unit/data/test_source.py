@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loopwright.data.source import public_uri, resolve
+from loopwright.data.sources import web
 from loopwright.kernel.digest import sha256_bytes
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Unavailable
 
@@ -120,7 +121,8 @@ def test_other_places_are_refused(uri: str) -> None:
         resolve(uri, Path())
 
 
-def test_a_server_that_does_not_answer_is_unavailable() -> None:
+def test_a_server_that_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "PAUSE", 0.01)
     with pytest.raises(Unavailable, match="does not answer"):
         resolve("http://127.0.0.1:9/a.csv", Path())
 

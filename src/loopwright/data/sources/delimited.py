@@ -172,7 +172,7 @@ def _batches(
             last = numbers.sift(batch, ragged)
             told(stream.consumed, stream.size)
     if last is not None:
-        yield numbers.sift_end(last, stream.tail)
+        yield last if ragged else numbers.sift_end(last, stream.tail)
     numbers.rest(ragged)
 
 
@@ -193,6 +193,7 @@ class _Numbers:
         self._bad = bad
         self._held: list[tuple[int, Malformed]] = []
         self._spilled = False
+        self._last_kept = True
 
     def line(self, record: int) -> int:
         """Where the next `record` begins, unless there are blank lines."""
@@ -200,6 +201,7 @@ class _Numbers:
 
     def sift(self, batch: pa.RecordBatch, ragged: list[tuple[int, str, str]]) -> pa.RecordBatch:
         """Set aside what is no row, of this batch and of `ragged` up to its end; return the rows."""
+        rows = batch.num_rows
         raw = [_data(column) for column in batch.columns]
         inner = sum(data.count(b"\n") for data in raw)
         broken = _broken(batch, raw)
@@ -226,6 +228,7 @@ class _Numbers:
             if broken:
                 keep = pa.array([row not in broken for row in range(batch.num_rows)])
                 batch = batch.filter(keep)
+        self._last_kept = rows - 1 not in broken
         self.records = end
         self._inner += inner
         self.rows += batch.num_rows
@@ -233,7 +236,7 @@ class _Numbers:
 
     def sift_end(self, batch: pa.RecordBatch, tail: bytes) -> pa.RecordBatch:
         """The last batch without a last row whose quote is never closed."""
-        if batch.num_rows and not tail.rstrip(b"\r\n \t").endswith(b'"'):
+        if batch.num_rows and self._last_kept and not tail.rstrip(b"\r\n \t").endswith(b'"'):
             cell = batch.column(batch.num_columns - 1)[batch.num_rows - 1].as_py()
             if cell is not None and ("\n" in cell or "\r" in cell):
                 text = _spelt(batch, batch.num_rows - 1, self._header.delimiter)

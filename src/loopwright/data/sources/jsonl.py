@@ -79,7 +79,12 @@ def read_rows(
     for chunk in _chunks(part, reading, bad, told):
         columns: dict[str, Any] = {}
         if typed.names:
-            rows = _parse(chunk, typed, "ignore")
+            try:
+                rows = _parse(chunk, typed, "ignore")
+            except (
+                pa.ArrowInvalid
+            ):  # a key that stands twice: the last value counts, as for every other reader
+                rows = pa.Table.from_pylist([_ANY.decode(line) for line in chunk.lines], typed)
             columns = dict(zip(rows.column_names, rows.columns, strict=True))
         if written:
             raw = [_RAW.decode(line) for line in chunk.lines]
@@ -93,13 +98,12 @@ def no_rows(part: Part, reading: Reading) -> BadInput:
     wrong: list[Malformed] = []
     for _ in _chunks(part, reading, lambda line: wrong.append(line) if not wrong else None, lambda *_: None):
         pass
-    array = bool(wrong) and wrong[0].text.lstrip()[:1] == "["
     return BadInput(
         "cannot be read as jsonl" if wrong else "holds no rows",
         where=f"{part.where}:{wrong[0].line}" if wrong else part.where,
         got=wrong[0].why if wrong else None,
         wanted="a JSON object on each line",
-        next="Make lines of the array: jq -c '.[]'" if array else "Check how the file was written",
+        next="Check how the file was written",
     )
 
 
@@ -182,6 +186,14 @@ def _lines(part: Part, reading: Reading, told: Told, at: "_Position") -> Iterato
             if first:
                 check_text(data, part.where)
                 data, first = data.removeprefix(b"\xef\xbb\xbf"), False
+                if data.lstrip()[:1] == b"[":
+                    raise BadInput(
+                        "cannot be read as jsonl",
+                        where=f"{part.where}:1",
+                        got="an array",
+                        wanted="a JSON object on each line",
+                        next="Make lines of the array: jq -c '.[]'",
+                    )
             if not data:
                 break
             lines = (rest + data).split(b"\n")

@@ -19,7 +19,7 @@ from loopwright.kernel.errors import BadInput, Conflict, LoopwrightError, NotFou
 
 RANGE = 8 << 20
 ATTEMPTS = 5
-PAUSE = 0.5
+PAUSE = 0.3
 _MAGIC = re.compile(r"[*?]")
 
 
@@ -55,7 +55,12 @@ def copy(filesystem: Any, info: Any, path: Path, where: str) -> None:
             for start in range(0, info.size, RANGE):
                 size = min(RANGE, info.size - start)
                 for attempt in stamina.retry_context(
-                    on=OSError, attempts=ATTEMPTS, wait_initial=PAUSE, wait_max=5.0, timeout=None
+                    on=OSError,
+                    attempts=ATTEMPTS,
+                    wait_initial=PAUSE,
+                    wait_max=5.0,
+                    wait_jitter=PAUSE,
+                    timeout=None,
                 ):
                     with attempt:
                         data = held.read_at(size, start)

@@ -21,9 +21,9 @@ from loopwright.kernel.errors import BadInput, NotFound, Unavailable
 
 CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 30.0
-ATTEMPTS = 6
+ATTEMPTS = 5
 """In a row without a single byte more."""
-PAUSE = 0.5
+PAUSE = 0.3
 MAX_REDIRECTS = 5
 PIECES = 1000
 _TYPES = {
@@ -175,7 +175,12 @@ def _persist(task: _Download) -> None:
     try:
         for _ in range(PIECES):
             for attempt in stamina.retry_context(
-                on=_Broken, attempts=ATTEMPTS, wait_initial=PAUSE, wait_max=10.0, timeout=None
+                on=_Broken,
+                attempts=ATTEMPTS,
+                wait_initial=PAUSE,
+                wait_max=5.0,
+                wait_jitter=PAUSE,
+                timeout=None,
             ):
                 with attempt:
                     whole = task.fetch()
