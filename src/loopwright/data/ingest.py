@@ -173,8 +173,9 @@ def _land(work: _Landing, staged: Staged, evolution: Evolution, folder: Path) ->
     with ThreadPoolExecutor(1) as beside:
         written = beside.submit(_bronze, work, staged)
         with examination(
-            staged, judged, refs=refs, landed=others, reference=work.reference, now=work.now, spill=folder
-        ) as found:
+            staged, judged, refs=refs, landed=others, reference=work.reference, now=work.now,
+            memory_limit=landing.MEMORY, spill=folder,
+        ) as found:  # fmt: skip
             bronze = written.result()
 
             def admit(check: CheckReport) -> None:

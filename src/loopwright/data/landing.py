@@ -19,7 +19,7 @@ from loopwright.data.staged import MALFORMED, Staged
 from loopwright.data.storage import Storage
 from loopwright.kernel.clock import from_us, iso, to_us
 
-MEMORY = "192MB"
+MEMORY = "160MB"
 TIME = pa.timestamp("us", "UTC")
 BRONZE = [
     pa.field("_row", pa.int64()),

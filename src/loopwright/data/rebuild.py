@@ -155,7 +155,7 @@ class _Work:
         landed = None if upserting or standing is None else _keys(standing, contract)
         with examination(
             staged, judged, refs=self.refs, landed=landed, reference=_no_reference, now=ingested,
-            spill=self.folder,
+            memory_limit=landing.MEMORY, spill=self.folder,
         ) as found:  # fmt: skip
             times = landing.Times(None, None, ingested)
             good = landing.good(found, staged.batch_id, times)

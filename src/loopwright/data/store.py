@@ -33,14 +33,10 @@ def find_batch(conn: Connection, table: str, batch_id: str) -> Batch | None:
 
 
 def latest_batch(conn: Connection, table: str) -> Batch | None:
-    """The batch that landed last in `table`."""
-    query = (
-        select(batches)
-        .where(batches.c.table_name == table)
-        .order_by(batches.c.at.desc(), batches.c.silver_version.desc())
-    )
-    row = conn.execute(query.limit(1)).one_or_none()
-    return _batch(row) if row is not None else None
+    """The batch that landed last in `table`, whatever the clock said then."""
+    newest = select(landings.c.batch_id).where(landings.c.table_name == table).order_by(landings.c.id.desc())
+    batch = conn.execute(newest.limit(1)).scalar_one_or_none()
+    return None if batch is None else find_batch(conn, table, batch)
 
 
 def list_batches(conn: Connection, table: str) -> list[Batch]:
