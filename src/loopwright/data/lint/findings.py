@@ -73,7 +73,7 @@ def lint(document: Document, against: Contract | None = None) -> list[Finding]:
 
 
 def _unreadable(error: BadInput) -> Finding:
-    got = f"; got {error.to_json()['got']}" if error.got is not None else ""
+    got = f"; got {error.to_json().get('got', 'nothing')}" if error.got is not None else ""
     wanted = f", wanted {error.wanted}" if error.wanted else ""
     return Finding("error", error.where, f"{error.what}{got}{wanted}", error.next)
 
@@ -104,6 +104,11 @@ def _left_out(
     if part == "relationship" and "description" in value:
         what = "the standard has no `description` of a relationship"
         yield "warning", document.where((*path, "description")), f"{what}: say it in customProperties"
+    for end in ("from", "to") if part == "relationship" else ():
+        for reference in value.get(end, ()):
+            if "." not in reference and "/" not in reference:
+                what = f"the standard wants table.column, not `{reference}`; other tools refuse the file"
+                yield "warning", document.where((*path, end)), what
     limits = [key for key in value if key.startswith("must")] if part == "quality" else []
     if limits and value.get("type") == "custom":
         what = f"the standard has no place for `{limits[0]}` beside `engine`: put it into `implementation`"

@@ -117,6 +117,9 @@ def _column(draft: Draft, prop: Mapping[str, Any], path: Path, name: str) -> Col
             f"one of {', '.join(_LOGICAL)}",
             did_you_mean(str(given), _LOGICAL) or "Mend it",
         )
+    older = str(draft.document.value.get("apiVersion")).startswith("v3.0")
+    if older and given == "date" and words.logical(prop.get("physicalType", "")) == "timestamp":
+        given = "timestamp"  # version 3.0 had no other word for it
     options = prop.get("logicalTypeOptions", {})
     for key in options:
         if key not in _OPTIONS[given]:

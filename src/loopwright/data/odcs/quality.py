@@ -210,18 +210,18 @@ def _custom(draft: Draft, entry: Mapping[str, Any], path: Path, name: str, colum
     implementation = entry.get("implementation")
     if isinstance(implementation, str) and implementation.lstrip().startswith("metric:"):
         implementation = _parsed(draft, implementation, (*path, "implementation"))
-    if isinstance(implementation, dict) and set(implementation) != {"condition"}:
+    if isinstance(implementation, dict) and "condition" not in implementation:
         add_measure(draft, {**entry, **implementation}, path, name, column, add_rule, read_limit)
         return
-    condition = implementation.get("condition") if isinstance(implementation, dict) else implementation
+    at, said = (*path, "implementation"), dict(entry)
+    if isinstance(implementation, dict):
+        for key in set(implementation) - {"condition", "unit", *words.LIMITS}:
+            raise draft.fail("unknown key", (*at, key), key, next="Known: condition, unit, mustBe…")
+        said |= implementation
+    condition = said["condition"] if isinstance(implementation, dict) else implementation
     if not isinstance(condition, str) or not condition.strip():
-        raise draft.fail(
-            "missing or not text",
-            (*path, "implementation"),
-            implementation,
-            "a SQL condition, or {metric: …}",
-        )
-    limit = read_limit(draft, entry, path) or NONE
+        raise draft.fail("missing or not text", at, implementation, "a SQL condition, or {metric: …}")
+    limit = read_limit(draft, said, path) or NONE
     columns = (name,) if name else ()
     add_rule(
         draft,
