@@ -13,6 +13,8 @@ from loopwright.kernel.errors import Unavailable
 MEMORY = "150MB"
 """What one pass over a table may hold; the process around it takes about 150 MB more."""
 
+MOST_THREADS = 4
+
 
 @contextmanager
 def bounded(memory: str = MEMORY, *, spill: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -26,6 +28,9 @@ def bounded(memory: str = MEMORY, *, spill: Path | None = None) -> Iterator[duck
         engine.execute(f"SET memory_limit = {_text(memory)}")
         engine.execute(f"SET temp_directory = {_text(folder)}")
         engine.execute("SET preserve_insertion_order = false")
+        # Each thread takes buffers of its own; on a large machine they alone would be beyond the limit.
+        threads = engine.sql("SELECT current_setting('threads')").fetchall()[0][0]
+        engine.execute(f"SET threads = {min(int(threads), MOST_THREADS)}")
         try:
             yield engine
         except duckdb.OutOfMemoryException as error:

@@ -260,3 +260,16 @@ def test_landings_at_the_same_time_are_not_harmed(lake: Lake, csv: Csv, tmp_path
     assert silver(lake, "m", "t").to_pydict() == {"id": [11], "s": ["x"]}
     assert len(parquet(lake)) == 1
     assert [each[:2] for each in tables_in(lake)] == [("bronze", "m"), ("silver", "m")]
+
+
+def test_on_s3_the_same_stays_and_the_same_goes(lake: Lake, csv: Csv, s3_bucket: str) -> None:
+    there = Lake(f"s3://{s3_bucket}/lake", lake.ledger)
+    first, second, third = (land(there, csv(f"id,s\n{n},x\n")) for n in range(3))
+    run_on(there, first, started=datetime.now(UTC))
+    done = clear(there)["silver/t"]
+    assert (len(done.files), done.bytes > 0) == (1, True)
+    for kept in (first, third):
+        assert verify_snapshot(there, kept.digest) == kept
+    with pytest.raises(Tampered, match="vanished"):
+        verify_snapshot(there, second.digest)
+    assert not clear(there)["silver/t"].files

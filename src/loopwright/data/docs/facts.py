@@ -14,9 +14,6 @@ from loopwright.data.versions import store as versions_store
 from loopwright.data.versions.describe import Facts, Spread, count, describe, even_slots
 from loopwright.kernel.errors import BadInput, NotFound
 
-COLUMNS_AT_ONCE = 40
-"""So many columns are described in one pass: hundreds at once would need hundreds of sketches in memory."""
-
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -90,11 +87,9 @@ def gather(lake: Lake, model: str, table: str, *, now: datetime) -> TableFacts:
         names = [name for name in files.schema.names if not name.startswith("_")]
         with bounded() as engine:
             files.view(engine, "rows")
-            for start in range(0, len(names), COLUMNS_AT_ONCE):
-                some = describe(engine, "rows", files.schema, names[start : start + COLUMNS_AT_ONCE])
-                slots = {name: even_slots(facts) for name, facts in some.items()}
-                columns |= some
-                spreads |= count(engine, "rows", files.schema, slots)
+            columns = describe(engine, "rows", files.schema, names)
+            slots = {name: even_slots(one) for name, one in columns.items()}
+            spreads = count(engine, "rows", files.schema, slots)
     summary = _summary(model, table, batches, total, found, contract)
     return TableFacts(
         summary, version, now, contract, force.number if force else None, history, batches, landings, found,
