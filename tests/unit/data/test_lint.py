@@ -62,7 +62,7 @@ def test_a_contract_in_order_has_nothing_said_about_it() -> None:
         ),
         ([], condition("idd > 0"), "names `idd`, which is no column of t. did you mean `id`?"),
         ([], condition("id >"), "is no SQL condition"),
-        ([], condition("id > 0) OR (1 = 1"), "does not depend"),
+        ([], condition("id > 0) OR (1 = 1"), "is no SQL condition"),
         ([], condition("id > 0; DROP TABLE t"), "is no SQL condition"),
         ([], condition("sum(id) > 3"), "a condition is about one row"),
         ([], condition("1 = 2"), "does not depend on the row"),
@@ -75,8 +75,7 @@ def test_a_contract_in_order_has_nothing_said_about_it() -> None:
 )
 def test_what_cannot_be_judged_or_kept_is_an_error(columns: list[str], more: str, said: str) -> None:
     found = lint(*columns, more=more)
-    assert said in told(found, "error") or said in told(found, "warning")
-    assert [one for one in found if one.level == "error"] or said == "does not depend"
+    assert said in told(found, "error")
 
 
 @pytest.mark.parametrize(
@@ -130,9 +129,7 @@ def test_conditions_over_columns_there_are_pass(sql: str) -> None:
 
 
 def test_what_is_left_out_is_noted() -> None:
-    text = HEAD.replace("    description: Things\n", "").replace(
-        "team: {members: [{username: ada, role: Owner}]}\n", ""
-    )
+    text = "".join(line for line in HEAD.splitlines(True) if "Things" not in line and "ada" not in line)
     found = lint_text(text + "    properties: [{name: a, physicalName: A_1}]\n", "t.yaml")
     assert "t has no key" in told(found, "warning")
     assert "t has no owner" in told(found, "warning")
@@ -155,7 +152,8 @@ def test_several_tables_are_linted_each() -> None:
 
 
 def test_a_version_that_does_not_say_what_changed_is_warned_about() -> None:
-    body = "    properties: [{name: id, description: d, logicalType: integer, primaryKey: true}, {name: a, description: d%s}]\n"
+    key = "{name: id, description: d, logicalType: integer, primaryKey: true}"
+    body = f"    properties: [{key}, {{name: a, description: d%s}}]\n"
     old = Contract.parse(HEAD + body % "")
     found = lint_text(HEAD + body % ", required: true", "t.yaml", against=old)
     assert "a breaking change wants version 2.0.0 at least" in told(found, "warning")
