@@ -253,9 +253,10 @@ class TestJsonLines:
         assert rows[0] == {"x": "0", "y": None} and rows[-1] == {"x": "late", "y": [1]}
 
     def test_lines_that_are_no_objects_are_set_aside(self, tmp_path: Path) -> None:
-        lines = b'{"x": 1}\n\nnot json\n[1]\n{"x": 2}{"x": 3}\r\n{"x": "\xff"}\n{"x": "\\ud800"}\r\n{"x": 4}\n{"x": 5'
+        lines = b'{"x": 1}\n\nnot json\n[1]\n'
+        lines += b'{"x": 2}{"x": 3}\r\n{"x": "\xff"}\n{"x": "\\ud800"}\r\n{"x": 4}\nnull\n{"x": 5'
         found = source(tmp_path / "a.jsonl", lines)
-        assert [line for line, _ in aside(found)] == [3, 4, 5, 6, 7, 9]
+        assert [line for line, _ in aside(found)] == [3, 4, 5, 6, 7, 9, 10]
         assert found.read().rows.to_pydict() == {"x": [1, 4]}
 
     def test_a_document_that_is_one_array_says_what_to_do(self, tmp_path: Path) -> None:

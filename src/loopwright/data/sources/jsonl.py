@@ -58,7 +58,7 @@ NULL, MIXED = Kind("null"), Kind("mixed")
 def read_kinds(part: Part, reading: Reading, told: Told) -> dict[str, Kind]:
     """Columns of the file in the order they appear, and what their values are."""
     found: dict[str, Kind] = {}
-    for chunk in _chunks(part, reading, lambda line: None, told):
+    for chunk in _chunks(part, reading, None, lambda line: None, told):
         for name, kind in _kinds(chunk).items():
             found[name] = merge(found.get(name, NULL), kind)
         if len(found) > MAX_COLUMNS:
@@ -76,14 +76,12 @@ def read_rows(
     schema = schema_of(kinds)
     typed = pa.schema([(name, kind) for name, kind in types.items() if kind is not None])
     written = [name for name, kind in types.items() if kind is None]
-    for chunk in _chunks(part, reading, bad, told):
+    for chunk in _chunks(part, reading, typed, bad, told):
         columns: dict[str, Any] = {}
         if typed.names:
-            try:
-                rows = _parse(chunk, typed, "ignore")
-            except (
-                pa.ArrowInvalid
-            ):  # a key that stands twice: the last value counts, as for every other reader
+            # A key that stands twice is beyond Arrow: the last value counts, as for every other reader.
+            rows = chunk.rows
+            if rows is None:
                 rows = pa.Table.from_pylist([_ANY.decode(line) for line in chunk.lines], typed)
             columns = dict(zip(rows.column_names, rows.columns, strict=True))
         if written:
@@ -96,7 +94,9 @@ def read_rows(
 def no_rows(part: Part, reading: Reading) -> BadInput:
     """The error for a file without a single row: what its first line is instead."""
     wrong: list[Malformed] = []
-    for _ in _chunks(part, reading, lambda line: wrong.append(line) if not wrong else None, lambda *_: None):
+    for _ in _chunks(
+        part, reading, None, lambda line: wrong.append(line) if not wrong else None, lambda *_: None
+    ):
         pass
     return BadInput(
         "cannot be read as jsonl" if wrong else "holds no rows",
@@ -138,7 +138,10 @@ class _Position:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
+    """Lines that are JSON objects, and what Arrow makes of them; None where it cannot."""
+
     lines: tuple[bytes, ...]
+    rows: pa.Table | None
 
 
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -146,28 +149,36 @@ _WHOLE_LINE = msgspec.json.Decoder(dict[str, Any])
 _ANY = msgspec.json.Decoder()
 
 
-def _chunks(part: Part, reading: Reading, bad: Callable[[Malformed], None], told: Told) -> Iterator[_Chunk]:
-    """Lines that are JSON objects, about BLOCK bytes at a time."""
+def _chunks(
+    part: Part, reading: Reading, schema: pa.Schema | None, bad: Callable[[Malformed], None], told: Told
+) -> Iterator[_Chunk]:
+    """Lines that are JSON objects, about BLOCK bytes at a time, parsed by `schema` (None: as it comes).
+
+    Arrow judges all lines at once; where it does not like them, or may be too kind, each is looked at.
+    """
     at = _Position()
     for lines in _lines(part, reading, told, at):
-        good = []
-        strictly = not all(map(_plain, lines))
-        for line in lines:
-            at.line += 1
-            if not line.strip(_BLANK):
-                continue
-            why = _wrong(line, strictly)
-            if why:
-                bad(
-                    Malformed(
-                        at.line, line[: 4 * SHOWN].decode(errors="backslashreplace").rstrip("\r")[:SHOWN], why
-                    )
-                )
-            else:
-                good.append(line)
+        good = tuple(line for line in lines if line.strip(_BLANK))
+        rows = _parse(good, schema) if _plain(good) else None
+        if rows is None:
+            good = tuple(_sifted(lines, at.line, bad))
+            rows = _parse(good, schema)
+        at.line += len(lines)
         at.rows += len(good)
         if good:
-            yield _Chunk(tuple(good))
+            yield _Chunk(good, rows)
+
+
+def _sifted(lines: list[bytes], before: int, bad: Callable[[Malformed], None]) -> Iterator[bytes]:
+    for number, line in enumerate(lines, before + 1):
+        if not line.strip(_BLANK):
+            continue
+        why = _wrong(line)
+        if why is None:
+            yield line
+        else:
+            text = line[: 4 * SHOWN].decode(errors="backslashreplace").rstrip("\r")
+            bad(Malformed(number, text[:SHOWN], why))
 
 
 def _lines(part: Part, reading: Reading, told: Told, at: "_Position") -> Iterator[list[bytes]]:
@@ -218,14 +229,22 @@ def _block(stream: Any, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _plain(line: bytes) -> bool:
-    return line.isascii() and b"\\u" not in line
-
-
-def _wrong(line: bytes, strictly: bool) -> str | None:
-    """Why a line is no row; None when it is one. `strictly`: look into its strings, too."""
+def _plain(lines: tuple[bytes, ...]) -> bool:
+    """Whether the lines hold nothing that Arrow may take though it is no text."""
+    data = b"\n".join(lines)
+    if data.isascii():
+        return b"\\u" not in data
     try:
-        (_WHOLE_LINE if strictly else _RAW).decode(line)
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\\u" not in data
+
+
+def _wrong(line: bytes) -> str | None:
+    """Why a line is no row; None when it is one."""
+    try:
+        _WHOLE_LINE.decode(line)
     except msgspec.ValidationError:
         return "not a JSON object"
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -235,26 +254,29 @@ def _wrong(line: bytes, strictly: bool) -> str | None:
 
 def _kinds(chunk: _Chunk) -> dict[str, Kind]:
     """By Arrow where it can say, else value by value."""
-    try:
-        schema = _parse(chunk, None, "infer").schema
-    except pa.ArrowInvalid:
-        found: dict[str, Kind] = {}
-        for line in chunk.lines:
-            for name, value in _ANY.decode(line).items():
-                known = found.get(name, NULL)
-                found[name] = known if known is MIXED else merge(known, _kind(value))
-        return found
-    return {field.name: _of_arrow(field.type) for field in schema}
+    if chunk.rows is not None:
+        return {field.name: _of_arrow(field.type) for field in chunk.rows.schema}
+    found: dict[str, Kind] = {}
+    for line in chunk.lines:
+        for name, value in _ANY.decode(line).items():
+            known = found.get(name, NULL)
+            found[name] = known if known is MIXED else merge(known, _kind(value))
+    return found
 
 
-def _parse(chunk: _Chunk, schema: pa.Schema | None, unexpected: str) -> pa.Table:
-    data = b"\n".join(chunk.lines) + b"\n"
+def _parse(lines: tuple[bytes, ...], schema: pa.Schema | None) -> pa.Table | None:
+    """The lines as a table of all columns, or of those of `schema`; None when Arrow cannot."""
+    if not lines or (schema is not None and not schema.names):
+        return None
+    data = b"\n".join(lines) + b"\n"
     options = pa_json.ReadOptions(block_size=len(data) + 1, use_threads=False)
+    unexpected = "infer" if schema is None else "ignore"
     parse = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)
-    rows = pa_json.read_json(pa.BufferReader(data), options, parse)
-    if rows.num_rows != len(chunk.lines):
-        raise pa.ArrowInvalid("another number of rows than of lines")
-    return rows
+    try:
+        rows = pa_json.read_json(pa.BufferReader(data), options, parse)
+    except pa.ArrowInvalid:
+        return None
+    return rows if rows.num_rows == len(lines) else None
 
 
 def _kind(value: object, depth: int = 0) -> Kind:
