@@ -1,8 +1,10 @@
 """DuckDB as the engine of features: relations are temporary tables, sources come as Arrow tables or Parquet files."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -12,7 +14,7 @@ from loopwright.data.duck import connect
 from loopwright.data.files import Files
 from loopwright.features.lookup import DUCKDB, Dialect, Family
 from loopwright.features.view import FeatureView, as_mapping, quoted
-from loopwright.kernel.errors import BadInput, did_you_mean
+from loopwright.kernel.errors import BadInput, Unavailable, did_you_mean
 
 Tables = Mapping[str, pa.Table | Files]
 
@@ -55,22 +57,32 @@ def family(sql_type: str) -> Family:
 
 
 @contextmanager
-def engine(dialect: Dialect = DUCKDB) -> Iterator[DuckEngine]:
-    """A fresh database in memory, in UTC, on two threads."""
-    con = connect()
-    try:
-        con.execute("SET threads = 2")
-        # A name in a project's SQL means a table of the project, never a variable of ours.
-        con.execute("SET python_enable_replacements = false")
-        yield DuckEngine(con, dialect)
-    finally:
-        con.close()
+def engine(dialect: Dialect = DUCKDB, *, memory_limit: str | None = None) -> Iterator[DuckEngine]:
+    """A fresh database in memory, in UTC, on two threads.
+
+    What does not fit in `memory_limit` ("512MB"; None: most of the machine's) lies in files of a temporary folder.
+    """
+    with tempfile.TemporaryDirectory(prefix="loopwright-features-") as spill:
+        con = connect(memory_limit=memory_limit, spill=Path(spill))
+        try:
+            if memory_limit is None:
+                con.execute("SET threads = 2")
+            # A name in a project's SQL means a table of the project, never a variable of ours.
+            con.execute("SET python_enable_replacements = false")
+            yield DuckEngine(con, dialect)
+        finally:
+            con.close()
 
 
 def run(con: duckdb.DuckDBPyConnection, sql: str, where: str) -> duckdb.DuckDBPyConnection:
     """Execute; raises BadInput, naming `where`, for SQL that DuckDB does not take or that fails on the rows."""
     try:
         return con.execute(sql)
+    except duckdb.OutOfMemoryException as error:
+        raise Unavailable(
+            "the memory does not suffice", where=where, got=str(error).splitlines()[0],
+            next="Give it more (`memory_limit`), or ask fewer rows or columns at once.",
+        ) from None  # fmt: skip
     except duckdb.Error as error:
         told = str(error).split("\n\nLINE")[0].replace("\n", " ")
         raise BadInput(told, where=where, next=_advice(error)) from None

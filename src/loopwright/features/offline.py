@@ -48,6 +48,7 @@ def build_frame(
     require_label: bool = False,
     classes: Sequence[str] = (),
     failed_tests: Literal["refuse", "tell"] = "refuse",
+    memory_limit: str | None = None,
 ) -> Frame:
     """One row per spine row with since <= event time < until, in event-time order; nothing in it comes from
     later.
@@ -57,11 +58,12 @@ def build_frame(
     `since` still serve as history. `classes`: the classes of an existing model; a label outside them is an
     error. Raises BadInput for tables or columns that are missing, ids that are not unique and event times
     that are null; Refused where a view fails a test that blocks, unless `failed_tests` is "tell": results are
-    in `Frame.tests` either way. Tables that are `Files` are read as far as they are needed.
+    in `Frame.tests` either way. Tables that are `Files` are read as far as they are needed; what of them does
+    not fit in `memory_limit` ("512MB") goes to files.
     """
     check_inputs(module)
     require_tables(module.tables(), tables, module.where)
-    with engine() as duck:
+    with engine(memory_limit=memory_limit) as duck:
         con = duck.con
         for name in module.tables():
             register(con, name, tables[name], ordered=name == module.spine.table and not module.spine.key)

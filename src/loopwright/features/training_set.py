@@ -33,6 +33,7 @@ def training_set(
     full_names: bool = False,
     failed_tests: FailedTests = "refuse",
     dialect: Dialect = DUCKDB,
+    memory_limit: str | None = None,
 ) -> pa.Table:
     """Each row of `entities` with what the views knew at `timestamp`, on DuckDB.
 
@@ -44,13 +45,15 @@ def training_set(
     `status`: also VIEW_status of each view: PRESENT, EXPIRED (older than the TTL), NOT_YET_KNOWN (the entity's rows
     all became known later), NOT_FOUND (it has none) or NULL_KEY. `full_names`: columns are called VIEW__NAME.
     `tables`: Arrow tables or `Files` by name. Raises BadInput for tables, columns or names that do not fit; Refused
-    where a row fails a view's test that blocks, unless `failed_tests` is "tell": `view_tests` has the results.
+    where a row fails a view's test that blocks, unless `failed_tests` is "tell"; `viewtests.results_of`
+    has the results either way.
+    `memory_limit`: how much DuckDB may hold of the tables ("512MB"); the rows asked and their answers come on top.
     """
     asked = read_entities(entities)
     plan = Plan.of(asked, views, timestamp, status=status, full_names=full_names)
     for view in plan.views:
         require_tables(view.tables(), tables, f"feature view {view.name}")
-    with engine(dialect) as duck:
+    with engine(dialect, memory_limit=memory_limit) as duck:
         for name in dict.fromkeys(name for view in plan.views for name in view.tables()):
             register(duck.con, name, tables[name])
         duck.con.register(ASKED, plan.numbered())
