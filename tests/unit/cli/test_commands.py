@@ -24,7 +24,11 @@ def every_command() -> list[tuple[str, click.Command]]:
         command = top.get_command(click.Context(top), name)
         assert command is not None
         if isinstance(command, click.Group):
-            found += [(f"{name} {sub}", child) for sub, child in command.commands.items()]
+            for sub, child in command.commands.items():
+                under = child.commands if isinstance(child, click.Group) else {}
+                found += [(f"{name} {sub} {each}", one) for each, one in under.items()] or [
+                    (f"{name} {sub}", child)
+                ]
         else:
             found.append((name, command))
     return found

@@ -229,8 +229,15 @@ class Decision:
 
 
 def add_decision(conn: Connection, decision: Decision) -> None:
-    """Write down a decision before it takes effect; a second time changes nothing."""
+    """Write down a decision before it takes effect; one that was taken back (`outcome` cancelled) stands again."""
     if conn.execute(select(releases.c.id).where(releases.c.id == decision.id)).one_or_none() is not None:
+        again = {
+            "outcome": None,
+            "reason": decision.reason,
+            "actor": decision.actor,
+            "at": to_us(decision.at),
+        }
+        conn.execute(update(releases).where(releases.c.id == decision.id).values(**again))
         return
     conn.execute(
         insert(releases).values(
