@@ -130,6 +130,7 @@ class Examination:
         self._errors: dict[str, str] = {}
         self._masked: tuple[str, ...] | None = None
         self._stream = 0
+        self._reader: pa.RecordBatchReader | None = None
 
     def __enter__(self) -> Self:
         schema = self._rows.schema
@@ -145,7 +146,7 @@ class Examination:
                 )
         self._ending = ExitStack()
         folder = self._spill or self._ending.enter_context(workspace(None))
-        self._engine = connect(memory_limit=self._limit, spill=folder / f"spill-{id(self)}")
+        self._engine = self._connect(folder / f"spill-{id(self)}")
         try:
             self._judge()
         except duckdb.OutOfMemoryException as error:
@@ -188,9 +189,10 @@ class Examination:
         broken = self._bad_bits()
         names = ", ".join(quote(c.name) for c in self._contract.columns)
         found = self._read(f"SELECT {names}, _row FROM _lw_typed")
+        read = self._batches(found)
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for batch in self._batches(found):
+            for batch in read:
                 numbers = batch.column(batch.num_columns - 1).to_numpy()
                 keep = ~broken[numbers - 1] if broken is not None else None
                 yield batch if keep is None or keep.all() else batch.filter(pa.array(keep))
@@ -213,29 +215,37 @@ class Examination:
             f"SELECT {raw}_lw_raw._row, {self._compiled.reasons(stopping)} AS _reasons"
             " FROM _lw_raw JOIN _lw_bad ON _lw_raw._row = _lw_bad._row ORDER BY _lw_raw._row"
         )
+        read = self._batches(found)
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for batch in self._batches(found):
+            for batch in read:
                 yield batch.cast(schema) if batch.schema != schema else batch
 
         return pa.RecordBatchReader.from_batches(schema, batches())
 
     def _read(self, query: str) -> pa.RecordBatchReader:
         self._stream += 1
-        return self._engine.sql(query).to_arrow_reader(BATCH_ROWS)
+        if self._reader is not None:
+            self._reader.close()  # an open result would keep the connection from the next one
+        self._reader = self._engine.sql(query).to_arrow_reader(BATCH_ROWS)
+        return self._reader
 
     def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         mine = self._stream
-        while True:
-            if mine != self._stream:
-                raise RuntimeError(
-                    "this stream ended when another one was asked for, or the examination was closed"
-                )
-            try:
-                batch = reader.read_next_batch()
-            except StopIteration:
-                return
-            yield batch
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            while True:
+                if mine != self._stream:
+                    raise RuntimeError(
+                        "this stream ended when another one was asked for, or the examination was closed"
+                    )
+                try:
+                    batch = reader.read_next_batch()
+                except StopIteration:
+                    return
+                yield batch
+
+        return batches()
 
     def _bad_bits(self) -> NDArray[np.bool_] | None:
         """By position, whether a row is bad; None when none is."""
@@ -255,19 +265,34 @@ class Examination:
             self._masked = self._stopping
             self._engine.execute(f"CREATE TEMP TABLE _lw_bad AS {self._compiled.bad_rows(self._masked)}")
 
+    # The engine; others than DuckDB answer as its connection does.
+
+    def _connect(self, folder: Path) -> Any:
+        """Open the engine, and what parses SQL as DuckDB does. `folder`: where it may spill to."""
+        self._parser = connect(memory_limit=self._limit, spill=folder)
+        return self._parser
+
+    def _relation(self, name: str, rows: Files | pa.Table) -> Sequence[str]:
+        """Make the rows a relation called `name`; return the files it reads."""
+        return _view(self._engine, name, rows)
+
+    def _lock(self, paths: Sequence[str]) -> None:
+        """From here on the engine reads `paths` and its relations, and nothing else."""
+        lock(self._engine, paths)
+
     # The judgement.
 
     def _judge(self) -> None:
         engine, contract = self._engine, self._contract
-        paths = [*_view(engine, "_lw_raw", self._rows)]
+        paths = [*self._relation("_lw_raw", self._rows)]
         for name, ref in self._refs.items():
-            paths += _view(engine, name, ref)
+            paths += self._relation(name, ref)
         landed: Sequence[str] = ()
         if self._landed is not None:
             landed = self._landed.schema.names
-            paths += _view(engine, "_lw_landed", self._landed)
+            paths += self._relation("_lw_landed", self._landed)
         references = self._references(paths)
-        lock(engine, paths)
+        self._lock(paths)
 
         self._count = self._rows.rows if isinstance(self._rows, Files) and self._rows.rows is not None else -1
         if self._count < 0:
@@ -302,7 +327,7 @@ class Examination:
                 else:
                     views[snapshot] = None if rows is None else f"_lw_ref{len(views)}"
                     if rows is not None:
-                        paths += _view(self._engine, f"_lw_ref{len(views) - 1}", rows)
+                        paths += self._relation(f"_lw_ref{len(views) - 1}", rows)
             if self._reference is None:
                 self._errors[rule.name] = "there are no snapshots to compare with here"
             elif snapshot in missing:
@@ -314,7 +339,7 @@ class Examination:
         for rule in self._contract.rules:
             if rule.kind == "condition":
                 try:
-                    require_condition(self._engine, str(rule.arguments["condition"]), tables)
+                    require_condition(self._parser, str(rule.arguments["condition"]), tables)
                 except (Harmful, duckdb.Error) as error:
                     self._errors[rule.name] = _short(error)
 
@@ -471,7 +496,7 @@ class Examination:
             return None if view is None else measure_drift(self._engine, rule, self._contract, view)
         if rule.kind == "query":
             query = str(rule.arguments["query"]).replace("{object}", quote(self._contract.name))
-            query = require_query(self._engine, query, {self._contract.name, *self._refs})
+            query = require_query(self._parser, query, {self._contract.name, *self._refs})
             rows = self._all(f"SELECT * FROM (\n{query}\n) AS _lw_q LIMIT 2")
             if len(rows) != 1 or len(rows[0]) != 1:
                 raise ValueError(
@@ -531,7 +556,8 @@ class Examination:
 
     def _all(self, query: str) -> list[tuple[Any, ...]]:
         """All rows of a query; a result left half-read would block the connection."""
-        return self._engine.execute(query).fetchall()
+        found: list[tuple[Any, ...]] = self._engine.execute(query).fetchall()
+        return found
 
 
 def _result(rule: Rule, holds: bool, failed: int, why: str) -> RuleResult:

@@ -153,10 +153,38 @@ def _register_s3(engine: duckdb.DuckDBPyConnection) -> None:
 
 
 def _duck_types(engine: duckdb.DuckDBPyConnection, schema: pa.Schema) -> dict[str, str]:
+    named = {field.name: _duck_type(field.type) for field in schema}
+    if None not in named.values():
+        return {name: str(type_) for name, type_ in named.items()}
+    # Rarer ones DuckDB tells itself; its look at an Arrow table imports pandas, a third of a second.
     engine.register("_lw_types", schema.empty_table())
     found = {row[0]: str(row[1]) for row in engine.execute("DESCRIBE _lw_types").fetchall()}
     engine.unregister("_lw_types")
     return found
+
+
+_DUCK_TYPES = {
+    "bool": "BOOLEAN", "int8": "TINYINT", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT",
+    "uint8": "UTINYINT", "uint16": "USMALLINT", "uint32": "UINTEGER", "uint64": "UBIGINT", "float": "FLOAT",
+    "double": "DOUBLE", "string": "VARCHAR", "large_string": "VARCHAR", "string_view": "VARCHAR",
+    "binary": "BLOB", "large_binary": "BLOB", "date32[day]": "DATE", "time64[us]": "TIME",
+    "timestamp[us]": "TIMESTAMP", "timestamp[ms]": "TIMESTAMP_MS", "timestamp[s]": "TIMESTAMP_S",
+    "timestamp[ns]": "TIMESTAMP_NS",
+}  # fmt: skip
+
+
+def _duck_type(arrow: pa.DataType) -> str | None:
+    """What DuckDB calls the usual types of Arrow; None for others."""
+    if pa.types.is_timestamp(arrow) and arrow.tz is not None and arrow.unit == "us":
+        return "TIMESTAMP WITH TIME ZONE"
+    if pa.types.is_list(arrow):
+        inner = _duck_type(arrow.value_type)
+        return inner and f"{inner}[]"
+    if pa.types.is_struct(arrow) and arrow.num_fields:
+        parts = [(field.name, _duck_type(field.type)) for field in arrow]
+        named = ", ".join(f"{_quote(name)} {inner}" for name, inner in parts)
+        return f"STRUCT({named})" if all(inner for _, inner in parts) else None
+    return _DUCK_TYPES.get(str(arrow))
 
 
 def _quote(name: str) -> str:
