@@ -33,7 +33,10 @@ def bounded(memory: str = MEMORY, *, spill: Path | None = None) -> Iterator[duck
         engine.execute(f"SET threads = {min(int(threads), MOST_THREADS)}")
         try:
             yield engine
-        except duckdb.OutOfMemoryException as error:
+        except (duckdb.OutOfMemoryException, OSError) as error:
+            # While rows are fetched as Arrow the same error has another class.
+            if isinstance(error, OSError) and "Out of Memory" not in str(error):
+                raise
             raise Unavailable(
                 "too little memory, or no room to spill to", where=folder, got=str(error).split("\n")[0],
                 wanted=f"{memory} and free space on the disk", next="Free some space, or set TMPDIR",

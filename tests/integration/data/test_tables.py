@@ -19,8 +19,10 @@ from loopwright.data.ingest import ingest
 from loopwright.data.lake import Lake
 from loopwright.data.snapshot import Snapshot, take_snapshot, verify_snapshot
 from loopwright.data.source import resolve
+from loopwright.data.versions import store as versions_store
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.errors import BadInput, NotFound, Refused
+from loopwright.ledger import store as ledger_store
 from tests.integration.data.conftest import contract
 from tests.unit.control.test_doorkeeper import browse
 
@@ -222,3 +224,15 @@ def test_equal_rows_in_a_table_made_anew_are_read_from_there(ctx: Context, two: 
     again = take_snapshot(lake, model="m", tables=["t"], now=ctx.now)
     assert again.digest == two[1].digest
     assert verify_snapshot(lake, again.digest).tables["t"]["version"] == 0
+
+
+def test_the_revision_a_batch_came_from_is_lineage(ctx: Context, two: Two) -> None:
+    entry = two[1].tables["t"]
+    (source,) = entry["sources"]
+    with ctx.ledger.write() as conn:
+        payload = {"source_digest": source["newest_batch"], "origin": {"dvc_rev": "abc123"}}
+        ledger_store.append(
+            conn, at=ctx.now, actor="ann", action="data.ingest", subject="m/t", payload=payload
+        )
+        (told,) = versions_store.sources_until(conn, "m/t", entry["version"])
+    assert told["origin"] == {"dvc_rev": "abc123"}

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from loopwright.kernel.actor import SYSTEM
 from loopwright.kernel.clock import to_us
 from loopwright.kernel.errors import BadInput, Conflict, Tampered
 from loopwright.ledger.schema import materializations, runs, versions
+from loopwright.ledger.store import put_meta
 from tests.integration.data.conftest import contract
 
 FULL = contract(
@@ -135,6 +137,17 @@ def test_what_an_online_store_was_filled_from_stays(lake: Lake, csv: Csv) -> Non
         )  # fmt: skip
     clear(lake)
     assert verify_snapshot(lake, first.digest) == first
+
+
+def test_what_the_gold_table_was_made_of_stays(lake: Lake, csv: Csv) -> None:
+    first, second = land(lake, csv("id,s\n1,a\n")), land(lake, csv("id,s\n2,b\n"))
+    land(lake, csv("id,s\n3,c\n"))
+    with lake.ledger.write() as conn:
+        put_meta(conn, "gold.m", json.dumps({"tables": {"t": first.tables["t"]["version"]}}))
+    clear(lake)
+    assert verify_snapshot(lake, first.digest) == first
+    with pytest.raises(Tampered):
+        verify_snapshot(lake, second.digest)
 
 
 def test_within_the_retention_every_version_stays(lake: Lake, csv: Csv) -> None:

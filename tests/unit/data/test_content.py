@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from loopwright.data.content import content, content_digest
 from loopwright.data.files import Files
+from loopwright.kernel.errors import Unavailable
 
 MOMENT = dt.datetime(2013, 7, 1, 12, 0, 0, 1)
 FIELDS: dict[str, tuple[pa.DataType, list[Any]]] = {
@@ -127,11 +129,15 @@ def test_the_digest_of_known_rows_never_changes() -> None:
 
 
 def test_more_rows_than_fit_in_memory_have_the_same_digest(tmp_path: Path) -> None:
-    rows = pa.table(
-        {"i": pa.array(range(240_000)), "s": pa.array([f"value {i % 977}" for i in range(240_000)])}
-    )
-    spilt = content_digest(
-        files(tmp_path, rows.slice(100_000), rows.slice(0, 100_000)), memory="12MB", spill=tmp_path
-    )
+    numbers = np.arange(900_000)
+    rows = pa.table({"i": numbers, "s": pa.array((numbers % 977).astype(str))})
+    parts = [rows.slice(start, 100_000) for start in range(800_000, -1, -100_000)]
+    spilt = content_digest(files(tmp_path, *parts), memory="60MB", spill=tmp_path)
     assert spilt == content_digest(rows, memory="1GB")
     assert not list(tmp_path.glob("loopwright-spill-*"))
+
+
+def test_too_little_memory_says_so(tmp_path: Path) -> None:
+    rows = pa.table({"i": np.arange(200_000)})
+    with pytest.raises(Unavailable, match="too little memory"):
+        content_digest(files(tmp_path, rows), memory="2MB", spill=tmp_path)

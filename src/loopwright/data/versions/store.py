@@ -10,7 +10,9 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from loopwright.kernel.clock import from_us, iso, to_us
 from loopwright.kernel.digest import canonical_json
+from loopwright.ledger import store as ledger_store
 from loopwright.ledger.schema import (
+    audit,
     batches,
     feature_views,
     landings,
@@ -132,6 +134,12 @@ def materialized(conn: Connection, model: str) -> list[tuple[str | None, int, st
     return sorted(((tables.get(view), version, view) for view, version in found), key=str)
 
 
+def gold_versions(conn: Connection, model: str) -> dict[str, int]:
+    """The silver versions that the model's gold table was made of last."""
+    text = ledger_store.get_meta(conn, f"gold.{model}")
+    return {str(table): int(version) for table, version in json.loads(text)["tables"].items()} if text else {}
+
+
 def sources_until(conn: Connection, table: str, version: int) -> list[dict[str, Any]]:
     """Where the rows of a table version came from: per source its batches, rows, contract and origin, newest first.
 
@@ -159,15 +167,26 @@ def sources_until(conn: Connection, table: str, version: int) -> list[dict[str, 
             break
     listed = list(found.values())[:MOST_SOURCES]
     for one in listed:
-        report = conn.execute(
-            select(batches.c.report).where(
-                batches.c.table_name == table, batches.c.batch_id == one["newest_batch"]
-            )
-        ).scalar_one_or_none()
-        origin = json.loads(report).get("origin") if report else None
+        origin = _origin(conn, table, one["newest_batch"])
         if origin:
             one["origin"] = origin
     return listed
+
+
+def _origin(conn: Connection, table: str, batch: str) -> Mapping[str, Any] | None:
+    """What was written down with the batch when it landed: the revision it came from, …"""
+    query = (
+        select(audit.c.payload)
+        .where(audit.c.subject == table, audit.c.action == "data.ingest")
+        .order_by(audit.c.seq.desc())
+        .limit(100)
+    )
+    for text in conn.execute(query).scalars():
+        payload = json.loads(text)
+        if payload.get("source_digest") == batch:
+            origin: Mapping[str, Any] | None = payload.get("origin")
+            return origin
+    return None
 
 
 def tables_of(conn: Connection, model: str | None = None) -> list[tuple[str, str]]:

@@ -73,6 +73,7 @@ def pinned(
         standing, running = store.standing_snapshots(conn, model), store.running_snapshots(conn, model)
         online = store.materialized(conn, model)
         tables = [table for _, table in store.tables_of(conn, model)]
+        gold = store.gold_versions(conn, model)
     found: dict[tuple[str, int], list[str]] = {}
     for pin in pins:
         used = pin.newest_use is not None and pin.newest_use >= _before(now, runs_for)
@@ -82,6 +83,9 @@ def pinned(
     for table, version, view in online:
         for name in [table] if table is not None else tables:
             found.setdefault((name, version), []).append(f"online features of {view}")
+    for table, version in gold.items():
+        # A backfill compares it with the newest, to recompute no more than what changed.
+        found.setdefault((table, version), []).append("the gold table")
     return {key: tuple(why) for key, why in found.items()}
 
 
