@@ -35,7 +35,7 @@ from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, did_yo
 from loopwright.kernel.ids import new_id
 from loopwright.ledger import store as ledger_store
 
-BATCH_ROWS = 5_000
+BATCH_ROWS = 10_000
 _TOLD_EVERY = 2.0
 _GIVEN_UP = 86_400.0
 _KINDS = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64", pa.bool_(): "bool"}

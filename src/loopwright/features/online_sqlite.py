@@ -17,6 +17,8 @@ from loopwright.kernel.errors import Conflict, Unavailable
 
 BUSY_SECONDS = 30.0
 MMAP_BYTES = 1 << 30
+CHECKPOINT_PAGES = 8_192
+"""64 MB of new rows between two syncs of the file; what is not synced yet is read from the log beside it."""
 _CHUNKS = (1, 2, 4, 8, 16, 25, 32, 50, 64, 100, 128, 200, 256, 500)
 """Sizes of IN lists: a few statements, prepared once each, serve every number of keys."""
 
@@ -185,6 +187,7 @@ class SqliteStore:
                 writer.execute("PRAGMA journal_mode = WAL")
                 writer.execute("PRAGMA synchronous = NORMAL")
                 writer.execute("PRAGMA cache_size = -65536")
+                writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
                 for statement in _SCHEMA.split(";"):
                     writer.execute(statement)
                 self._mine.writer = writer
