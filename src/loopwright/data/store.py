@@ -145,6 +145,12 @@ def contract_history(conn: Connection, table: str) -> list[Registered]:
     ]  # fmt: skip
 
 
+def contract_tables(conn: Connection) -> list[str]:
+    """Names (model/table) of the tables that were ever judged by a contract, sorted."""
+    query = select(contracts.c.table_name).distinct().order_by(contracts.c.table_name)
+    return list(conn.execute(query).scalars())
+
+
 def contract_in_force(conn: Connection, table: str) -> Registered | None:
     """The contract that the newest landing of `table` was judged by; None when nothing landed or none is known."""
     query = (

@@ -16,7 +16,6 @@ from loopwright.data.inferred import to_yaml
 from loopwright.data.lint.findings import lint_text
 from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 from loopwright.ledger.engine import Ledger
-from loopwright.pipeline import store as pipeline_store
 
 
 @operation("contracts.list", "GET", "/contracts")
@@ -96,16 +95,15 @@ def _line(model: str, table: str, one: store.Registered) -> dict[str, Any]:
 
 
 def _tables(ledger: Ledger, model: str | None) -> list[tuple[str, str]]:
+    """(model, table) of what was ever judged; an unknown model names the nearest."""
     with ledger.read() as conn:
-        if model is not None:
-            pipeline_store.load_project_row(conn, model)  # an unknown model names the nearest
-        projects = pipeline_store.list_projects(conn)
-    return [
-        (project["model"], table)
-        for project in projects
-        if model in (None, project["model"])
-        for table in project["spec"]["data"]["sources"]
-    ]
+        names = [name.partition("/")[::2] for name in store.contract_tables(conn)]
+    found = [(each, table) for each, table in names if model in (None, each)]
+    if model is not None and not found:
+        known = sorted({each for each, _ in names})
+        raise NotFound("no table of this model was judged by a contract", got=model, wanted=", ".join(known),
+                       next=did_you_mean(model, known) or "Land its tables: loopwright data snapshot DIR")  # fmt: skip
+    return found
 
 
 def _registered(ledger: Ledger, model: str, table: str, number: int | None) -> store.Registered:

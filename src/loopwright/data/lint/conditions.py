@@ -26,13 +26,8 @@ def _condition(rule: Rule, terms: Terms) -> Iterator[Advice]:
     text = str(rule.arguments["condition"])
     tree = _parsed(f"SELECT 1 WHERE ({text}\n)")
     where = tree.args.get("where") if isinstance(tree, exp.Select) else None
-    if (
-        tree is None
-        or where is None
-        or _parsed(f"SELECT 1 WHERE {text}\n") is None
-        or len(tree.args.get("joins") or ())
-        or tree.args.get("group")
-    ):
+    closes_ours = _parsed(f"SELECT 1 WHERE {text}\n") is None
+    if tree is None or where is None or closes_ours or tree.args.get("joins") or tree.args.get("group"):
         yield (
             "error",
             rule.where,

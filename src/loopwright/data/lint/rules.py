@@ -1,12 +1,14 @@
 """Advice on single rules: those that cannot fail or cannot hold, say the same twice, or take forever."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from re import _parser  # type: ignore[attr-defined]  # the only parser of Python's own dialect
 from typing import Any, Literal
 
 from loopwright.data.document import Document
+from loopwright.data.odcs.values import compiled
 from loopwright.data.terms import NONE, Column, Limit, Rule, Severity, Terms
 
 Advice = tuple[Literal["error", "warning", "note"], str, str, str]
@@ -125,7 +127,7 @@ def _refuses(rule: Rule, value: Any) -> bool:
         case "maxLength" if isinstance(value, str):
             return len(value) > int(rule.arguments["value"])
         case "pattern" if isinstance(value, str) and not backtracks(str(wanted)):
-            return re.search(str(wanted), value) is None
+            return compiled(str(wanted)).search(value) is None
         case "enum":
             return value not in rule.arguments["validValues"]
         case _:
@@ -156,7 +158,9 @@ def _other_types(document: Document, terms: Terms) -> Iterator[Advice]:
 def backtracks(pattern: str) -> bool:
     """Whether something repeats without end, alone or beside what may be empty, inside another repetition."""
     try:
-        return _nested(_parser.parse(pattern), inside=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _nested(_parser.parse(pattern), inside=False)
     except (re.error, RecursionError, OverflowError):
         return False
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from datetime import date, datetime, time
 from typing import Any
@@ -51,7 +52,7 @@ def read_pattern(draft: Draft, value: Any, path: Path) -> str:
     """A regular expression that Python and DuckDB (RE2) both know."""
     text = str(value)
     try:
-        re.compile(text)
+        compiled(text)
     except (re.error, OverflowError, RecursionError) as error:
         raise draft.fail(f"not a regular expression ({error})", path, text) from None
     if _BEYOND_RE2.search(text.replace("\\\\", "")):
@@ -60,6 +61,13 @@ def read_pattern(draft: Draft, value: Any, path: Path) -> str:
             "one that matches in a single pass (RE2)", "Say it as a condition in SQL, or with two patterns",
         )  # fmt: skip
     return text
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Python's reading of a pattern; raises re.error. What a later Python may read otherwise is no news to a user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return re.compile(pattern)
 
 
 def check_number(
