@@ -19,6 +19,11 @@ from loopwright.data.docs.layout import (
 from loopwright.data.docs.pictures import distribution
 from loopwright.data.versions.difference import ColumnDifference, Difference
 
+_LEGEND = (
+    '<p class="note"><span class="before">■</span> before <span class="after">■</span> after; '
+    "each interval holds a twentieth of the rows before</p>"
+)
+
 
 def difference_page(
     before: str, after: str, found: Mapping[str, Difference], *, values: bool, footer: str = ""
@@ -57,7 +62,10 @@ def _table(name: str, one: Difference, values: bool) -> str:
         f'<div class="chips">{chip("same" if one.same else "changed", "good" if one.same else "warn")}{chip(by)}</div>',
         facts(boxes),
         section("Columns of the table", table(("column", "change", "before", "after"), changes)),
-        section("What the columns hold", table(head, rows), f'<div class="cards">{cards}</div>' if cards else ""),
+        section(
+            "What the columns hold", table(head, rows),
+            f'{_LEGEND}<div class="cards">{cards}</div>' if cards else "",
+        ),
         _examples(one) if values else "",
     ]  # fmt: skip
     return section(name, *parts)
@@ -67,7 +75,7 @@ def _line(one: ColumnDifference) -> Sequence[str]:
     mark = "" if one.before.exact and one.after.exact else "≈ "
     old, new = one.before.to_json(values=False), one.after.to_json(values=False)
     return (
-        code(one.name), f'<span class="{state_tone(one.level)}">{text(one.level)}</span>', number(one.corrected),
+        code(one.name), f'<span class="{state_tone(one.level)}">{text(one.level)}</span>', number(round(one.corrected, 4)),
         number(one.changed), share(old["null_share"]), share(new["null_share"]), mark + number(one.before.distinct),
         mark + number(one.after.distinct), _mean(old["mean"]), _mean(new["mean"]),
     )  # fmt: skip
@@ -78,7 +86,9 @@ def _card(one: ColumnDifference, values: bool) -> str:
         return ""
     picture = distribution(one.before if one.before.rows > one.before.nulls else one.after, one.spreads[0],
                            one.spreads[1], values=values)  # fmt: skip
-    words = f"PSI {number(one.corrected)}" + (f", KS {number(one.ks)}" if one.ks is not None else "")
+    words = f"PSI {number(round(one.corrected, 4))}" + (
+        f", KS {number(round(one.ks, 4))}" if one.ks is not None else ""
+    )
     head = f"<header><h3>{text(one.name)}</h3><span>{text(words)}</span></header>"
     return f"<article class=card>{head}{picture}</article>"
 

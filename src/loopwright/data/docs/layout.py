@@ -35,13 +35,14 @@ td{border-bottom:1px solid var(--line);padding:7px 14px 7px 0;vertical-align:top
 td.word{white-space:nowrap}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 code{font:12.5px ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:14px}
+.cards{margin-top:16px;display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:14px}
 .card{border:1px solid var(--line);border-radius:12px;padding:14px 16px;min-width:0}
 .card header{display:flex;justify-content:space-between;gap:10px;align-items:baseline}
 .card header span{color:var(--soft);font-size:12px;white-space:nowrap}
 .card p{margin:4px 0;font-size:13px;color:var(--soft);overflow-wrap:anywhere}
 .card dl{display:grid;grid-template-columns:repeat(3,1fr);gap:4px 10px;margin:10px 0 0;font-size:12.5px}
 .card dt{color:var(--soft)}.card dd{margin:0;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.before{color:var(--bar)}.after{color:var(--other)}
 .bars{margin:8px 0 0;font-size:12.5px}
 .bars div{display:grid;grid-template-columns:minmax(0,40%) 1fr auto;gap:8px;align-items:center}
 .bars span:first-child{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
@@ -89,7 +90,9 @@ def number(value: float | int | None) -> str:
         return text(value)
     if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e15):
         return f"{int(value):,}"
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+    if 1000 <= abs(value) < 1e15:
+        return f"{value:,.0f}" if abs(value) >= 9999 else f"{value:,.1f}"
+    return f"{value:.4g}"
 
 
 def share(part: float | None) -> str:
