@@ -17,6 +17,7 @@ standard has no place for it next to `engine`):
     {metric: outlier, method: robustZ, threshold: 5}            or method: iqr; sets rows aside, or counts with a limit
     {metric: drift, distance: psi, against: previous, mustBeLessThan: 0.2}      or ks; or letters of a snapshot's digest
     {metric: freshness, unit: hours, mustBeLessThan: 6}
+    {condition: "a <= b", mustBeLessThan: 1, unit: percent}            the condition, broken by so many rows at most
 
 On a table's `quality` the mapping also says `property: COLUMN`. Without a limit a rule holds when no row breaks it.
 
