@@ -184,8 +184,9 @@ def spark() -> Iterator[Any]:
             "spark.sql.shuffle.partitions": "2",
             "spark.sql.warehouse.dir": folder,
             "spark.local.dir": folder,
-            # Most plans here run once, over a few rows: to compile them takes longer than to run them.
+            # Plans here run once, over a few rows: to compile them takes longer than to interpret them.
             "spark.sql.codegen.wholeStage": "false",
+            "spark.sql.codegen.factoryMode": "NO_CODEGEN",
             "spark.sql.adaptive.enabled": "false",
         },
     )
