@@ -84,7 +84,7 @@ def land(
                 told=told,
             )  # fmt: skip
             watch.note(
-                f"{name}: {len(anew)} {'batch' if len(anew) == 1 else 'batches'} judged anew, {sum(r.good_rows for r in anew):,} good rows"
+                f"{name}: judged anew, batches: {len(anew)}, good rows: {sum(r.good_rows for r in anew):,}"
             )
         report = _land_one(project, lake, name, contracts[name], actor, clock, told)
         reports.append(report)
