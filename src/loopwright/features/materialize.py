@@ -23,7 +23,7 @@ from loopwright.features import store as feature_store
 from loopwright.features.definition import definition_digest
 from loopwright.features.lease import Lease
 from loopwright.features.module import FeatureModule, View
-from loopwright.features.newest import Change, Layout, Newest, bounded, layout_of, tables_of
+from loopwright.features.newest import MEMORY_LIMIT, Change, Layout, Newest, bounded, layout_of, tables_of
 from loopwright.features.online import Head, OnlineStore
 from loopwright.features.registry import remember_views
 from loopwright.features.store import Materialization
@@ -86,7 +86,7 @@ class Work:
     label_available_after: timedelta
     watch: Watch | None = None
     batch_rows: int = BATCH_ROWS
-    memory_limit: str = "512MB"
+    memory_limit: str = MEMORY_LIMIT
 
 
 @dataclass(frozen=True, slots=True)

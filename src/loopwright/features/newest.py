@@ -21,7 +21,7 @@ from loopwright.kernel.clock import to_us
 from loopwright.kernel.digest import digest_json
 from loopwright.kernel.errors import BadInput
 
-MEMORY_LIMIT = "512MB"
+MEMORY_LIMIT = "256MB"
 _MICROSECOND = timedelta(microseconds=1)
 _SQL_TYPES = {"float64": "DOUBLE", "int64": "BIGINT", "bool": "BOOLEAN", "string": "VARCHAR"}
 

@@ -165,6 +165,26 @@ def test_a_changed_definition_is_written_anew_and_numbered(place: Place) -> None
     assert numbers == [(1, [["temp", "temp"]]), (2, [["temp", "temp * 2"], ["wind", "wind"]])]
 
 
+def test_a_view_that_gives_no_input_stays_offline_and_the_registry_says_so(place: Place) -> None:
+    unused = FeatureView("wind", "weather", "origin", {"wind_speed": "wind"}, "t")
+    work = place.work(WEATHER)
+    with_unused = FeatureModule(work.module.spine, (WEATHER, unused), work.module.inputs)
+    assert [one.view for one in materialize(place.work(module=with_unused))] == ["weather"]
+    with place.ledger.read() as conn:
+        found = {one.name: one.document["inputs"] for one in feature_store.definitions(conn, "m")}
+    assert found == {"weather": {"temp": "float64"}, "wind": {}}
+
+
+def test_redis_is_brought_up_to_date_in_the_same_way(place: Place, redis_url: str) -> None:
+    place.store = open_store(redis_url)
+    materialize(place.work())
+    place.weather(("LGA", 9, 21.0), ("SFO", 10, 50.0))
+    place.now = START + 12 * HOUR
+    done = {one.view: (one.kind, one.entities, one.rows_online) for one in materialize(place.work())}
+    assert done["weather"] == ("increment", 3, 4)
+    assert place.temps("JFK", "LGA", "SFO", "nobody") == [99.0, 21.0, 50.0, None]
+
+
 def test_words_about_a_view_are_kept_and_move_no_row(place: Place) -> None:
     materialize(place.work(WEATHER))
     described = FeatureView(

@@ -315,7 +315,9 @@ def _gives(document: Mapping[str, Any]) -> list[str]:
 def _status(ctx: Context, head: Head | None, one: Definition, every: timedelta | None) -> dict[str, Any]:
     told: dict[str, Any] = {"view": one.name, "number": one.number, "online": head is not None, "stale": []}
     if head is None:
-        return told | {"rows": None, "as_of": None, "age": None, "stale": ["it was never materialised"]}
+        # What the model takes nothing from need not be online.
+        stale = ["it was never materialised"] if one.document.get("inputs") else []
+        return told | {"rows": None, "as_of": None, "age": None, "stale": stale}
     age = (ctx.now - from_us(head.as_of)).total_seconds()
     stale = []
     if head.view != one.digest:
