@@ -164,7 +164,10 @@ class _Compiler:
     def absent(self, path: str) -> str | None:
         """Nothing there, where there could be: of an object that is null, nothing is missing."""
         found, inner = self.raw(path)
-        missing = f"{inner.typed} IS NULL" + (f" AND NOT {inner.unfit}" if inner.unfit else "")
+        missing = f"{inner.typed} IS NULL" + (
+            # A test of what is null is null itself.
+            f" AND NOT coalesce({inner.unfit}, FALSE)" if inner.unfit else ""
+        )
         return found.wrap(f"{found.parent} IS NOT NULL AND {missing}" if found.parent else missing)
 
     def null(self, path: str) -> str:
