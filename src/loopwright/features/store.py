@@ -155,14 +155,11 @@ def history(
 
 
 def last_as_of(conn: Connection, model: str) -> datetime | None:
-    """Up to when all of the model's views are in a store: the earliest of their newest moments; None without any."""
-    newest = (
-        select(func.max(materializations.c.as_of).label("as_of"))
-        .where(materializations.c.model == model, materializations.c.state == "done")
-        .group_by(materializations.c.view)
-        .subquery()
+    """The newest moment that was brought online for any view of the model; None where there is none."""
+    query = select(func.max(materializations.c.as_of)).where(
+        materializations.c.model == model, materializations.c.state == "done"
     )
-    found = conn.execute(select(func.min(newest.c.as_of))).scalar()
+    found = conn.execute(query).scalar()
     return None if found is None else from_us(int(found))
 
 

@@ -73,15 +73,12 @@ def test_only_models_that_ask_are_kept_online_and_only_when_due(
     assert (tmp_path / "started").read_text() == "asks asks "
 
 
-def test_the_view_that_is_oldest_decides_and_the_model_that_waited_longest_is_first(
-    ctx: Context, clock: FakeClock, tmp_path: Path
-) -> None:
+def test_the_model_that_has_waited_longest_is_first(ctx: Context, clock: FakeClock, tmp_path: Path) -> None:
     for model in ("a", "b"):
         asking(ctx, model, {"every": "15m"})
-    standing(ctx, "b", "old")
+    standing(ctx, "b")
     clock.move(timedelta(minutes=1))
     standing(ctx, "a")
-    standing(ctx, "b", "new")
     clock.move(timedelta(minutes=16))
     made = controller(tmp_path)
     assert made.tick(ctx) == [{"model": "b", "started": "materialisation"}]
