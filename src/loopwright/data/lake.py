@@ -280,7 +280,7 @@ class Lake:
         added = list(parts)
         try:
             for attempt in range(TRIES):
-                for lease in self._leases.values():
+                for lease in list(self._leases.values()):
                     lease.require()
                 try:
                     return self._commit(path, schema, added, once, replace, whole, remove)

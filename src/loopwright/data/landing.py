@@ -1,6 +1,6 @@
 """What a landing writes, as streams: bronze rows as they came, silver rows typed, quarantined rows with reasons."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from loopwright.data.contract import Contract
 from loopwright.data.duck import connect
 from loopwright.data.files import Files
 from loopwright.data.lake import Lake, batch_bounds
-from loopwright.data.parts import cast_batches, storable, write_parts
+from loopwright.data.parts import cast_batches, storable, total, write_parts
 from loopwright.data.staged import MALFORMED, Staged
 from loopwright.data.storage import Storage
 from loopwright.kernel.clock import from_us, iso, to_us
@@ -73,8 +73,11 @@ def quarantine(
     schema = pa.schema([*columns, *QUARANTINE])
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for rows in bad:
-            yield _with(holders.named(rows), _batch=staged.batch_id, _at=now)
+        broken = {rule.name for rule in found.report.rules if rule.failed}
+        raw = pa.schema([*columns, *(field for field in bad.schema if field.name in own)])
+        reader = pa.RecordBatchReader.from_batches(raw, cast_batches(bad, raw))
+        for rows in holders.named(reader, broken):
+            yield _with(rows, _batch=staged.batch_id, _at=now)
         if set_aside:
             for rows in staged.rows.batches():
                 yield _with(_chosen(rows, set_aside), _batch=staged.batch_id, _at=now)
@@ -179,56 +182,69 @@ def others(
         rows = (
             b.filter(pc.not_equal(b.column("_batch"), batch)) for b in Files(tuple(mixed), schema).batches()
         )
-        here = Storage.at(folder)
-        place = here.path("others")
-        parts = write_parts(here, place, schema, pa.RecordBatchReader.from_batches(schema, rows))
-        clean += [f"{place}/{part.path}" for part in parts]
+        reader = pa.RecordBatchReader.from_batches(schema, rows)
+        clean += on_disk(folder, "others", reader).uris
     return Files(tuple(clean), schema) if clean else None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Holders:
-    """Names the batch that holds the key of a row that was set aside as a duplicate."""
+    """Names the batch that holds the key of a row that was set aside as a duplicate.
+
+    `landed`: keys and `_batch` of the other batches' rows.
+    """
 
     landed: Files | None
     contract: Contract
     folder: Path
 
-    def named(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """`rows` with one more reason for each key that another batch holds: "in batch 3f2a90c1b2d4 already"."""
-        rules = [rule for rule in self.contract.rules if rule.kind == "unique"]
-        broken = pc.list_flatten(rows.column("_reasons")).unique().to_pylist() if rules else []
-        rules = [rule for rule in rules if rule.name in broken]
+    def named(self, bad: pa.RecordBatchReader, broken: Set[str]) -> Iterator[pa.RecordBatch]:
+        """`bad` with one more reason for each key that another batch holds: "id unique: batch 3f2a90c1b2d4 holds it".
+
+        `broken`: the rules that rows broke.
+        """
+        names = set(bad.schema.names)
+        held = set(self.landed.schema.names) if self.landed is not None else set()
+        rules = [
+            rule
+            for rule in self.contract.rules
+            if rule.kind == "unique" and rule.name in broken and set(rule.columns) <= names & held
+        ]
         if self.landed is None or not rules:
-            return rows
-        reasons = rows.column("_reasons").to_pylist()
+            yield from bad
+            return
+        rows = on_disk(self.folder, "bad", bad)
         with spilling(self.folder) as engine:
-            engine.register("bad", pa.Table.from_batches([rows]))
-            for rule in rules:
-                if not set(rule.columns) <= set(self.landed.schema.names) & set(rows.schema.names):
-                    continue
-                self.landed.view(engine, "landed", [*rule.columns, "_batch"])
+            rows.view(engine, "bad")
+            self.landed.view(engine, "landed")
+            types = {name: kind for name, kind, *_ in engine.execute("DESCRIBE landed").fetchall()}
+            joins, reasons = [], "bad._reasons"
+            for i, rule in enumerate(rules):
+                keys = ", ".join(f"{quote(column)} AS k{j}" for j, column in enumerate(rule.columns))
                 # A cell that does not fit its column's type has no key that another row could hold.
                 same = " AND ".join(
-                    f"{_typed(engine, column)} = landed.{quote(column)}" for column in rule.columns
+                    f"TRY_CAST(bad.{quote(column)} AS {types[column]}) = h{i}.k{j}"
+                    for j, column in enumerate(rule.columns)
                 )
-                query = (
-                    f"SELECT bad._row, min(landed._batch) FROM bad JOIN landed ON {same} "
-                    f"WHERE list_contains(bad._reasons, {text(rule.name)}) GROUP BY bad._row"
+                grouped = ", ".join(f"k{j}" for j in range(len(rule.columns)))
+                joins.append(
+                    f"LEFT JOIN (SELECT {grouped}, min(_batch) AS batch FROM (SELECT {keys}, _batch FROM landed)"
+                    f" GROUP BY {grouped}) AS h{i} ON {same} AND list_contains(bad._reasons, {text(rule.name)})"
                 )
-                held = dict(engine.execute(query).fetchall())
-                for index, row in enumerate(rows.column("_row").to_pylist()):
-                    if row in held:
-                        reasons[index].append(f"{rule.name}: batch {held[row][:12]} holds it")
-        at = rows.schema.names.index("_reasons")
-        return rows.set_column(at, "_reasons", pa.array(reasons, pa.list_(pa.string())))
+                told = f"{text(rule.name + ': batch ')} || left(h{i}.batch, 12) || ' holds it'"
+                reasons = (
+                    f"CASE WHEN h{i}.batch IS NULL THEN {reasons} ELSE list_append({reasons}, {told}) END"
+                )
+            columns = ", ".join(f"bad.{quote(name)}" for name in rows.names if name != "_reasons")
+            query = f"SELECT {columns}, {reasons} AS _reasons FROM bad {' '.join(joins)} ORDER BY bad._row"
+            yield from engine.sql(query).to_arrow_reader(64 * 1024)
 
 
-def _typed(engine: duckdb.DuckDBPyConnection, column: str) -> str:
-    ((kind,),) = engine.execute(f"SELECT typeof({quote(column)}) FROM landed LIMIT 1").fetchall() or [
-        ("VARCHAR",)
-    ]
-    return f"TRY_CAST(bad.{quote(column)} AS {kind})"
+def on_disk(folder: Path, name: str, rows: pa.RecordBatchReader) -> Files:
+    """`rows` as files below `folder`."""
+    here = Storage.at(folder / name)
+    parts = write_parts(here, here.root, rows.schema, rows)
+    return Files(tuple(here.path(part.path) for part in parts), rows.schema, total(parts))
 
 
 def _lines(lines: pa.RecordBatch) -> pa.RecordBatch:

@@ -5,17 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
-
 from loopwright.data import landing
 from loopwright.data.check_report import CheckReport, RuleResult
 from loopwright.data.checking import Examination
 from loopwright.data.contract import Contract, Severity
-from loopwright.data.files import Files
 from loopwright.data.lake import Lake
-from loopwright.data.parts import Told, total, write_parts
+from loopwright.data.parts import Told
 from loopwright.data.staged import Staged
-from loopwright.data.storage import Storage
 from loopwright.data.upsert import Upserted, judged_later, upsert
 
 Admit = Callable[[CheckReport], None]
@@ -74,7 +70,7 @@ def merge(
     schema = good.schema
     if lake.exists("silver", model, table):
         schema = lake.fitting("silver", model, table, schema)
-    new = on_disk(place.folder, "good", good)
+    new = landing.on_disk(place.folder, "good", good)
     # After a kill the rows may be there already; what became of them is told by what stood before.
     current = lake.files_before("silver", model, table, once)
     writer = lake.writer("silver", model, table, schema, told)
@@ -88,13 +84,6 @@ def merge(
         raise
     version = lake.commit("silver", model, table, schema, parts, once=once, remove=done.gone)
     return Merged(version, check, done.inserted, done.updated, done.ignored, done.set_aside)
-
-
-def on_disk(folder: Path, name: str, rows: pa.RecordBatchReader) -> Files:
-    """`rows` as files below `folder`."""
-    here = Storage.at(folder / name)
-    parts = write_parts(here, here.root, rows.schema, rows)
-    return Files(tuple(here.path(part.path) for part in parts), rows.schema, total(parts))
 
 
 def with_outcome(check: CheckReport, contract: Contract, done: Upserted) -> CheckReport:

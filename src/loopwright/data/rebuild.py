@@ -21,7 +21,8 @@ from loopwright.data.contract import Contract
 from loopwright.data.evolution import Evolution, classified, record_contract
 from loopwright.data.files import Files
 from loopwright.data.lake import Lake, batch_bounds
-from loopwright.data.merging import on_disk, with_outcome, without_unique
+from loopwright.data.landing import on_disk
+from loopwright.data.merging import with_outcome, without_unique
 from loopwright.data.parts import Part, cast_batches
 from loopwright.data.report import BatchBlocked, IngestReport, record_batch
 from loopwright.data.staged import MALFORMED, Staged
