@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from loopwright.data import landing, store
+from loopwright.data.attempts import begin, withdraw
 from loopwright.data.check_report import CheckReport
 from loopwright.data.checking import Reference, examination, require_columns
 from loopwright.data.contract import Contract
@@ -150,6 +151,7 @@ def _land(work: _Landing, staged: Staged, evolution: Evolution, folder: Path) ->
     except BadInput as error:
         record_unreadable(lake, work.name, staged.uri, error, work.actor, work.now, contract=contract)
         raise
+    begin(lake, model, table, contract, staged, work.now)
     refs = silver_refs(lake, model, contract) if work.refs is None else work.refs
     with lake.ledger.read() as conn:
         number = store.last_landing(conn, work.name)
@@ -185,6 +187,7 @@ def _land(work: _Landing, staged: Staged, evolution: Evolution, folder: Path) ->
                         contract=judged, rows=staged.rows, refs=refs, landed=others, batch=staged.batch_id,
                         origin=staged.origin,
                     )  # fmt: skip
+                    withdraw(lake, model, table, staged, work.now)
                     raise BatchBlocked(
                         check, where=staged.uri, contract=contract.source, incident=incident.id
                     )

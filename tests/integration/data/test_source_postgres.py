@@ -214,7 +214,7 @@ def test_a_cursor_that_cannot_work_is_told(postgres_url: str, tmp_path: Path) ->
     with pytest.raises(BadInput, match="did you mean `at`"):
         source(postgres_url, cursor_column="att").stage(tmp_path)
     with pytest.raises(BadInput, match="the cursor column changed"):
-        source(postgres_url, cursor_column="id", cursor={"column": "at"})
+        source(postgres_url, cursor_column="id", cursor={"column": "at", "value": "2026-01-01"})
     with pytest.raises(BadInput, match="only a query"):
         resolve("a.csv", tmp_path, cursor_column="at")
 

@@ -47,7 +47,10 @@ _OLD, _EDGE = "_lw_old", "_lw_edge"
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to read from where. `name`: for messages, without credentials. `since`: the state after the last reading."""
+    """What to read from where. `name`: for messages, without credentials.
+
+    `since`: the state after the last reading. `undone`: how many landings from there were taken back.
+    """
 
     name: str
     url: str = field(repr=False)
@@ -55,6 +58,7 @@ class Query:
     column: str | None = None
     lookback: timedelta = timedelta()
     since: Mapping[str, Any] | None = None
+    undone: int = 0
 
     @classmethod
     def parse(
@@ -87,6 +91,9 @@ class Query:
             select = query.strip().rstrip(";").strip()
             if not re.match(r"(?i)(select|with|values|table)\b|\(", select):
                 raise BadInput("not a query", where=name, got=query, wanted="SELECT …", next="Mend the uri")
+        undone = int((since or {}).get("undone", 0))
+        if since is not None and "value" not in since:  # a first landing was begun only
+            since = None
         if since is not None and column is not None and since.get("column") != column:
             raise BadInput(
                 "the cursor column changed", where=name, got=column,
@@ -94,7 +101,13 @@ class Query:
                 next="Give the table a new name in loop.yaml to read it anew",
             )  # fmt: skip
         return cls(
-            name, _with_password(parts, values, name), select, column, lookback, since if column else None
+            name,
+            _with_password(parts, values, name),
+            select,
+            column,
+            lookback,
+            since if column else None,
+            undone,
         )
 
     @property
@@ -132,8 +145,8 @@ class Query:
         """Equal rows from an equal start are the same delivery, in whatever order they came."""
         content = content_digest(files) if files.uris else ""
         types = [(f.name, str(f.type)) for f in files.schema]
-        since = (self.since or {}).get("value") if self.column else None
-        batch = digest_json([self.name, since, types, content])
+        start = [(self.since or {}).get("value"), (self.since or {}).get("seen"), self.undone]
+        batch = digest_json([self.name, start, types, content])
         rows = Files(files.uris, files.schema, files.rows, numbered=True)
         return Staged(self.name, batch, rows, Files((), MALFORMED, 0), cursor, origin)
 
