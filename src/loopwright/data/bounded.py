@@ -1,6 +1,5 @@
 """DuckDB in bounded memory: what does not fit goes to a folder that is gone afterwards."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import duckdb
 
 from loopwright.data.duck import connect
+from loopwright.data.workspace import workspace
 from loopwright.kernel.errors import Unavailable
 
 MEMORY = "150MB"
@@ -22,11 +22,9 @@ def bounded(memory: str = MEMORY, *, spill: Path | None = None) -> Iterator[duck
 
     Raises Unavailable when the disk is full or memory does not suffice in spite of it.
     """
-    if spill is not None:
-        spill.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="loopwright-spill-", dir=spill) as folder, connect() as engine:
+    with workspace(spill) as folder, connect() as engine:
         engine.execute(f"SET memory_limit = {_text(memory)}")
-        engine.execute(f"SET temp_directory = {_text(folder)}")
+        engine.execute(f"SET temp_directory = {_text(str(folder))}")
         engine.execute("SET preserve_insertion_order = false")
         # Each thread takes buffers of its own; on a large machine they alone would be beyond the limit.
         threads = engine.sql("SELECT current_setting('threads')").fetchall()[0][0]
@@ -38,7 +36,7 @@ def bounded(memory: str = MEMORY, *, spill: Path | None = None) -> Iterator[duck
             if isinstance(error, OSError) and "Out of Memory" not in str(error):
                 raise
             raise Unavailable(
-                "too little memory, or no room to spill to", where=folder, got=str(error).split("\n")[0],
+                "too little memory, or no room to spill to", where=str(folder), got=str(error).split("\n")[0],
                 wanted=f"{memory} and free space on the disk", next="Free some space, or set TMPDIR",
             ) from error  # fmt: skip
 

@@ -22,7 +22,7 @@ from loopwright.data.versions import store as versions_store
 from loopwright.kernel.actor import SYSTEM, Actor
 from loopwright.kernel.clock import iso
 from loopwright.kernel.digest import digest_json
-from loopwright.kernel.errors import BadInput, NotFound, Tampered, did_you_mean
+from loopwright.kernel.errors import BadInput, NotFound, Tampered, Unavailable, did_you_mean
 from loopwright.ledger import store as ledger_store
 
 
@@ -118,7 +118,10 @@ def verify_snapshot(lake: Lake, digest: str) -> Snapshot:
     for table, entry in snapshot.tables.items():
         where = f"snapshot {snapshot.digest[:12]}, {table}"
         try:
-            found = content_digest(_files(lake, snapshot, table))
+            with lake.workspace() as folder:
+                found = content_digest(_files(lake, snapshot, table), spill=folder)
+        except Unavailable:
+            raise
         except (duckdb.Error, OSError) as error:
             raise _tampered(
                 "the content of a snapshot cannot be read", where, str(error).split("\n")[0]
@@ -137,7 +140,8 @@ def _pin(lake: Lake, model: str, table: str, now: datetime) -> dict[str, Any]:
         said = versions_store.find_content(conn, name, key)
         sources = versions_store.sources_until(conn, name, known.version())
     if said is None:
-        read = content(files)
+        with lake.workspace() as folder:
+            read = content(files, spill=folder)
         said = (read.digest, read.rows)
         with lake.ledger.write() as conn:
             versions_store.save_content(conn, name, key, digest=read.digest, rows=read.rows, at=now)
@@ -191,6 +195,8 @@ def _files(lake: Lake, snapshot: Snapshot, table: str) -> Files:
         with bounded() as engine:
             files.view(engine, "rows")
             counted = engine.sql("SELECT count(*) FROM rows").fetchall()[0][0]
+    except Unavailable:
+        raise
     except (duckdb.Error, OSError) as error:
         raise _tampered(
             "files of a snapshot vanished or cannot be read", where, str(error).split("\n")[0]

@@ -40,7 +40,7 @@ def same_cell(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["id"], row["s"], None if d is None else "nan" if d != d else d + 0.0
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(st.lists(ROW, max_size=6), st.lists(ROW, max_size=6))
 def test_whole_rows_are_compared_as_often_as_they_stand_there(
     tmp_path_factory: pytest.TempPathFactory, one: list[dict[str, Any]], other: list[dict[str, Any]]
@@ -53,7 +53,7 @@ def test_whole_rows_are_compared_as_often_as_they_stand_there(
     assert found.same is (before == after)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     st.dictionaries(st.integers(0, 9), ROW, max_size=6), st.dictionaries(st.integers(0, 9), ROW, max_size=6)
 )

@@ -52,7 +52,7 @@ def _table(name: str, one: Difference, values: bool) -> str:
         for each in one.schema
     ]
     columns = [] if one.same else sorted(one.columns, key=lambda c: (-c.corrected, -(c.changed or 0), c.name))
-    rows = [_line(each) for each in columns]
+    rows = [_line(each, values) for each in columns]
     cards = "".join(_card(each, values) for each in columns)
     head = (
         "column", "level", "#PSI", "#rows changed", "#null before", "#null after", "#distinct before",
@@ -71,13 +71,13 @@ def _table(name: str, one: Difference, values: bool) -> str:
     return section(name, *parts)
 
 
-def _line(one: ColumnDifference) -> Sequence[str]:
+def _line(one: ColumnDifference, values: bool) -> Sequence[str]:
     mark = "" if one.before.exact and one.after.exact else "≈ "
-    old, new = one.before.to_json(values=False), one.after.to_json(values=False)
+    old, new = one.before.to_json(values=values), one.after.to_json(values=values)
     return (
-        code(one.name), f'<span class="{state_tone(one.level)}">{text(one.level)}</span>', number(round(one.corrected, 4)),
-        number(one.changed), share(old["null_share"]), share(new["null_share"]), mark + number(one.before.distinct),
-        mark + number(one.after.distinct), _mean(old["mean"]), _mean(new["mean"]),
+        code(one.name), f'<span class="{state_tone(one.level)}">{text(one.level)}</span>',
+        number(round(one.corrected, 4)), number(one.changed), share(old["null_share"]), share(new["null_share"]),
+        mark + number(one.before.distinct), mark + number(one.after.distinct), _mean(old["mean"]), _mean(new["mean"]),
     )  # fmt: skip
 
 

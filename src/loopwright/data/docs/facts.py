@@ -85,7 +85,7 @@ def gather(lake: Lake, model: str, table: str, *, now: datetime) -> TableFacts:
     if version is not None:
         files = lake.files("silver", model, table, version=version)
         names = [name for name in files.schema.names if not name.startswith("_")]
-        with bounded() as engine:
+        with lake.workspace() as folder, bounded(spill=folder) as engine:
             files.view(engine, "rows")
             columns = describe(engine, "rows", files.schema, names)
             slots = {name: even_slots(one) for name, one in columns.items()}
