@@ -1,4 +1,4 @@
-"""features list|show|status|docs|materialize|get|training-set|health|parity."""
+"""features list|show|status|docs|materialize|get|training-set|test|health|parity."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import click
 
 from loopwright.cli.entities import key_values, read_entities, write_rows
 from loopwright.cli.feature_health import health, parity
+from loopwright.cli.feature_tests import test
 from loopwright.cli.lazy import subcommands
 from loopwright.cli.output import check_place
 from loopwright.cli.progress import watch
@@ -26,6 +27,7 @@ def features() -> None:
 
 features.add_command(health)
 features.add_command(parity)
+features.add_command(test)
 
 
 @command("list", features)

@@ -26,6 +26,7 @@ ROOMS = (
     "documents",
     "explain",
     "feature_health",
+    "feature_tests",
     "features",
     "incidents",
     "keys",
