@@ -243,3 +243,20 @@ def test_the_readme_holds_a_request_that_fits(tmp_path: Path) -> None:
         "colour": "BYTES",
         "it's": "INT64",
     }
+
+
+def test_a_uri_starts_a_project_and_no_password_gets_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    csv(tmp_path / "in" / "flights.csv", table(y=BINARY))
+    monkeypatch.chdir(tmp_path)
+    by_uri = init_project(
+        tmp_path / "p", name="m", data=(tmp_path / "in" / "flights.csv").as_uri(), target="y"
+    )
+    assert load_project(by_uri.path).spec.data.sources["flights"].uri.startswith("file:///")
+    by_glob = init_project(tmp_path / "q", name="m", data="in/*.csv", target="y")
+    assert load_project(by_glob.path).spec.data.sources["in"].uri == f"{tmp_path}/in/*.csv"
+    with pytest.raises(BadInput, match="a password would stand in loop.yaml") as caught:
+        init_project(tmp_path / "r", name="m", data="postgresql://a:s3cret@h/d?table=t", target="y")
+    assert "s3cret" not in str(caught.value) and not (tmp_path / "r").exists()
