@@ -240,3 +240,17 @@ def test_no_password_is_ever_shown(
     with pytest.raises(Unavailable) as caught:
         resolve("postgresql://me:s3cret@127.0.0.1:9/db?table=t", Path()).stage(tmp_path / "none")
     assert "s3cret" not in str(caught.value) and "127.0.0.1:9/db" in str(caught.value)
+
+
+def test_a_table_starts_a_project(postgres_url: str, tmp_path: Path) -> None:
+    from loopwright.pipeline.scaffold import init_project
+    from loopwright.project.spec import load_project
+
+    run(
+        postgres_url,
+        "CREATE TABLE orders AS SELECT i AS id, i % 2 AS late, i * 0.5::float8 AS size,"
+        " '2026-01-01'::timestamptz + i * interval '1 hour' AS at FROM generate_series(1, 300) i",
+    )
+    report = init_project(tmp_path / "p", name="m", data=f"{postgres_url}?table=orders", target="late")
+    assert report.rows == 300 and report.time == "at" and report.key == ("id",)
+    assert load_project(report.path).spec.data.sources["orders"].uri == f"{postgres_url}?table=orders"
