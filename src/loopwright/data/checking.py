@@ -17,11 +17,11 @@ from typing import Any, Self
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
 from loopwright.data.check_cells import quote
 from loopwright.data.check_drift import Reference, measure_drift
+from loopwright.data.check_input import finite, numbered, plain, require_columns, top, view
 from loopwright.data.check_queries import BITS, EXAMPLES
 from loopwright.data.check_report import CheckReport, RuleResult, State
 from loopwright.data.check_sql import Harmful, require_condition, require_query
@@ -31,29 +31,13 @@ from loopwright.data.duck import MEMORY, connect, lock, memory_bytes
 from loopwright.data.files import BATCH_ROWS, Files
 from loopwright.data.staged import Staged
 from loopwright.data.workspace import workspace
-from loopwright.kernel.errors import BadInput, NotFound, Unavailable, did_you_mean
+from loopwright.kernel.errors import BadInput, NotFound, Unavailable
 
 __all__ = ["Examination", "Reference", "examination", "plain", "require_columns"]
 
 MALFORMED = "malformed line"
 LINES = 2048
-FOOTERS = 64
 _SHOWN = 8
-
-
-def require_columns(names: Sequence[str], contract: Contract, where: str) -> None:
-    """Raise BadInput when a column the contract promises is not there."""
-    missing = [c.name for c in contract.columns if c.name not in names and not c.optional]
-    if missing:
-        near = did_you_mean(missing[0], [n for n in names if n not in {c.name for c in contract.columns}])
-        raise BadInput(
-            f"the column `{missing[0]}` vanished"
-            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
-            where=where,
-            got=f"columns {', '.join(names)}",
-            wanted=f"`{missing[0]}`, as {contract.source} says",
-            next=near or "Ask who delivers it, or change the contract",
-        )
 
 
 def examination(
@@ -117,7 +101,7 @@ class Examination:
         spill: Path | None,
         malformed: int,
     ) -> None:
-        self._rows = _numbered(rows)
+        self._rows = numbered(rows)
         self._ordered = isinstance(self._rows, Files) and self._rows.numbered
         self._contract = contract
         self._refs = {name: ref for name, ref in refs.items() if name != contract.name}
@@ -274,7 +258,7 @@ class Examination:
 
     def _relation(self, name: str, rows: Files | pa.Table) -> Sequence[str]:
         """Make the rows a relation called `name`; return the files it reads."""
-        return _view(self._engine, name, rows)
+        return view(self._engine, name, rows)
 
     def _lock(self, paths: Sequence[str]) -> None:
         """From here on the engine reads `paths` and its relations, and nothing else."""
@@ -300,7 +284,7 @@ class Examination:
         sorting = sum(rule.kind in ("quantile", "outlier") for rule in contract.rules)
         in_memory = self._count * 8 * max(1, sorting) <= memory_bytes(self._limit) // 8
         self._compiled = compile_rules(
-            contract, self._rows.schema, landed=landed, in_memory=in_memory, finite=_finite(self._rows)
+            contract, self._rows.schema, landed=landed, in_memory=in_memory, finite=finite(self._rows)
         )
         self._errors |= self._compiled.errors
         self._refuse_harmful()
@@ -519,7 +503,7 @@ class Examination:
                 continue
             if rule.name in self._compiled.joins:
                 self._first[rule.name] = [row for (row,) in self._all(self._compiled.first_rows(rule.name))]
-            named = dict.fromkeys(_top(name, held) for name in (*rule.columns, *self._contract.key))
+            named = dict.fromkeys(top(name, held) for name in (*rule.columns, *self._contract.key))
             shown[rule.name] = [n for n in named if n] or [
                 c.name for c in self._contract.columns if c.name in held
             ][:_SHOWN]
@@ -563,64 +547,6 @@ class Examination:
 def _result(rule: Rule, holds: bool, failed: int, why: str) -> RuleResult:
     state: State = "PASS" if holds else "WARN" if rule.severity is Severity.WARN else "FAIL"
     return RuleResult(rule.name, ", ".join(rule.columns), rule.severity, rule.scope, state, failed, (), why)
-
-
-def _numbered(rows: Files | pa.Table) -> Files | pa.Table:
-    if isinstance(rows, Files):
-        return rows if rows.numbered or "_row" in rows.schema.names else replace(rows, numbered=True)
-    if "_row" in rows.column_names:
-        return rows
-    return rows.append_column("_row", pa.array(np.arange(1, rows.num_rows + 1)))
-
-
-def _view(engine: duckdb.DuckDBPyConnection, name: str, rows: Files | pa.Table) -> tuple[str, ...]:
-    """Make the rows a relation called `name`; return the files it reads."""
-    if isinstance(rows, Files):
-        rows.view(engine, name)
-        return rows.uris
-    engine.register(name, rows)
-    return ()
-
-
-def _finite(rows: Files | pa.Table) -> set[str]:
-    """Columns of doubles that hold no infinity, as the footers of the files tell."""
-    if not isinstance(rows, Files) or len(rows.uris) > FOOTERS or any("://" in uri for uri in rows.uris):
-        return set()
-    wanted = {field.name for field in rows.schema if pa.types.is_floating(field.type)}
-    for uri in rows.uris if wanted else ():
-        footer = pa_parquet.read_metadata(uri)
-        for group in range(footer.num_row_groups):
-            parts = footer.row_group(group)
-            for index in range(parts.num_columns):
-                part = parts.column(index)
-                if part.path_in_schema in wanted:
-                    known = part.statistics
-                    told = (
-                        known is not None and known.has_min_max and np.isfinite([known.min, known.max]).all()
-                    )
-                    wanted -= set() if told else {part.path_in_schema}
-    return wanted
-
-
-def _top(path: str, held: Sequence[str]) -> str:
-    """The column a dotted path begins at; "" when it is not there."""
-    top = path if path in held else path.split(".")[0].split("[")[0]
-    return top if top in held else ""
-
-
-def plain(value: Any) -> Any:
-    """A cell in types that JSON has."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    return (
-        value
-        if value is None
-        or isinstance(value, str | int | bool)
-        or (isinstance(value, float) and value == value and abs(value) != float("inf"))
-        else str(value)
-    )
 
 
 def _short(error: BaseException) -> str:
