@@ -51,7 +51,6 @@ def withdraw(lake: Lake, model: str, table: str, staged: Staged, now: datetime) 
     with lake.ledger.write() as conn:
         state = dict(store.find_cursor(conn, name, staged.uri) or {})
         state.pop("begun", None)
-        state["undone"] = int(state.get("undone", 0)) + 1
         store.save_cursor(conn, table=name, uri=staged.uri, value=state, batch_id=staged.batch_id, at=now)
 
 
