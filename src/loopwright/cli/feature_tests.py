@@ -27,6 +27,8 @@ def test(session: Session, model: str, project: Path | None) -> int:
 
 
 def _results(answer: dict[str, Any]) -> str:
-    columns: list[Column] = [("view", "view"), ("test", "name"), ("state", "state"), ("failed", "failed"), ("rows", "rows"),
-               ("condition", "condition"), ("first", lambda one: ", ".join(one["examples"]))]  # fmt: skip
+    columns: list[Column] = [
+        ("view", "view"), ("test", "name"), ("state", "state"), ("failed", "failed"), ("rows", "rows"),
+        ("condition", "condition"), ("first", lambda one: ", ".join(one["examples"])),
+    ]  # fmt: skip
     return table(answer["tests"], columns, empty="no view has a test; give it one: tests={name: condition}")
