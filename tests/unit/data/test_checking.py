@@ -289,3 +289,19 @@ def test_keys_that_do_not_fit_in_memory_spill(tmp_path: Path) -> None:
     assert (count, bad, twice) == (rows, 3, 3)
     assert peak - before < 1.6 * limit, f"{peak - before} MB over {before} MB"
     assert list((tmp_path / "spill").iterdir()) == []
+
+
+@pytest.mark.parametrize("arrow", [
+    pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(),
+    pa.float32(), pa.float64(), pa.string(), pa.large_string(), pa.binary(), pa.date32(), pa.time64("us"),
+    pa.timestamp("s"), pa.timestamp("ms"), pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("us", "UTC"),
+    pa.decimal128(9, 2), pa.list_(pa.struct([("a", pa.int32()), ("b c", pa.list_(pa.string()))])),
+], ids=str)  # fmt: skip
+def test_files_come_in_the_types_that_duckdb_sees_in_arrow(tmp_path: Path, arrow: pa.DataType) -> None:
+    rows = pa.table({"a": pa.array([None], arrow)})
+    pa_parquet.write_table(rows, tmp_path / "rows.parquet")
+    with duckdb.connect() as engine:
+        Files((str(tmp_path / "rows.parquet"),), rows.schema).view(engine, "files")
+        engine.register("arrow", rows)
+        seen, wanted = (engine.execute(f"DESCRIBE {name}").fetchall()[0][1] for name in ("files", "arrow"))
+    assert seen == wanted
