@@ -166,7 +166,7 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def spark() -> Iterator[Any]:
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A SparkSession of this process, on two threads; it is small, so ask it few things."""
     from loopwright.features.spark import spark_session
 
@@ -174,7 +174,7 @@ def spark() -> Iterator[Any]:
         pytest.fail(
             "Java is not installed. Run scripts/test-services, or: apt-get install openjdk-17-jre-headless"
         )
-    folder = tempfile.mkdtemp(prefix="loopwright-spark-")
+    folder = str(tmp_path_factory.mktemp("spark"))
     session = spark_session(
         "local[2]",
         {
@@ -190,8 +190,5 @@ def spark() -> Iterator[Any]:
             "spark.sql.adaptive.enabled": "false",
         },
     )
-    try:
-        yield session
-    finally:
-        session.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    yield session
+    session.stop()
