@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,30 +125,35 @@ def outcome(root: Path, where: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def undisturbed(landings: Landings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """How each job ends, and how long it takes."""
+    """How each job ends, how long it and its last step take, and a copy of how things stand before the last step."""
     found = {}
     for name, steps in JOBS.items():
         root = prepare(tmp_path_factory.mktemp("undisturbed") / "root")
+        job = {"root": str(root), "lake": str(root / "lake"), "steps": steps}
         began = time.monotonic()
-        assert landings.run({"root": str(root), "lake": str(root / "lake"), "steps": steps}) == 0
-        took = time.monotonic() - began
-        found[name] = {**outcome(root, str(root / "lake")), "took": took}
+        assert landings.run({**job, "steps": steps[:-1]}) == 0
+        before = shutil.copytree(root, root.with_name("before"))
+        middle = time.monotonic()
+        assert landings.run(job) == 0
+        ended = time.monotonic()
+        times = {"took": ended - began, "last": ended - middle, "before": before}
+        found[name] = {"seen": outcome(root, job["lake"]), **times}
     return found
 
 
 def test_an_undisturbed_landing_is_what_it_should_be(undisturbed: dict[str, dict[str, Any]]) -> None:
     bad = ROWS // 100 + 1  # the words, and a line that is no row
-    appended, upserted = undisturbed["append"], undisturbed["upsert"]
+    appended, upserted = undisturbed["append"]["seen"], undisturbed["upsert"]["seen"]
     assert len(appended["bronze"]) == len(upserted["bronze"]) == 2 * (ROWS + 1)
     assert len(appended["silver"]) == ROWS * 3 // 2 * 99 // 100
     assert len(upserted["silver"]) == ROWS * 3 // 2 * 99 // 100
     assert [batch[2:5] for batch in upserted["batches"]] == [(ROWS + 1, ROWS + 1 - bad, bad)] * 2
     assert upserted["batches"][1][6:] == (ROWS // 2 * 99 // 100, ROWS // 2 * 99 // 100, 0)
-    assert len(undisturbed["full"]["silver"]) == ROWS + 1 - bad
+    assert len(undisturbed["full"]["seen"]["silver"]) == ROWS + 1 - bad
     for mode in ("append", "upsert"):
-        anew = undisturbed[f"{mode}, judged anew"]
+        anew = undisturbed[f"{mode}, judged anew"]["seen"]
         assert min(row["x"] for row in anew["silver"]) == 100.5
-        assert anew["bronze"] == undisturbed[mode]["bronze"]
+        assert anew["bronze"] == undisturbed[mode]["seen"]["bronze"]
         assert [act for act, _ in anew["acts"]] == ["data.ingest", "data.ingest", "data.rebuild"]
 
 
@@ -155,14 +161,13 @@ def test_an_undisturbed_landing_is_what_it_should_be(undisturbed: dict[str, dict
 def test_killed_between_any_two_steps(
     name: str, landings: Landings, undisturbed: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    root = prepare(tmp_path / "root")
+    root = shutil.copytree(undisturbed[name]["before"], tmp_path / "root")
     job = {"root": str(root), "lake": str(root / "lake"), "steps": JOBS[name]}
-    assert landings.run({**job, "steps": JOBS[name][:-1]}) == 0
     layers = ("silver", "quarantine") if "judged anew" in name else ("bronze", "silver", "quarantine")
     for deadly in (*(f"{side} {layer}" for layer in layers for side in ("before", "after")), "in the ledger"):
         assert landings.run({**job, "deadly": deadly}) == -signal.SIGKILL, deadly
     assert landings.run(job) == 0
-    assert outcome(root, job["lake"]) == without_time(undisturbed[name])
+    assert outcome(root, job["lake"]) == undisturbed[name]["seen"]
 
 
 def test_killed_at_fifty_random_moments(
@@ -172,21 +177,22 @@ def test_killed_at_fifty_random_moments(
     kills = lakes = 0
     while kills < KILLS:
         name = list(JOBS)[lakes % len(JOBS)]
-        root = prepare(tmp_path / str(lakes))
+        scratch, known = name == "append", undisturbed[name]
+        root = (
+            prepare(tmp_path / str(lakes))
+            if scratch
+            else shutil.copytree(known["before"], tmp_path / str(lakes))
+        )
         job = {"root": str(root), "lake": str(root / "lake"), "steps": JOBS[name]}
         ended = -signal.SIGKILL
         for _ in range(8):
-            moment = moments.uniform(0.0, undisturbed[name]["took"])
+            moment = moments.uniform(0.0, known["took" if scratch else "last"])
             ended = landings.run({**job, "kill_after": moment})
             if ended == 0:
                 break
             assert ended == -signal.SIGKILL
             kills += 1
         assert ended == 0 or landings.run(job) == 0
-        assert outcome(root, job["lake"]) == without_time(undisturbed[name]), f"lake {lakes}, {name}"
+        assert outcome(root, job["lake"]) == undisturbed[name]["seen"], f"lake {lakes}, {name}"
         lakes += 1
     assert lakes < 40
-
-
-def without_time(found: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in found.items() if key != "took"}
