@@ -1,6 +1,9 @@
 """A backfill writes the days that changed rows reach, no other, and comes to what a whole computation does."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -322,3 +325,41 @@ def test_an_incident_is_backfilled_when_it_is_resolved_and_not_before(shop: Shop
 def test_viewers_do_not_backfill(shop: Shop) -> None:
     with pytest.raises(Refused, match="may not backfill"):
         shop.backfill(actor=Actor("vera", Role.VIEWER))
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from loopwright.data.lake import Lake
+from loopwright.kernel.actor import SYSTEM
+from loopwright.kernel.clock import utc_now
+from loopwright.ledger.engine import Ledger
+from loopwright.pipeline import gold
+from loopwright.pipeline.backfill import backfill
+from loopwright.project.spec import load_project
+
+folder, deadly = Path(sys.argv[1]), sys.argv[2]
+ledger = Ledger.open(f"sqlite:///{folder / 'ledger.db'}")
+
+def die(*args, **named):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if deadly == "before the commit":
+    Lake.commit = die
+else:
+    gold.ledger_store.put_meta = die
+backfill(project=load_project(folder / "code"), lake=Lake(folder / "lake", ledger), actor=SYSTEM, clock=utc_now)
+"""
+
+
+@pytest.mark.parametrize("deadly", ["before the commit", "before the ledger knows"])
+def test_a_backfill_that_is_killed_is_finished_by_the_next(shop: Shop, tmp_path: Path, deadly: str) -> None:
+    prices = [row | ({"price": 500.0} if n == 9 else {}) for n, row in enumerate(shop.rows["prices"])]
+    shop.put("prices", prices)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path / "shop"), deadly], capture_output=True, text=True
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    shop.backfill()
+    assert shop.held() == shop.expected()
+    assert shop.backfill().considered == ()
