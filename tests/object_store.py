@@ -111,8 +111,9 @@ def _start(
     (folder / "data").mkdir()
     command = [
         program, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
-        f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-master.volumeSizeLimitMB=1024",
-        "-volume.max=0", *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
+        f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-master.volumeSizeLimitMB=64",
+        # Every bucket takes seven volumes: with as many as the disk's size suggests, a session's tenth has none.
+        "-volume.max=2000", *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
