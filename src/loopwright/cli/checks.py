@@ -28,6 +28,9 @@ SHOWN = 6
 @click.option(
     "--memory", metavar="SIZE", help="What the engine may take; more goes to disk.  [default: 256MB]"
 )
+@click.option(
+    "--engine", metavar="URL", help="duckdb, spark://HOST:PORT or local[2]; default: as configured."
+)
 def check(
     session: Session,
     targets: tuple[str, ...],
@@ -37,6 +40,7 @@ def check(
     rows: bool,
     limit: int,
     memory: str | None,
+    engine: str | None,
 ) -> int:
     """Check data against its contract; nothing is landed.
 
@@ -46,7 +50,7 @@ def check(
     Exit code 1 when a contract blocks its batch, or a rule could not be evaluated; rows that would be set aside alone
     are no failure.
     """
-    shared = {"memory": memory, "rows": limit if rows else None}
+    shared = {"memory": memory, "engine": engine, "rows": limit if rows else None}
     calls = [_call(session, target, contract, tables, model) for target in targets or (".",)]
     client = session.client(create=True)
     if session.url is not None:

@@ -41,7 +41,7 @@ class Files:
         """
         names = list(columns) if columns is not None else self.names
         if not self.uris:
-            empty = self._schema(names)
+            empty = self.schema_of(names)
             engine.register(
                 name, (empty.append(pa.field(origin, pa.string())) if origin else empty).empty_table()
             )
@@ -63,7 +63,7 @@ class Files:
         if origin is not None:
             cells.append(f"filename AS {_quote(origin)}")
         if self.numbered and "_row" in names:
-            starts = self._starts()
+            starts = self.starts()
             offset = (
                 f" + CASE filename {' '.join(f'WHEN {_text(u)} THEN {n}' for u, n in starts.items())} END"
                 if len(starts) > 1
@@ -77,7 +77,7 @@ class Files:
     ) -> Iterator[pa.RecordBatch]:
         """The rows in order, at most `rows` at a time."""
         names = list(columns) if columns is not None else self.names
-        schema = self._schema(names)
+        schema = self.schema_of(names)
         start = 0
         for uri in self.uris:
             file = _open(uri)
@@ -97,7 +97,7 @@ class Files:
     def reader(self, columns: Sequence[str] | None = None) -> pa.RecordBatchReader:
         """`batches` as Arrow's reader."""
         names = list(columns) if columns is not None else self.names
-        return pa.RecordBatchReader.from_batches(self._schema(names), self.batches(names))
+        return pa.RecordBatchReader.from_batches(self.schema_of(names), self.batches(names))
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows in memory."""
@@ -112,11 +112,13 @@ class Files:
         """Names of the columns, `_row` last where rows are numbered."""
         return [*self.schema.names, *(["_row"] if self.numbered else [])]
 
-    def _schema(self, names: Sequence[str]) -> pa.Schema:
+    def schema_of(self, names: Sequence[str]) -> pa.Schema:
+        """The schema of these columns, `_row` among them where rows are numbered."""
         number = pa.field("_row", pa.int64())
         return pa.schema([number if self.numbered and n == "_row" else self.schema.field(n) for n in names])
 
-    def _starts(self) -> dict[str, int]:
+    def starts(self) -> dict[str, int]:
+        """File → how many rows the files before it hold."""
         starts, so_far = {}, 0
         for uri in self.uris:
             starts[uri] = so_far

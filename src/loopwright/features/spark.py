@@ -4,72 +4,26 @@ Needs the extra `spark` and Java 17 or later. Views whose source is a Python fun
 and are refused; so is SQL outside the portable subset, by name.
 """
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from loopwright.data.files import Files
-from loopwright.data.source import public_uri
+from loopwright.data.spark import files_frame, running, spark_session
 from loopwright.features.duck import Tables, own_columns, require_tables
 from loopwright.features.lookup import Dialect, Family
 from loopwright.features.portable import SPARK
 from loopwright.features.training_set import ASKED, Entities, FailedTests, Plan, read_entities, training_set
 from loopwright.features.view import FeatureView
-from loopwright.kernel.errors import BadInput, Unavailable
+from loopwright.kernel.errors import BadInput
 
 _FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("tinyint", "smallint", "int", "bigint"), "integer"),
     "float": "float", "double": "float", "boolean": "boolean", "string": "text", "date": "time", "timestamp": "time",
     "timestamp_ntz": "time",
 }  # fmt: skip
-CONFIGURATION = {
-    # Times are compared as moments; an expression that fails must fail, not give null.
-    "spark.sql.session.timeZone": "UTC",
-    "spark.sql.ansi.enabled": "true",
-    "spark.sql.execution.arrow.pyspark.enabled": "true",
-    "spark.sql.parquet.inferTimestampNTZ.enabled": "true",
-    "spark.sql.caseSensitive": "false",
-    "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
-}
-
-
-def spark_session(url: str, options: Mapping[str, str] | None = None) -> Any:
-    """A SparkSession at `url`: spark://HOST:PORT, or local[N] for this machine. One process holds one at a time.
-
-    Raises Unavailable without PySpark, without Java, or when the cluster does not answer; BadInput for another URL.
-    """
-    if not (url.startswith(("spark://", "local[")) or url == "local"):
-        raise BadInput("not a Spark", got=public_uri(url), wanted="spark://HOST:PORT or local[2]")
-    if urlsplit(url).username:
-        raise BadInput("a Spark URL holds no user", got=public_uri(url), wanted="spark://HOST:PORT")
-    try:
-        from pyspark.errors import PySparkException
-        from pyspark.sql import SparkSession
-    except ImportError:
-        raise Unavailable("PySpark is not installed", next="pip install 'loopwright[spark]'") from None
-    if not (os.environ.get("JAVA_HOME") or shutil.which("java")):
-        raise Unavailable(
-            "Spark needs Java", wanted="Java 17 or later on the PATH, or JAVA_HOME",
-            next="Debian, Ubuntu: apt-get install openjdk-17-jre-headless",
-        )  # fmt: skip
-    builder = SparkSession.builder.master(url).appName("loopwright")
-    for key, value in {**CONFIGURATION, **(options or {})}.items():
-        builder = builder.config(key, value)
-    try:
-        session = builder.getOrCreate()
-        session.sparkContext.setLogLevel("ERROR")
-    except (PySparkException, OSError, RuntimeError) as error:
-        raise Unavailable(
-            "Spark does not start", where=url, got=str(error).splitlines()[0] if str(error) else None,
-            next="Look at its log, and that Java is 17 or later.",
-        ) from error  # fmt: skip
-    return session
 
 
 def training_set_on_spark(
@@ -119,7 +73,7 @@ def training_set_on(
     """What `training_set` gives with these options, on the engine that a home names: "duckdb", or a Spark's URL."""
     if engine == "duckdb":
         return training_set(entities, views, tables, timestamp, **options)
-    here = _running()
+    here = running()
     session = here or spark_session(engine)
     try:
         return training_set_on_spark(session, entities, views, tables, timestamp, **options)
@@ -165,7 +119,7 @@ class SparkEngine:
     def register(self, name: str, rows: Any) -> None:
         """Make Arrow rows, `Files` or a DataFrame the relation `name`."""
         if isinstance(rows, Files):
-            self._name(name, self._files(rows))
+            self._name(name, files_frame(self.session, rows, own_columns(rows)))
         elif isinstance(rows, pa.Table):
             self._name(name, self.session.createDataFrame(rows))
         else:
@@ -186,37 +140,6 @@ class SparkEngine:
     def _name(self, name: str, frame: Any) -> None:
         frame.createOrReplaceTempView(self.dialect.name(name))
         self._made.append(name)
-
-    def _files(self, files: Files) -> Any:
-        """There is no Delta reader without its jar: the files of the version are read by their paths."""
-        names = own_columns(files)
-        if not files.uris:
-            return self.session.createDataFrame(
-                pa.schema([files.schema.field(n) for n in names]).empty_table()
-            )
-        uris = [uri.replace("s3://", "s3a://", 1) for uri in files.uris]
-        # Without a base path a folder called x=1 would become a column.
-        scheme, mark, _ = uris[0].rpartition("://")
-        folders = [uri.rpartition("/")[0].removeprefix(scheme + mark) for uri in uris]
-        base = f"{scheme}{mark}{os.path.commonpath(folders)}"
-        read = self.session.read.option("basePath", base).option("mergeSchema", "true").parquet(*uris)
-        held = set(read.columns)
-        types = dict(self.session.createDataFrame(files.schema.empty_table()).dtypes)
-        return read.selectExpr(
-            *(
-                f"CAST({self.dialect.name(n) if n in held else 'NULL'} AS {types[n]}) AS {self.dialect.name(n)}"
-                for n in names
-            )
-        )
-
-
-def _running() -> Any:
-    """The session that this process has open; None where it has none."""
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError:
-        return None
-    return SparkSession.getActiveSession()
 
 
 def _family(kind: str) -> Family:

@@ -11,7 +11,8 @@ import pyarrow.parquet as pa_parquet
 
 from loopwright.data import store
 from loopwright.data.check_report import CheckReport
-from loopwright.data.checking import Examination, examination, plain
+from loopwright.data.check_spark import examination_on
+from loopwright.data.checking import Examination, plain
 from loopwright.data.contract import Contract
 from loopwright.data.duck import MEMORY, memory_bytes
 from loopwright.data.files import Files
@@ -45,13 +46,15 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """How to check. `rows`: so many broken rows are kept; `memory`: what the engine may take ("256MB")."""
+    """How to check. `rows`: so many broken rows are kept; `engine`: "duckdb" or a Spark's URL; `memory`: what DuckDB
+    may take ("256MB")."""
 
     lake: Lake
     staging: Path
     now: datetime
     rows: int = 0
     memory: str = MEMORY
+    engine: str = "duckdb"
     watch: Progress = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
@@ -69,9 +72,12 @@ class Trials:
             for name in order:
                 contract = contracts[name]
                 self.watch.step(f"Check {name}")
-                staged = resolve_declared(sources[name], project.dir, whole=True).stage(folder / name, contract.nulls)
+                staged = resolve_declared(sources[name], project.dir, whole=True).stage(
+                    folder / name, contract.nulls
+                )
                 reference = snapshot_reference(self.lake, project.spec.model, name)
-                with examination(
+                with examination_on(
+                    self.engine,
                     staged, contract, refs=refs, reference=reference, now=self.now, memory_limit=self.memory,
                     spill=folder,
                 ) as found:  # fmt: skip
@@ -89,7 +95,8 @@ class Trials:
         with workspace(self.staging) as folder:
             self.watch.step(f"Check {public_uri(uri)}")
             staged = resolve(uri, base).stage(folder / "rows", contract.nulls)
-            with examination(
+            with examination_on(
+                    self.engine,
                 staged, contract, refs=refs, now=self.now, memory_limit=self.memory, spill=folder,
                 reference=snapshot_reference(self.lake, model, contract.name) if model else None,
             ) as found:  # fmt: skip
@@ -111,7 +118,8 @@ class Trials:
         held = pa.schema([column for column in files.schema if not column.name.startswith("_")])
         with workspace(self.staging) as folder:
             self.watch.step(f"Check {model}/{table}")
-            with examination(
+            with examination_on(
+                    self.engine,
                 replace(files, schema=held, numbered=True), contract, refs=self._refs(model, contract), now=self.now,
                 reference=snapshot_reference(self.lake, model, table), memory_limit=self.memory, spill=folder,
             ) as found:  # fmt: skip

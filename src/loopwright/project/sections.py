@@ -67,6 +67,10 @@ class Data(Section):
     label: Label = Field(description="{name: …, available_after: …}")
     as_of: Moment | None = Field(None, description="a time with a zone, like 2013-04-01T00:00:00Z")
     holdout: Holdout = Field(0.2, description="a share like 20% or a length like 14d")
+    engine: Text | None = Field(
+        None,
+        description="what `data check` runs on: duckdb, spark://HOST:PORT or local[2]; left out, the home's",
+    )
 
 
 class Train(Section):

@@ -14,6 +14,7 @@ from loopwright.data.contract import Contract
 from loopwright.data.duck import MEMORY
 from loopwright.data.lake import Lake
 from loopwright.data.snapshot import load_snapshot, verify_snapshot
+from loopwright.data.versions.store import tables_of
 from loopwright.kernel.actor import Role
 from loopwright.kernel.errors import BadInput, NotFound, Refused, did_you_mean
 from loopwright.pipeline import store as pipeline_store
@@ -29,22 +30,34 @@ ROWS = 10_000
 
 @operation("data.check", "POST", "/data/check", role=Role.DEVELOPER)
 def check(
-    ctx: Context, project: str, tables: list[str] | None = None, memory: str = MEMORY, rows: int = 0
+    ctx: Context,
+    project: str,
+    tables: list[str] | None = None,
+    memory: str = MEMORY,
+    rows: int = 0,
+    engine: str | None = None,
 ) -> dict[str, Any]:
     """Check a project's sources against their contracts; nothing is landed.
 
-    `project` is a folder on the machine that does the work. `memory`: what the engine may take. `rows`: so many of the
-    rows that would be set aside are shown.
+    `project` is a folder on the machine that does the work. `memory`: what DuckDB may take. `rows`: so many of the
+    rows that would be set aside are shown. `engine`: "duckdb" or a Spark's URL; else what loop.yaml names, or the home.
     """
     opened = _open(ctx, project)
     _all_known(tables, list(opened.spec.data.sources))
-    found = [trial.to_json() for trial in _trials(ctx, memory, rows).project(opened, tables)]
+    chosen = engine or opened.spec.data.engine
+    found = [trial.to_json() for trial in _trials(ctx, memory, rows, chosen).project(opened, tables)]
     return {"model": opened.spec.model, "project": str(opened.dir), "tables": found}
 
 
 @operation("data.check_source", "POST", "/data/check/source", role=Role.DEVELOPER)
 def check_source(
-    ctx: Context, uri: str, contract: str, model: str | None = None, memory: str = MEMORY, rows: int = 0
+    ctx: Context,
+    uri: str,
+    contract: str,
+    model: str | None = None,
+    memory: str = MEMORY,
+    rows: int = 0,
+    engine: str | None = None,
 ) -> dict[str, Any]:
     """Check what lies at a URI against a contract; nothing is landed.
 
@@ -53,13 +66,19 @@ def check_source(
     for named in (uri, contract):
         _require_outside(ctx, named)
     read = Contract.load(Path(contract))
-    trial = _trials(ctx, memory, rows).uri(uri, read, Path.cwd(), model=model)
+    trial = _trials(ctx, memory, rows, engine).uri(uri, read, Path.cwd(), model=model)
     return {"model": model, "project": None, "tables": [trial.to_json()]}
 
 
 @operation("data.check_table", "POST", "/data/{model}/{table}/check", role=Role.DEVELOPER)
 def check_table(
-    ctx: Context, model: str, table: str, contract: str | None = None, memory: str = MEMORY, rows: int = 0
+    ctx: Context,
+    model: str,
+    table: str,
+    contract: str | None = None,
+    memory: str = MEMORY,
+    rows: int = 0,
+    engine: str | None = None,
 ) -> dict[str, Any]:
     """Check the rows of a table as they stand, against the contract in force or another one.
 
@@ -68,7 +87,7 @@ def check_table(
     if contract is not None:
         _require_outside(ctx, contract)
     read = Contract.load(Path(contract)) if contract is not None else None
-    trial = _trials(ctx, memory, rows).table(model, table, read)
+    trial = _trials(ctx, memory, rows, engine).table(model, table, read)
     return {"model": model, "project": None, "tables": [trial.to_json()]}
 
 
@@ -96,15 +115,12 @@ def show_snapshot(ctx: Context, digest: str, verify: bool = False) -> dict[str, 
 def tables(ctx: Context, model: str | None = None) -> list[dict[str, Any]]:
     """List tables with their last batch: rows in, good, set aside, and their versions."""
     with ctx.ledger.read() as conn:
-        projects = pipeline_store.list_projects(conn)
-        if model is not None:
+        landed = tables_of(conn, model)
+        if model is not None and not landed:
             pipeline_store.load_project_row(conn, model)  # an unknown model names the nearest
-        listed = []
-        for project in projects:
-            for table in project["spec"]["data"]["sources"]:
-                batches = data_store.list_batches(conn, f"{project['model']}/{table}")
-                if batches and model in (None, project["model"]):
-                    listed.append(_table(project["model"], table, batches))
+        listed = [
+            _table(owner, table, data_store.list_batches(conn, f"{owner}/{table}")) for owner, table in landed
+        ]
     lake = _lake(ctx)
     for owner in dict.fromkeys(one["model"] for one in listed):
         listed += _gold(lake, owner)
@@ -120,10 +136,16 @@ def quarantine(ctx: Context, model: str, table: str, limit: int = 20) -> dict[st
     if not 1 <= limit <= 10_000:
         raise BadInput("`limit` is out of range", got=limit, wanted="1 to 10000")
     with ctx.ledger.read() as conn:
-        known = list(pipeline_store.load_project_row(conn, model)["spec"]["data"]["sources"])
-        if table not in known:
-            raise NotFound(f"{model} has no table of this name", got=table, wanted=", ".join(known),
-                           next=did_you_mean(table, known))  # fmt: skip
+        known = [name for _, name in tables_of(conn, model)]
+        row = (
+            pipeline_store.find_project(conn, model)
+            if known
+            else pipeline_store.load_project_row(conn, model)
+        )
+    known = list(dict.fromkeys([*known, *(row["spec"]["data"]["sources"] if row else ())]))
+    if table not in known:
+        raise NotFound(f"{model} has no table of this name", got=table, wanted=", ".join(known),
+                       next=did_you_mean(table, known))  # fmt: skip
     lake = _lake(ctx)
     standing = held.summary(lake, model, table)
     total, rows = held.look(lake, model, table, held.Choice(), limit)
@@ -176,11 +198,12 @@ def _open(ctx: Context, project: str) -> Project:
     return load_project(Path(project))
 
 
-def _trials(ctx: Context, memory: str, rows: int) -> Trials:
+def _trials(ctx: Context, memory: str, rows: int, engine: str | None) -> Trials:
     if not 0 <= rows <= ROWS:
         raise BadInput("`rows` is out of range", got=rows, wanted=f"0 to {ROWS}")
     watch = watching.get() or Silent()
-    return Trials(_lake(ctx), ctx.home.staging, ctx.now, rows=rows, memory=memory, watch=watch)
+    chosen = engine or ctx.home.data_engine
+    return Trials(_lake(ctx), ctx.home.staging, ctx.now, rows=rows, memory=memory, engine=chosen, watch=watch)
 
 
 def _require_outside(ctx: Context, named: str) -> None:
