@@ -92,3 +92,10 @@ def test_a_break_is_refused_and_a_rebuild_is_the_way_out(loopwright: Type, proje
         (1, "1.0.0", "first"), (2, "2.0.0", "breaking"),
     ]  # fmt: skip
     assert loopwright("data", "contracts", "late", "nothing").code == 2
+
+
+def test_tables_that_no_model_was_trained_on_are_listed_all_the_same(loopwright: Type, project: Path) -> None:
+    loopwright("data", "land", str(project))
+    listed = json.loads(loopwright("data", "tables", "--json").out)
+    assert [one["table"] for one in listed] == ["ports", "trips"]
+    assert json.loads(loopwright("data", "tables", "late", "--json").out) == listed
