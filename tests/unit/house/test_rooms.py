@@ -68,7 +68,9 @@ def test_the_data_plane_starts_light(module: str) -> None:
 
 @pytest.mark.parametrize("module", ["online", "online_sqlite", "online_redis", "status"])
 def test_online_features_are_read_light(module: str) -> None:
-    assert loaded_by(f"import loopwright.features.{module}") & {*HEAVY, "fastapi", "pydantic", "numpy"} == set()
+    assert (
+        loaded_by(f"import loopwright.features.{module}") & {*HEAVY, "fastapi", "pydantic", "numpy"} == set()
+    )
 
 
 @pytest.mark.parametrize("room", sorted(path.parent.name for path in SOURCE.glob("*/__init__.py")))
