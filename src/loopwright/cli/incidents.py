@@ -360,7 +360,8 @@ def _more(payload: dict[str, Any]) -> str:
 
 
 def _quarantined(answer: dict[str, Any]) -> str:
-    head = f"{answer['model']}/{answer['table']}: {answer['rows']:,} rows set aside"
+    held_rows = "1 row" if answer["rows"] == 1 else f"{answer['rows']:,} rows"
+    head = f"{answer['model']}/{answer['table']}: {held_rows} set aside"
     if answer["chosen"] != answer["rows"]:
         head += f", {answer['chosen']:,} of them chosen"
     if not answer["rows"]:

@@ -17,7 +17,7 @@ from loopwright.data.docs.table_page import table_page
 from loopwright.data.ingest import ingest
 from loopwright.data.lake import Lake
 from loopwright.data.snapshot import take_snapshot
-from loopwright.data.source import Source
+from loopwright.data.source import Source, resolve
 from loopwright.data.versions.difference import compare
 from loopwright.kernel.actor import SYSTEM
 from loopwright.kernel.clock import to_us
@@ -250,3 +250,26 @@ def test_nested_columns_have_a_card(tmp_path: Path) -> None:
     assert drawn["l"].counts == (1, 1, 0)
     for name, one in facts.items():
         Page(distribution(one, drawn[name]))
+
+
+def test_a_value_inside_an_object_that_is_classified_is_on_no_page(lake: Lake, tmp_path: Path) -> None:
+    contract = Contract.parse(
+        CONTRACT.replace(
+            "{name: mail, logicalType: string, classification: PII}",
+            "{name: who, logicalType: object, properties: [{name: mail, logicalType: string, classification: PII}]}",
+        )
+    )
+    (tmp_path / "t.jsonl").write_text(
+        '{"id": 1, "s": "b", "n": 1, "who": {"mail": "eve@example.com"}, "at": null}\n'
+    )
+    ingest(
+        lake,
+        model="m",
+        table="t",
+        source=resolve("t.jsonl", tmp_path),
+        contract=contract,
+        actor=SYSTEM,
+        now=NOON,
+    )
+    page, _ = made(lake, values=True)
+    assert "who" in page.text and "eve@example.com" not in page.text

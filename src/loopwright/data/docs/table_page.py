@@ -264,9 +264,14 @@ def _promise(column: Column) -> str:
 
 
 def _sensitive(contract: Contract | None, name: str) -> bool:
-    """Whether the contract classifies a column so that its values belong on no page."""
+    """Whether the contract classifies a column, or a part of it, so that its values belong on no page."""
     column = contract.column(name) if contract else None
-    return column is not None and any(word in column.classification.lower() for word in SENSITIVE)
+    return column is not None and _classified(column)
+
+
+def _classified(column: Column) -> bool:
+    inside = (*column.fields, *([] if column.items is None else [column.items]))
+    return any(word in column.classification.lower() for word in SENSITIVE) or any(map(_classified, inside))
 
 
 def _when(value: float | None) -> str:
