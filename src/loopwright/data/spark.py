@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import pyarrow as pa
+
 from loopwright.data.files import Files
 from loopwright.data.source import public_uri
 from loopwright.kernel.errors import BadInput, Unavailable
@@ -71,7 +73,7 @@ def files_frame(session: Any, files: Files, columns: Sequence[str] | None = None
     """The rows of `files` (these columns) as a Spark DataFrame, in its schema's types; numbered as `Files` says."""
     names = list(columns) if columns is not None else files.names
     if not files.uris:
-        return session.createDataFrame(files.schema_of(names).empty_table())
+        return session.createDataFrame([], _types(files.schema_of(names)))
     uris = [uri.replace("s3://", "s3a://", 1) for uri in files.uris]
     # Without a base path a folder called x=1 would become a column.
     scheme, mark, _ = uris[0].rpartition("://")
@@ -79,7 +81,7 @@ def files_frame(session: Any, files: Files, columns: Sequence[str] | None = None
     base = f"{scheme}{mark}{os.path.commonpath(folders)}"
     read = session.read.option("basePath", base).option("mergeSchema", "true").parquet(*uris)
     held = set(read.columns)
-    types = dict(session.createDataFrame(files.schema.empty_table()).dtypes)
+    types = {field.name: field.dataType.simpleString() for field in _types(files.schema)}
     cells = [
         f"CAST({_quoted(name) if name in held else 'NULL'} AS {types[name]}) AS {_quoted(name)}"
         for name in names
@@ -92,6 +94,13 @@ def files_frame(session: Any, files: Files, columns: Sequence[str] | None = None
         )
         cells.append(f"CAST(_metadata.row_index + 1 + CASE {starts} ELSE 0 END AS BIGINT) AS _row")
     return read.selectExpr(*cells)
+
+
+def _types(schema: pa.Schema) -> Any:
+    """The schema in Spark's types, as it makes a table of Arrow its own."""
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    return from_arrow_schema(schema)
 
 
 def _quoted(name: str) -> str:

@@ -16,6 +16,8 @@ from loopwright.kernel.clock import to_us
 from loopwright.kernel.errors import BadInput
 
 Array = np.ndarray[Any, Any]
+LARGEST = 2**53
+"""Whole numbers up to here are floats without loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +131,25 @@ class Frame:
             if text:
                 values = np.array(column.to_pylist(), dtype=object)
             else:
-                values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).copy()
+                values = self._numbers(name).to_numpy(zero_copy_only=False).copy()
             values.flags.writeable = False
             self._cache[name] = values
         return self._cache[name]
+
+    def _numbers(self, name: str) -> pa.ChunkedArray:
+        """A column as float64; raises BadInput for whole numbers that it cannot hold exactly."""
+        column = self.table.column(name)
+        try:
+            return pc.cast(column, pa.float64())
+        except pa.ArrowInvalid:
+            beyond = pc.filter(
+                column, pc.greater(pc.abs_checked(pc.cast(column, pa.decimal128(38))), LARGEST)
+            )
+            raise BadInput(
+                f"whole numbers of `{name}` are too large for a model: neighbours would become one number",
+                where=f"INPUTS: {name}", got=str(beyond[0]), wanted=f"at most {LARGEST:,} (2^53) either way",
+                next="An identifier is a text: declare the input as \"string\" and CAST it to VARCHAR.",
+            ) from None  # fmt: skip
 
     def _times(self, name: str) -> Array:
         column = pc.cast(self.table.column(name), pa.timestamp("us"))

@@ -20,7 +20,7 @@ from sqlglot.errors import SqlglotError
 from loopwright.bundle.open import Bundle
 from loopwright.data.files import Files
 from loopwright.data.lake import Lake
-from loopwright.features.frame import Frame
+from loopwright.features.frame import LARGEST, Frame
 from loopwright.features.module import FeatureModule
 from loopwright.features.offline import build_frame
 from loopwright.features.parity import ULPS, FeatureParity, compare
@@ -158,8 +158,7 @@ def _by_key(
         if dtype == "string":
             named[name] = pa.array(values.tolist(), pa.string())
         else:
-            kind = {"int64": pa.int64(), "bool": pa.bool_()}.get(dtype, pa.float64())
-            named[name] = pa.array([None if v != v else v for v in values.tolist()], pa.float64()).cast(kind)
+            named[name] = _numbers(values, dtype)
     if module.spine.unit is not None and module.spine.unit not in named:
         named[module.spine.unit] = pa.array([requests.units[at] for at in rest], pa.string())
     views, wanted = [], {_MOMENT: pa.array(requests.event_times[rest].astype(np.int64)).cast(_UTC)}
@@ -177,6 +176,14 @@ def _by_key(
                 column = found.select([f"{view.name}__{name}"]).rename_columns([name])
                 made |= Frame(column, {name: module.inputs[name]}).inputs()
     return made
+
+
+def _numbers(values: NDArray[Any], dtype: str) -> pa.Array:
+    """Logged numbers in their own type; null where a whole number was too large to be logged exactly."""
+    if dtype == "float64":
+        return pa.array([None if v != v else v for v in values.tolist()], pa.float64())
+    whole = [int(v) if abs(v) <= LARGEST else None for v in values.tolist()]  # a NaN is no number
+    return pa.array(whole, pa.int64()).cast(pa.bool_() if dtype == "bool" else pa.int64())
 
 
 def _columns(view: FeatureView) -> set[str]:

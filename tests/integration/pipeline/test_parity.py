@@ -127,6 +127,14 @@ def test_any_other_request_is_compared_where_it_names_the_entity(
     }
 
 
+def test_a_whole_number_that_was_not_logged_exactly_names_no_entity(
+    project: Project, module: FeatureModule, lake: Lake
+) -> None:
+    requests = asked([("3f2a", 3, "ann", 2.0**63, 4.5, 1, 1.0), ("91bc", 3, "eve", 2.0**53, np.nan, 0, 1.0)])
+    report = replayed(project, module, lake, requests)
+    assert (report.verdict, report.matched, report.by_key) == (Verdict.PASS, 0, 2)
+
+
 def test_skew_is_told_with_the_request_that_shows_it(
     project: Project, module: FeatureModule, lake: Lake
 ) -> None:

@@ -77,3 +77,11 @@ def test_rows_can_be_taken_by_mask_or_by_position() -> None:
     rows = frame(list(range(4)))
     assert rows.take(np.array([True, False, False, True])).ids().tolist() == ["row-0", "row-3"]
     assert rows.take(np.array([2, 1])).ids().tolist() == ["row-2", "row-1"]
+
+
+def test_whole_numbers_that_a_float_cannot_hold_are_refused_by_name() -> None:
+    rows = pa.table({"n": pa.array([1, -(2**53) - 1, None], pa.int64()), "m": pa.array([2**53, 0, None])})
+    held = Frame(rows, {"n": "int64", "m": "int64"})
+    with pytest.raises(BadInput, match=r"`n`.*got -9007199254740993, wanted at most .*2\^53.*string"):
+        held.inputs()
+    assert Frame(rows, {"m": "int64"}).inputs()["m"][0] == 2**53
