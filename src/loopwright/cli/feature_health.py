@@ -106,7 +106,12 @@ def _health(answer: dict[str, Any]) -> str:
     newest: dict[str, str] = {}
     for one in answer["statistics"]:
         newest[one["source"]] = max(newest.get(one["source"], ""), one["end"])
-    broken = {each["feature"] for each in answer["broken"]}
+    # How old a view is does not depend on where its features were counted; the other rules were judged by source.
+    broken = {
+        (each["feature"], source)
+        for each in answer["broken"]
+        for source in (("requests", "offline") if each["rule"] == "freshness" else (each["source"],))
+    }
     parts = []
     for source, group in groupby(answer["statistics"], key=lambda one: one["source"]):
         rows = [one for one in group if one["end"] == newest[source]]
@@ -114,7 +119,10 @@ def _health(answer: dict[str, Any]) -> str:
         parts.append(
             f"{name}: {text(rows[0]['start'])} to {text(rows[0]['end'])}, {rows[0]['rows']:,} rows\n"
         )
-        parts.append(table([one | {"broken": one["feature"] in broken or one["view"] in broken} for one in rows], [
+        marked = [
+            one | {"broken": bool({(one["feature"], source), (one["view"], source)} & broken)} for one in rows
+        ]
+        parts.append(table(marked, [
             ("feature", "feature"), ("view", "view"), ("null", lambda o: share(o["null_rate"])), *_VALUES,
             ("rules", lambda o: "BROKEN" if o["broken"] else ""),
         ]) + "\n")  # fmt: skip

@@ -13,7 +13,8 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);max-width:72rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin:2rem 0 .4rem}p{color:var(--soft)}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem;
-border-bottom:1px solid var(--rule);vertical-align:middle}th{font-weight:600;color:var(--soft)}td.n{text-align:right;font-variant-numeric:tabular-nums}
+border-bottom:1px solid var(--rule);vertical-align:middle}th{font-weight:600;color:var(--soft)}
+td.n{text-align:right;font-variant-numeric:tabular-nums}
 .bad{color:var(--bad);font-weight:600}svg{display:block}.line{fill:none;stroke:var(--line);stroke-width:1.6}
 .band{fill:var(--band);stroke:none}.dot{fill:var(--line)}.edge{fill:var(--soft);font-size:9px}
 """

@@ -256,9 +256,14 @@ def _shown(answer: dict[str, Any]) -> str:
             if answer["online"]["online"] else "not yet",
             "stale": answer["online"]["stale"],
         }), "",
-        table([{"name": name, "sql": sql} for name, sql in told.get("columns", ())],
-              [("column", "name"), ("SQL", "sql")], empty="no columns"),
     ]  # fmt: skip
+    made_by = [{"name": name, "by": sql} for name, sql in told.get("columns", ())]
+    made_by += [{"name": name, "by": _aggregated(how)} for name, how in told.get("aggregations", ())]
+    if made_by:
+        lines.append(table(made_by, [("gives", "name"), ("by", "by")]))
+    if told.get("tests"):
+        tests = [{"name": name, **test} for name, test in told["tests"].items()]
+        lines += ["", table(tests, [("test", "name"), ("condition", "condition"), ("severity", "severity")])]
     if answer["lineage"]:
         made = [
             {"input": one["name"], "reads": ", ".join(f"{r['table']}.{r['column']}" for r in one["reads"])}
@@ -270,6 +275,15 @@ def _shown(answer: dict[str, Any]) -> str:
     past = table(answer["materializations"], [("started", "started_at"), ("kind", "kind"), ("state", "state"),
                  ("rows", "rows"), ("as of", "as_of"), ("why", "why")], empty="never materialised")  # fmt: skip
     return "\n".join([*lines, "", used, "", past])
+
+
+def _aggregated(how: dict[str, Any]) -> str:
+    """An aggregation in words: sum of amount over 7d."""
+    words = [how["function"], f"of {how['value']}" if how.get("value") else "of rows"]
+    words += [f"where {how['where']}"] if how.get("where") else []
+    words += [f"over {how['window']}"] if how.get("window") else []
+    words += ["of when it became known"] if how.get("over") == "available_at" else []
+    return " ".join(words)
 
 
 def _got(answer: dict[str, Any]) -> str:

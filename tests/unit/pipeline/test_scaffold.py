@@ -257,6 +257,6 @@ def test_a_uri_starts_a_project_and_no_password_gets_into_it(
     assert load_project(by_uri.path).spec.data.sources["flights"].uri.startswith("file:///")
     by_glob = init_project(tmp_path / "q", name="m", data="in/*.csv", target="y")
     assert load_project(by_glob.path).spec.data.sources["in"].uri == f"{tmp_path}/in/*.csv"
-    with pytest.raises(BadInput, match="a password would stand in loop.yaml") as caught:
+    with pytest.raises(BadInput, match=r"a password would stand in loop\.yaml") as caught:
         init_project(tmp_path / "r", name="m", data="postgresql://a:s3cret@h/d?table=t", target="y")
     assert "s3cret" not in str(caught.value) and not (tmp_path / "r").exists()

@@ -23,9 +23,7 @@ from loopwright.retraining.store import Retrain
 
 # A retraining works on the home's folder as the product itself, whoever started the control plane; what it
 # shows to the identity provider is no business of a project's code.
-NOT_INHERITED = frozenset(
-    {"LOOPWRIGHT_URL", "LOOPWRIGHT_USER", "LOOPWRIGHT_TOKEN", "LOOPWRIGHT_OIDC_SECRET"}
-)
+NOT_INHERITED = frozenset({"LOOPWRIGHT_URL", "LOOPWRIGHT_USER", "LOOPWRIGHT_TOKEN", "LOOPWRIGHT_OIDC_SECRET"})
 
 
 @dataclass(frozen=True, slots=True)
