@@ -18,7 +18,7 @@ from loopwright.features.viewtests import ViewTestResult, require_passed, run_te
 from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 
 Entities: TypeAlias = pa.Table | Path | str
-"""Rows, or a file of them: .parquet or .csv."""
+"""Rows, or a file of them: .parquet or .csv, whose empty cells are null."""
 
 FailedTests = Literal["refuse", "tell"]
 
@@ -207,7 +207,9 @@ def read_entities(entities: Entities) -> pa.Table:
         if path.suffix in (".parquet", ".pq"):
             return pa_parquet.read_table(path)
         if path.suffix == ".csv":
-            return pa_csv.read_csv(path)
+            # An empty cell is null, in columns of text too; a text like NA is what it says.
+            empty = pa_csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+            return pa_csv.read_csv(path, convert_options=empty)
     except (pa.ArrowException, OSError) as error:
         raise BadInput(f"the rows cannot be read: {error}", where=str(path)) from error
     raise BadInput("not a file of rows", where=str(path), wanted="a .parquet or .csv file")

@@ -48,7 +48,7 @@ def load_project_row(conn: Connection, model: str) -> dict[str, Any]:
             f"no project has run for the model `{model}`",
             where="projects",
             got=model,
-            wanted=f"one of {', '.join(known) or 'none yet'}",
+            wanted=f"one of {', '.join(known)}" if known else "a model that has been trained",
             next=did_you_mean(model, known) or "Train it first: loopwright run DIR",
         )
     return row

@@ -12,6 +12,8 @@ import pytest
 
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.testing import tiny_bundle
+from loopwright.cli.feature_health import _health
+from loopwright.cli.features import _aggregated
 from loopwright.control.access import LOCAL
 from loopwright.control.context import Context, open_context
 from loopwright.data.lake import Lake
@@ -238,6 +240,9 @@ def test_views_are_listed_and_shown_with_their_past(
     shown = json.loads(loopwright("features", "show", "late", "routes", "--json").out)
     assert [one["number"] for one in shown["definitions"]] == [1, 2]
     assert [one["state"] for one in shown["materializations"]] == ["done", "done"]
+    told = loopwright("features", "show", "late", "routes").out
+    assert re.search(r"gives +by\ndistance +distance \* 2\n", told)
+    assert re.search(r"not negative +distance >= 0 +warn", told)
     unknown = loopwright("features", "show", "late", "rutes")
     assert unknown.code == 2 and "did you mean `routes`?" in unknown.err
     assert "no feature views are known" in loopwright("features", "list", "lat").err
@@ -279,3 +284,34 @@ def test_what_cannot_be_materialised_says_why(ctx: Context, project: Path, loopw
         "features", "materialize", "late", "--project", str(project), "--as-of", "2013-07-01T12:00:00"
     )
     assert timeless.code == 2 and "`as_of` has no zone" in timeless.err
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"function": "count", "window": "1d", "over": "event_time"}, "count of rows over 1d"),
+        ({"function": "sum", "value": "amount", "where": "paid", "over": "event_time"}, "sum of amount where paid"),
+        ({"function": "max", "value": "a", "window": "7d", "over": "available_at"},
+         "max of a over 7d of when it became known"),
+    ],
+)  # fmt: skip
+def test_an_aggregation_is_shown_in_words(how: dict[str, str], told: str) -> None:
+    assert _aggregated(how) == told
+
+
+def test_a_rule_is_broken_where_it_was_judged() -> None:
+    def counted(source: str, feature: str, view: str) -> dict[str, object]:
+        return {
+            "source": source, "feature": feature, "view": view, "start": "2013-07-01T00:00:00Z",
+            "end": "2013-07-02T00:00:00Z", "rows": 30, "null_rate": 0.0, "distinct": 3, "mean": 1.0, "minimum": 0.0,
+            "maximum": 2.0, "top": [], "age_seconds": 60.0,
+        }  # fmt: skip
+
+    def rule(feature: str, name: str) -> dict[str, str]:
+        return {"feature": feature, "source": "requests", "rule": name, "found": "9", "wanted": "<= 5"}
+
+    both = [counted(source, f, v) for source in ("requests", "offline") for f, v in (("a", "x"), ("b", "y"))]
+    shown = _health({"statistics": both, "broken": [rule("a", "maximum")]})
+    assert shown.count("BROKEN") == 1
+    shown = _health({"statistics": both, "broken": [rule("y", "freshness")]})
+    assert shown.count("BROKEN") == 2

@@ -218,3 +218,10 @@ def test_a_test_that_fails_blocks_or_warns_and_shows_rows() -> None:
     wrong = replace(SALES, tests={"odd": "slaes > 0"})
     with pytest.raises(BadInput, match=r"test `odd`.*slaes"):
         training_set(ASKED, [wrong], {"shops": FACTS})
+
+
+def test_an_empty_cell_of_a_file_is_null_and_a_text_is_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "asked.csv").write_text("shop,event_time\n,2024-01-05T00:00:00Z\nNA,2024-01-05T00:00:00Z\n")
+    found = training_set(tmp_path / "asked.csv", [SALES], {"shops": FACTS}, status=True)
+    assert found.column("shop").to_pylist() == [None, "NA"]
+    assert found.column("sales_status").to_pylist() == ["NULL_KEY", "NOT_FOUND"]
