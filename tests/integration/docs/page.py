@@ -25,7 +25,7 @@ from tests.integration.docs.warm import Warm
 
 DOCS = Path(__file__).parents[3] / "docs"
 PORT = "8080"
-PLAYED = ["governance.md", "access.md", "documents-and-lineage.md"]
+PLAYED = ["governance.md", "access.md", "documents-and-lineage.md", "contracts.md"]
 FENCE = re.compile(r"^```(?P<language>\w+)(?: (?P<name>\S+))?\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # In this order: a time holds what would pass for a number.
