@@ -119,6 +119,11 @@ def check_inputs(module: FeatureModule) -> None:
             raise BadInput(
                 "names that start with `_` are reserved", where=module.where, got=name, wanted="another name"
             )
+    called = [view.name for view in module.views]
+    if twice := {name for name in called if called.count(name) > 1}:
+        raise BadInput(
+            "two views have one name", where=module.where, got=sorted(twice), wanted="each name once"
+        )
     twice = {name for name in produced if produced.count(name) > 1}
     if twice:
         raise BadInput(

@@ -1,6 +1,6 @@
 """Training sets for rows of one's own: each with what feature views knew at its moment, in the order given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -13,7 +13,7 @@ import pyarrow.parquet as pa_parquet
 from loopwright.features.duck import Tables, check_source, engine, register, require_tables, rows_of
 from loopwright.features.lookup import DUCKDB, Dialect, Engine, answers, asked_side, look_up
 from loopwright.features.status import Status
-from loopwright.features.view import FeatureView, quoted
+from loopwright.features.view import FeatureView, as_mapping, quoted
 from loopwright.features.viewtests import ViewTestResult, require_passed, run_tests, with_results
 from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 
@@ -95,6 +95,7 @@ class Plan:
                     "not a feature view", got=view, wanted="FeatureView",
                     next="A WindowedRate is made of a model's own spine: say it as an aggregation of a view.",
                 )  # fmt: skip
+            _check_named(asked, view)
         plan = cls(asked, tuple(views), timestamp, status, full_names)
         names = [*asked.column_names, *(name for each in plan.names() for name in each)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -194,6 +195,19 @@ class Plan:
                     duck.con.register("answered", answered)
                     results += run_tests(duck.con, view, rows, f"feature view {view.name}")
         return results
+
+
+def _check_named(asked: pa.Table, view: FeatureView) -> None:
+    """Raise BadInput where the rows lack a column that the view's entity names; SQL is the engine's to judge."""
+    if isinstance(view.entity, Mapping):
+        return
+    held = {name.casefold() for name in asked.column_names}
+    if lacking := [name for name in as_mapping(view.entity) if name.casefold() not in held]:
+        raise BadInput(
+            f"the rows do not name the entity of the view `{view.name}`: no column `{'`, `'.join(lacking)}`",
+            where="training set", got=asked.column_names, wanted=", ".join(as_mapping(view.entity)),
+            next=did_you_mean(lacking[0], asked.column_names) or "Add the column, or leave the view out: --view NAME.",
+        )  # fmt: skip
 
 
 def read_entities(entities: Entities) -> pa.Table:

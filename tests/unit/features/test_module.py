@@ -70,3 +70,10 @@ def test_features_may_name_another_transform(tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text("# other\n" + TRANSFORM)
     module = load_features(project(tmp_path, FEATURES + 'TRANSFORM = "other.py"\n'))
     assert module.transform_source.startswith("# other")
+
+
+def test_two_views_of_one_name_are_refused(tmp_path: Path) -> None:
+    views = 'views = [FeatureView("v", "rows", ("id",), (n,)) for n in ("a", "b")]\n'
+    twice = FEATURES.replace("import Spine", "import FeatureView, Spine") + views
+    with pytest.raises(BadInput, match=r"two views have one name.*\['v'\]"):
+        load_features(project(tmp_path, twice))

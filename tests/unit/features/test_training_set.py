@@ -126,6 +126,18 @@ def test_a_view_that_does_not_fit_its_table_says_so(change: dict[str, object], t
         training_set(ASKED, [replace(SALES, **change)], {"shops": FACTS})  # type: ignore[arg-type]
 
 
+def test_rows_that_do_not_name_a_views_entity_say_which_view() -> None:
+    rows = ASKED.rename_columns(["shp", "event_time", "order"])
+    with pytest.raises(BadInput, match=r"view `sales`: no column `shop`.*wanted shop\. did you mean `shp`"):
+        training_set(rows, [SALES], {"shops": FACTS})
+    assert (
+        training_set(
+            ASKED.rename_columns(["SHOP", "event_time", "order"]), [SALES], {"shops": FACTS}
+        ).num_rows
+        == 6
+    )
+
+
 def test_a_row_without_a_moment_is_an_error_not_a_lost_row() -> None:
     asked = pa.table({"shop": ["a"], "event_time": pa.array([None], pa.timestamp("us", "UTC"))})
     with pytest.raises(BadInput, match="1 of 1 rows have no moment"):
