@@ -270,8 +270,9 @@ def _words(old: Terms, new: Terms) -> Iterator[Difference]:
             yield Difference(where, f"{now or 'nobody'}, was {was or 'nobody'}", "same")
     if old.sla != new.sla:
         yield Difference("slaProperties", "other service levels", "same", ("consumers",))
-    words_then = (old.title, old.description, [(c.name, c.description) for c in old.columns])
-    if words_then != (new.title, new.description, [(c.name, c.description) for c in new.columns]):
+    then, now_ = ({c.name: c.description for c in terms.columns} for terms in (old, new))
+    both = then.keys() & now_.keys()
+    if (old.title, old.description) != (new.title, new.description) or any(then[c] != now_[c] for c in both):
         yield Difference("description", "other words", "same")
     if [c.name for c in old.columns] != [c.name for c in new.columns] and {c.name for c in old.columns} == {
         c.name for c in new.columns

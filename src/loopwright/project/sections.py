@@ -3,8 +3,17 @@
 from datetime import timedelta
 from itertools import pairwise
 from typing import Annotated, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from loopwright.kernel.errors import BadInput
 from loopwright.project.values import Change, Duration, Factor, Holdout, Limit, Moment, Points, Share
@@ -49,6 +58,22 @@ class Source(Section):
         None, description="of CSV: one character; left out: as the header shows"
     )
     encoding: Text | None = Field(None, description="of CSV and JSON lines, like latin-1; left out: UTF-8")
+
+    @field_validator("uri")
+    @classmethod
+    def _without_a_password(cls, uri: str) -> str:
+        # loop.yaml goes into version control, and into the ledger with every run.
+        parts = urlsplit(uri) if "://" in uri and not uri.startswith("dvc://") else None
+        if parts is not None and (parts.password or "password" in dict(parse_qsl(parts.query))):
+            postgres = parts.scheme in ("postgresql", "postgres")
+            raise BadInput(
+                "a password has no place in loop.yaml",
+                got="a uri with one",
+                next="Leave it out: set PGPASSWORD, or say ?password_env=NAME"
+                if postgres
+                else "Leave it out",
+            )
+        return uri
 
 
 class Label(Section):

