@@ -24,8 +24,15 @@ from loopwright.registry.policies import builtin
 from tests.integration.docs.warm import Warm
 
 DOCS = Path(__file__).parents[3] / "docs"
-PORT = "8080"
-PLAYED = ["governance.md", "access.md", "documents-and-lineage.md", "contracts.md"]
+PORT, SERVING = "8080", "8081"
+PLAYED = [
+    "governance.md",
+    "access.md",
+    "documents-and-lineage.md",
+    "contracts.md",
+    "features.md",
+    "tables-and-versions.md",
+]
 FENCE = re.compile(r"^```(?P<language>\w+)(?: (?P<name>\S+))?\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # In this order: a time holds what would pass for a number.
@@ -36,7 +43,9 @@ _KINDS = [
     (r"\blw_[A-Za-z0-9_-]+…?", "<token>"),
     (r"\b[a-z]{2}_[0-9a-f]{8,}", "<id>"),
     (r"\b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b…?", "<digest>"),
+    (r"\b\d+(\.\d+)? [kM]B\b", "<size>"),
     (r"\b\d+\.\d+(e-\d+)?\b", "<number>"),
+    (r"\b\d{2,} d\b", "<age> d"),
     (r"\b\d{4,}\b", "<number>"),
     # How many rows the audit log has by then depends on what else is written down, not on what is shown here.
     (r"\brow \d+", "row <number>"),
@@ -117,8 +126,8 @@ class Player:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = str(free_port())
-        self.running: Process | None = None
+        self.ports = {PORT: str(free_port()), SERVING: str(free_port())}
+        self.running: list[Process] = []
         programs = folder / ".bin"
         programs.mkdir(parents=True)
         write_loans(folder / "loans.csv")
@@ -135,19 +144,19 @@ class Player:
         """Write one of the page's files."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(body.replace(f":{PORT}", f":{self.port}"), encoding="utf-8")
+        for shown, port in self.ports.items():
+            body = body.replace(f":{shown}", f":{port}")
+        path.write_text(body, encoding="utf-8")
 
     def type(self, command: str) -> list[str]:
-        """Run one command; what it printed on both outputs, line by line. `… &` starts the control plane."""
-        real = command.replace(PORT, self.port)
+        """Run one command; what it printed on both outputs, line by line. `… &` starts `up` or `serve`."""
+        real = command
+        for shown, port in self.ports.items():
+            real = real.replace(shown, port)
         if real.endswith(" &"):
-            words = real.removesuffix(" &").split()
-            assert words[:2] == ["loopwright", "up"], command
-            self.running = Process(words[1:], log=self.folder / ".up.log", environment=self.environment)
-            self.running.start()
-            self.running.wait_ready(f"http://127.0.0.1:{self.port}/readyz")
+            self.start(real.removesuffix(" &").split())
             return []
-        if command == "kill %1":
+        if re.fullmatch(r"kill( %\d)+", command):
             self.stop()
             return []
         kept = self.folder / ".exported"
@@ -156,16 +165,25 @@ class Player:
             ["bash", "-c", script], cwd=self.folder, env=self.environment, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
         )  # fmt: skip
-        printed = done.stdout.replace(str(self.folder), "~").replace(f":{self.port}", f":{PORT}")
+        printed = done.stdout.replace(str(self.folder), "~")
+        for shown, port in self.ports.items():
+            printed = printed.replace(f":{port}", f":{shown}")
         # A secret is nothing to print, not even a spent one: scanners would find it.
         printed = re.sub(r"(\blw_[0-9a-f]+_)[\w-]+", r"\1…", printed)
         return [line.rstrip() for line in printed.rstrip("\n").splitlines()]
 
+    def start(self, words: list[str]) -> None:
+        """Start a control plane or a data plane, and wait until it is ready."""
+        assert words[:2] in (["loopwright", "up"], ["loopwright", "serve"]), words
+        port = self.ports[PORT if words[1] == "up" else SERVING]
+        started = Process(words[1:], log=self.folder / f".{words[1]}.log", environment=self.environment)
+        self.running.append(started.start())
+        started.wait_ready(f"http://127.0.0.1:{port}/readyz")
+
     def stop(self) -> None:
-        """End the control plane, when it runs."""
-        if self.running is not None:
-            self.running.stop()
-            self.running = None
+        """End what runs beside, the last started first."""
+        while self.running:
+            self.running.pop().stop()
 
     def leave(self) -> None:
         """End all that runs."""
