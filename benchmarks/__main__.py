@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ORDER = ("startup", "governance", "serving", "demo")
+ORDER = (
+    "startup", "checks", "training_set", "online", "governance", "lineage", "serving", "rollback", "demo",
+)  # fmt: skip
 
 
 def main() -> int:
