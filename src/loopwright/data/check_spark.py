@@ -10,6 +10,7 @@ Only the report comes back, with its examples; good and bad rows can be asked fo
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,9 @@ class SparkExamination(Examination):
     def _relation(self, name: str, rows: Files | pa.Table) -> Sequence[str]:
         self._engine.register(name, rows)
         return ()
+
+    def _limited(self) -> AbstractContextManager[None]:
+        return nullcontext()  # the cluster's queue says how long a job may run
 
     def _lock(self, paths: Sequence[str]) -> None:
         for rule in self._contract.rules:

@@ -6,8 +6,8 @@ one mark for each row comes into Python's memory; the engine stays under its lim
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from loopwright.data.contract import Contract, Rule, Scope, Severity
 from loopwright.data.duck import MEMORY, connect, lock, memory_bytes
 from loopwright.data.files import BATCH_ROWS, Files
 from loopwright.data.staged import Staged
+from loopwright.data.time_limit import Overdue, seconds_for, within
 from loopwright.data.workspace import workspace
 from loopwright.kernel.errors import BadInput, NotFound, Unavailable
 
@@ -264,6 +265,10 @@ class Examination:
         """From here on the engine reads `paths` and its relations, and nothing else."""
         lock(self._engine, paths)
 
+    def _limited(self) -> AbstractContextManager[None]:
+        """For how long SQL that the contract brings may run; Overdue beyond."""
+        return within(self._engine, seconds_for(self._count))
+
     # The judgement.
 
     def _judge(self) -> None:
@@ -361,12 +366,16 @@ class Examination:
         names = [
             rule.name for rule in self._contract.rules if rule.name in known and rule.name not in self._errors
         ]
+        own = {rule.name for rule in self._contract.rules if rule.kind == "condition"}
         try:
-            local = self._pass(names)
+            local = self._own_pass(names) if own & set(names) else self._pass(names)
         except (duckdb.OutOfMemoryException, duckdb.IOException):
             raise
+        except Overdue:
+            names = self._without_failing(names, own)
+            local = self._pass(names)
         except duckdb.Error:
-            names = self._without_failing(names)
+            names = self._without_failing(names, set(names))
             local = self._pass(names)
         aside = self._aside
         self._stopping = tuple(
@@ -407,12 +416,20 @@ class Examination:
         self._first |= first
         return bad
 
-    def _without_failing(self, names: Sequence[str]) -> list[str]:
+    def _own_pass(self, names: Sequence[str]) -> int:
+        """`_pass` with conditions that the contract brings: for as long as those may take."""
+        with self._limited():
+            return self._pass(names)
+
+    def _without_failing(self, names: Sequence[str], doubted: Set[str]) -> list[str]:
         """The rules that can be evaluated. The others, found by asking one by one, become errors that name them."""
         kept = []
         for name in names:
+            if name not in doubted:
+                kept.append(name)
+                continue
             try:
-                self._pass([name])
+                self._own_pass([name])
             except (duckdb.OutOfMemoryException, duckdb.IOException):
                 raise
             except duckdb.Error as error:
@@ -481,7 +498,8 @@ class Examination:
         if rule.kind == "query":
             query = str(rule.arguments["query"]).replace("{object}", quote(self._contract.name))
             query = require_query(self._parser, query, {self._contract.name, *self._refs})
-            rows = self._all(f"SELECT * FROM (\n{query}\n) AS _lw_q LIMIT 2")
+            with self._limited():
+                rows = self._all(f"SELECT * FROM (\n{query}\n) AS _lw_q LIMIT 2")
             if len(rows) != 1 or len(rows[0]) != 1:
                 raise ValueError(
                     f"a query must give one number, got {len(rows)} rows of {len(rows[0]) if rows else 0}"

@@ -62,7 +62,9 @@ def record_refusal(
     failures = Failures()
     if rows is not None and contract is not None:
         # What set too many rows aside is behind "too many bad rows".
-        failing = {*names, *(rule.name for rule in report.rules if rule.failed and rule.state != "PASS")}
+        # What could not be evaluated would not be now.
+        failing = {rule.name for rule in blocking if rule.state != "ERROR"}
+        failing |= {rule.name for rule in report.rules if rule.failed and rule.state != "PASS"}
         failures = find_failures(rows, contract, tuple(sorted(failing)), refs=refs, landed=landed)
     with lake.ledger.read() as conn:
         history = store.deliveries(conn, name)
