@@ -270,7 +270,7 @@ class _Compiler:
         return condition, join
 
     def lands(self, rule: Rule) -> bool:
-        return rule.kind == "unique" and bool(self.landed) and set(rule.columns) <= set(self.landed)
+        return rule.over_table and bool(self.landed) and set(rule.columns) <= set(self.landed)
 
     def key(self, path: str) -> str:
         found = self.typed(path)

@@ -159,7 +159,7 @@ def newest(found: Files | None, column: str | None, folder: Path) -> datetime | 
 
 def key_columns(contract: Contract) -> list[str]:
     """Columns that a rule wants unique over the whole table."""
-    return sorted({column for rule in contract.rules if rule.kind == "unique" for column in rule.columns})
+    return sorted({column for rule in contract.rules if rule.over_table for column in rule.columns})
 
 
 def others(
@@ -208,7 +208,7 @@ class Holders:
         rules = [
             rule
             for rule in self.contract.rules
-            if rule.kind == "unique" and rule.name in broken and set(rule.columns) <= names & held
+            if rule.over_table and rule.name in broken and set(rule.columns) <= names & held
         ]
         if self.landed is None or not rules:
             yield from bad

@@ -500,7 +500,7 @@ def _refs(lake: Lake, model: str, contract: Contract) -> dict[str, Files]:
 
 def _landed(lake: Lake, model: str, table: str, contract: Contract) -> Files | None:
     """What silver holds of the columns that uniqueness is about."""
-    names = {column for rule in contract.rules if rule.kind == "unique" for column in rule.columns}
+    names = {column for rule in contract.rules if rule.over_table for column in rule.columns}
     files = lake.files("silver", model, table)
     held = sorted(names & set(files.schema.names))
     return (

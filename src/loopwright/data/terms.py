@@ -123,6 +123,11 @@ class Rule:
     dimension: str = ""
     where: str = field(default="", compare=False)
 
+    @property
+    def over_table(self) -> bool:
+        """Whether it wants keys unique over all that has landed, not within a delivery alone (`scope: batch`)."""
+        return self.kind == "unique" and self.scope is not Scope.BATCH
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceLevel:

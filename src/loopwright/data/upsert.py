@@ -38,7 +38,7 @@ class Upserted:
 
 def judged_later(contract: Contract) -> tuple[Rule, ...]:
     """The rules that an upsert judges on its outcome: uniqueness of a record that comes again is no fault."""
-    return tuple(rule for rule in contract.rules if rule.kind == "unique")
+    return tuple(rule for rule in contract.rules if rule.over_table)
 
 
 def upsert(

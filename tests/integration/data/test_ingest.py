@@ -67,6 +67,17 @@ def test_good_rows_go_to_silver_bad_ones_to_quarantine_with_reasons(lake: Lake, 
     assert lake.read("bronze", "m", "t").num_rows == 6
 
 
+def test_keys_that_are_unique_in_each_delivery_may_come_again_in_another(lake: Lake, csv: Csv) -> None:
+    rules = contract(
+        "{name: id, logicalType: integer, unique: true, customProperties: [{property: scope, value: batch}]}",
+        "{name: x, logicalType: number}", custom="{property: maxBadShare, value: 1}",
+    )  # fmt: skip
+    assert land(lake, csv("id,x\n1,1\n1,2\n2,3\n"), rules).bad_rows == 1
+    report = land(lake, csv("id,x\n1,4\n2,5\n2,6\n"), rules)
+    assert (report.good_rows, report.reasons) == (2, {"id unique": 1})
+    assert sorted(silver(lake, "m", "t").column("x").to_pylist()) == [1, 3, 4, 5]
+
+
 def test_the_ledger_remembers_batch_and_act_together(lake: Lake, csv: Csv) -> None:
     report = land(lake, csv("id,x\n1,1\n"))
     with lake.ledger.read() as conn:

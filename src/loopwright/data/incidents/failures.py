@@ -76,7 +76,7 @@ def judging(contract: Contract, rules: tuple[str, ...] | None = None) -> Contrac
     kept = tuple(
         replace(rule, severity=Severity.QUARANTINE)
         for rule in contract.rules
-        if rule.scope is not Scope.BATCH
+        if (rule.scope is not Scope.BATCH or rule.kind == "unique")
         and (rules is None or rule.name in rules)
         and rule.kind not in ("count", "query", "bad rows", "drift", "freshness")
     )
