@@ -11,11 +11,12 @@ from datetime import UTC, date, datetime
 from typing import Any, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pa_parquet
 from deltalake.transaction import AddAction
 
 from loopwright.data.storage import Storage
-from loopwright.kernel.errors import Unavailable
+from loopwright.kernel.errors import BadInput, Unavailable
 
 ROW_GROUP = 128 * 1024
 GROUP_BYTES = 48 << 20
@@ -177,16 +178,29 @@ def write_parts(
 
 
 def cast_batches(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """`batches` in the types of `schema`; a column that they lack is null."""
+    """`batches` in the types of `schema`; a column that they lack is null. Moments lose what is below a microsecond.
+
+    Raises BadInput for a value that the type cannot hold.
+    """
     for batch in batches:
         held = set(batch.schema.names)
         cells = [
-            batch.column(field.name).cast(field.type)
+            _cast(batch.column(field.name), field)
             if field.name in held
             else pa.nulls(batch.num_rows, field.type)
             for field in schema
         ]
         yield pa.RecordBatch.from_arrays(cells, schema=schema)
+
+
+def _cast(cells: pa.Array, field: pa.Field) -> pa.Array:
+    try:
+        return cells.cast(options=pc.CastOptions(field.type, allow_time_truncate=True))
+    except pa.ArrowInvalid as error:
+        raise BadInput(
+            f"a value of `{field.name}` cannot be kept", got=str(error).split("\n")[0][:200],
+            wanted=str(field.type), next="Write the column as text, or in a type that holds it",
+        ) from None  # fmt: skip
 
 
 def _statistics(footer: Any) -> dict[str, Any]:

@@ -86,6 +86,9 @@ class Delivery:
                 got=first_line(error),
                 next="Write them with the same types",
             ) from None
+        schema = pa.schema([
+            pa.field(column.name, _readable(column.type, column.name, self.parts[0].where)) for column in schema
+        ])  # fmt: skip
         return Files(tuple(str(part.path) for part in self.parts), schema, rows)
 
     def _sum(self, told: Told) -> Callable[[int], Told]:
@@ -179,6 +182,36 @@ def _jsonl(
 def _named(bad: Callable[[Malformed], None], part: Part) -> Callable[[Malformed], None]:
     """Lines of several files say which one they stand in."""
     return lambda line: bad(Malformed(line.line, line.text, f"{part.path.name}: {line.why}"))
+
+
+def _readable(kind: pa.DataType, name: str, where: str) -> pa.DataType:
+    """The type in which a Parquet column is read, wherever rows are looked at: all read what is returned.
+
+    Spans of time are the whole numbers that the file holds. Raises BadInput for numbers of more digits than engines
+    have.
+    """
+    types = pa.types
+    if types.is_float16(kind):
+        return pa.float32()
+    if types.is_duration(kind):
+        return pa.int64()
+    if types.is_decimal256(kind):
+        if kind.precision <= 38:
+            return pa.decimal128(kind.precision, kind.scale)
+        raise BadInput(
+            f"the column `{name}` has more digits than can be computed with", where=where, got=str(kind),
+            wanted="at most 38", next="Write it as text or with fewer digits",
+        )  # fmt: skip
+    if types.is_struct(kind):
+        return pa.struct([
+            pa.field(inner.name, _readable(inner.type, f"{name}.{inner.name}", where)) for inner in kind
+        ])  # fmt: skip
+    if types.is_map(kind):
+        return pa.map_(kind.key_type, _readable(kind.item_type, f"{name}[]", where))
+    if types.is_list(kind) or types.is_large_list(kind):
+        inner = _readable(kind.value_type, f"{name}[]", where)
+        return kind if inner == kind.value_type else pa.list_(inner)
+    return kind
 
 
 def _footer(part: Part) -> Any:
