@@ -5,6 +5,8 @@ Needs the extra `spark` and Java 17 or later.
 
 import os
 import shutil
+import socket
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -27,6 +29,9 @@ CONFIGURATION = {
 }
 
 
+MASTER_SECONDS = 5.0
+
+
 def spark_session(url: str, options: Mapping[str, str] | None = None) -> Any:
     """A SparkSession at `url`: spark://HOST:PORT, or local[N] for this machine. One process holds one at a time.
 
@@ -37,6 +42,7 @@ def spark_session(url: str, options: Mapping[str, str] | None = None) -> Any:
     if urlsplit(url).username:
         raise BadInput("a Spark URL holds no user", got=public_uri(url), wanted="spark://HOST:PORT")
     try:
+        from py4j.protocol import Py4JError
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError:
@@ -46,18 +52,44 @@ def spark_session(url: str, options: Mapping[str, str] | None = None) -> Any:
             "Spark needs Java", wanted="Java 17 or later on the PATH, or JAVA_HOME",
             next="Debian, Ubuntu: apt-get install openjdk-17-jre-headless",
         )  # fmt: skip
+    _reach(url)
+    # Rows pass as Arrow; nothing here goes through pandas.
+    warnings.filterwarnings(
+        "ignore", message="PySpark does not yet fully support pandas", category=FutureWarning
+    )
     builder = SparkSession.builder.master(url).appName("loopwright")
     for key, value in {**CONFIGURATION, **(options or {})}.items():
         builder = builder.config(key, value)
     try:
         session = builder.getOrCreate()
         session.sparkContext.setLogLevel("ERROR")
-    except (PySparkException, OSError, RuntimeError) as error:
+    except (PySparkException, Py4JError, OSError, RuntimeError) as error:
         raise Unavailable(
             "Spark does not start", where=url, got=str(error).splitlines()[0] if str(error) else None,
             next="Look at its log, and that Java is 17 or later.",
         ) from error  # fmt: skip
     return session
+
+
+def _reach(url: str) -> None:
+    """Raise Unavailable where no master of the cluster takes a connection: Spark itself tries for a minute."""
+    masters = [part.rpartition(":") for part in url.removeprefix("spark://").split(",")]
+    if not url.startswith("spark://"):
+        return
+    for host, _, port in masters:
+        if not (host and port.isdigit() and int(port) < 65_536):
+            raise BadInput("not a Spark", got=url, wanted="spark://HOST:PORT")
+    why: OSError | None = None
+    for host, _, port in masters:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=MASTER_SECONDS).close()
+            return
+        except OSError as error:
+            why = error
+    raise Unavailable(
+        "the Spark cluster does not answer", where=url, got=str(why),
+        next="Check that its master runs and the port is open from here, or run on this machine: local[2].",
+    )  # fmt: skip
 
 
 def running() -> Any:

@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
+
 from loopwright.data.files import Files
 from loopwright.features.definition import definition_digest
 from loopwright.features.duck import DuckEngine, check_source, engine, register, rows_of, run
@@ -153,9 +155,16 @@ class Newest:
         self._run(f"CREATE OR REPLACE TEMP TABLE _changed AS SELECT {keys} FROM _now LIMIT 0")
         if entities:
             marks = ", ".join("?" * max(len(self.keys), 1))
-            self.engine.executemany(
-                f"INSERT INTO _changed VALUES ({marks})", [list(one) or [1] for one in entities]
-            )
+            try:
+                self.engine.executemany(
+                    f"INSERT INTO _changed VALUES ({marks})", [list(one) or [1] for one in entities]
+                )
+            except duckdb.Error as error:
+                types = [str(row[1]) for row in self.engine.execute("DESCRIBE _changed").fetchall()]
+                raise BadInput(
+                    "an entity of another type than the rows'", where=self.where, got=str(error).splitlines()[0][:200],
+                    wanted=", ".join(f"{n}: {t}" for n, t in zip(self.layout.entity, types, strict=False)),
+                ) from None  # fmt: skip
         return len(entities)
 
     def count(self) -> int:

@@ -1,6 +1,7 @@
 """The same views on a real Spark: equal columns, statuses and types, and SQL that means the same."""
 
 import random
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,15 @@ def test_a_rows_fault_on_spark_is_bad_input(spark: Any) -> None:
 def test_a_spark_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match=r"spark://HOST:PORT or local"):
         spark_session("yarn")
+    with pytest.raises(BadInput, match=r"wanted spark://HOST:PORT"):
+        spark_session("spark://cluster")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"spark://127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(
+            Unavailable, match=r"cluster does not answer.*refused.*Check that its master runs"
+        ):
+            spark_session(nobody)
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Unavailable, match="openjdk-17-jre-headless"):

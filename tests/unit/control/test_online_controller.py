@@ -102,6 +102,27 @@ def test_one_that_failed_is_told_and_not_tried_again_at_once(
     settle(made, ctx)
 
 
+def test_what_keeps_failing_is_tried_less_and_less_often(
+    ctx: Context, clock: FakeClock, tmp_path: Path
+) -> None:
+    asking(ctx, "asks", {"every": "1m"})
+    made = controller(tmp_path, code=2, said="loopwright: SQL that fails")
+    tries = []
+    for minute in range(16):
+        if made.tick(ctx):
+            tries.append(minute)
+            settle(made, ctx)
+        clock.move(timedelta(minutes=1))
+    assert tries == [0, 1, 3, 7, 15]
+    made.command = controller(tmp_path).command  # mended
+    clock.move(timedelta(minutes=15))
+    assert made.tick(ctx) == [{"model": "asks", "started": "materialisation"}]
+    assert settle(made, ctx) == [{"model": "asks", "materialised": True}]
+    clock.move(timedelta(minutes=1))
+    assert made.tick(ctx) == [{"model": "asks", "started": "materialisation"}]
+    settle(made, ctx)
+
+
 def test_the_child_is_the_command_a_person_would_use(ctx: Context) -> None:
     assert materialize_command(ctx, "late")[1:] == [
         "-m", "loopwright", "features", "materialize", "late", "--home", str(ctx.home.root), "--json"

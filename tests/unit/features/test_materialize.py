@@ -208,6 +208,14 @@ def test_named_entities_are_written_at_the_moment_that_stands(place: Place) -> N
     assert place.temps("LGA", "JFK") == [21.0, 12.0]  # what was not named is not forgotten
 
 
+def test_a_named_entity_of_another_type_is_refused_by_name(place: Place) -> None:
+    place.flights(("JFK", 1, 1.0))
+    by_time = FeatureView("weather", "weather", {"t": "t"}, {"temp": "temp"}, "t")
+    materialize(place.work(by_time))
+    with pytest.raises(BadInput, match=r"view weather: an entity of another type.*wanted t: TIMESTAMP"):
+        materialize(place.work(by_time), entities=[{"t": "not a time"}])
+
+
 def test_since_an_event_time_entities_are_written_again(place: Place) -> None:
     materialize(place.work())
     (done,) = materialize(place.work(), views=["weather"], since=START + 8 * HOUR)

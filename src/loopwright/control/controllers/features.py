@@ -24,7 +24,7 @@ class FeaturesController:
 
     def __init__(self) -> None:
         self._seen: object = None
-        self._failed: set[tuple[str, Window]] = set()
+        self._passed: set[tuple[str, Window]] = set()
 
     def tick(self, ctx: Context) -> list[dict[str, Any]]:
         """One round; see `loop.Tick`."""
@@ -35,7 +35,7 @@ class FeaturesController:
             models = [model for model, _ in monitoring_store.monitored_models(conn)]
             specs = [monitoring_store.load_spec(conn, model) for model in models]
         due = [(spec, window) for spec in specs if spec is not None for window in windows_due(ctx, spec)]
-        due = [(spec, window) for spec, window in due if (spec.model, window) not in self._failed]
+        due = [(spec, window) for spec, window in due if (spec.model, window) not in self._passed]
         done = [self._watch(ctx, spec, window) for spec, window in due[:WINDOWS_A_ROUND]]
         if len(due) <= WINDOWS_A_ROUND:
             self._seen = standing
@@ -43,10 +43,10 @@ class FeaturesController:
 
     def _watch(self, ctx: Context, spec: Spec, window: Window) -> Watched | None:
         try:
-            return watch(ctx, spec, window)
+            watched = watch(ctx, spec, window)
         except Exception as error:  # noqa: BLE001 - the project's own code is run: the other models are watched on
             known = error if isinstance(error, LoopwrightError) else in_words(error)
-            self._failed.add((spec.model, window))
+            self._passed.add((spec.model, window))
             log.warning(
                 "the features of %s cannot be measured from %s on: %s",
                 spec.model,
@@ -54,6 +54,10 @@ class FeaturesController:
                 known or f"{type(error).__name__}: {error}",
             )
             return None
+        if watched is None or not any(one.source == "requests" for one in watched.statistics):
+            # Nothing is kept that would say it was looked at: its requests are no longer in the log.
+            self._passed.add((spec.model, window))
+        return watched
 
 
 def _told(watched: Watched) -> dict[str, Any]:

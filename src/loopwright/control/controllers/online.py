@@ -24,7 +24,8 @@ from loopwright.project.spec import Spec
 LOOK_EVERY = 5.0
 """Seconds between two looks at what is due."""
 RETRY_AFTER = timedelta(minutes=1)
-"""A materialisation that failed is not tried again sooner."""
+"""A materialisation that failed is not tried again sooner; every further failure doubles the wait."""
+MOST_RETRY_AFTER = timedelta(hours=1)
 
 log = logging.getLogger("loopwright.control")
 
@@ -54,6 +55,7 @@ class OnlineController:
     timer: Callable[[], float] = time.monotonic
     _looked: float | None = None
     _tried: dict[str, datetime] = field(default_factory=dict)
+    _failures: dict[str, int] = field(default_factory=dict)
     _child: tuple[str, subprocess.Popen[bytes], Path] | None = None
 
     def tick(self, ctx: Context) -> list[dict[str, Any]]:
@@ -78,12 +80,17 @@ class OnlineController:
                 if online is None or online.every is None:
                     continue
                 tried = self._tried.get(model)
-                if tried is not None and ctx.now - tried < min(online.every, RETRY_AFTER):
+                if tried is not None and ctx.now - tried < self._pause(model, online.every):
                     continue
                 last = feature_store.last_as_of(conn, model)
                 if last is None or ctx.now - last >= online.every:
                     waiting.append((last or datetime.min.replace(tzinfo=ctx.now.tzinfo), model))
         return min(waiting)[1] if waiting else None
+
+    def _pause(self, model: str, every: timedelta) -> timedelta:
+        """How long after a try the next may come: what keeps failing is tried less and less often."""
+        again = min(max(self._failures.get(model, 0) - 1, 0), 20)
+        return min(min(every, RETRY_AFTER) * (1 << again), max(MOST_RETRY_AFTER, every))
 
     def _start(self, ctx: Context, model: str) -> None:
         self._tried[model] = ctx.now
@@ -102,8 +109,10 @@ class OnlineController:
             return []
         (model, child, path), self._child = self._child, None
         if child.returncode:
+            self._failures[model] = self._failures.get(model, 0) + 1
             lines = path.read_text(errors="replace").strip().splitlines()
             why = lines[-1][:500] if lines else f"exit code {child.returncode}"
             log.error("features of %s: %s", model, why)
             return [{"model": model, "failed": why}]
+        self._failures.pop(model, None)
         return [{"model": model, "materialised": True}]

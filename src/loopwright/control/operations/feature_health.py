@@ -3,20 +3,22 @@
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from sqlalchemy import Connection
+
 from loopwright.control.context import Context
 from loopwright.control.explaining import open_version
 from loopwright.control.feature_watching import definition_of, measure_window
 from loopwright.control.operation import operation
 from loopwright.data.lake import Lake
+from loopwright.features import store as feature_store
 from loopwright.features.parity import ULPS
 from loopwright.kernel.actor import Role
-from loopwright.kernel.clock import iso, parse_time
+from loopwright.kernel.clock import iso, parse_duration, parse_time
 from loopwright.kernel.errors import BadInput, NotFound
 from loopwright.ledger.engine import Ledger
 from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.feature_health import store
-from loopwright.monitoring.feature_health.rules import Broken, broken_rules
-from loopwright.monitoring.feature_health.statistics import FeatureStatistics
+from loopwright.monitoring.feature_health.rules import broken_rules
 from loopwright.monitoring.log import PredictionLog
 from loopwright.monitoring.requests import logged_requests
 from loopwright.monitoring.windows import Window
@@ -49,7 +51,9 @@ def show(
         found = store.load_statistics(conn, model, feature=feature, source=source, windows=windows)
         newest = max((one.window for one in found), default=None)
         version = store.main_version(conn, model, newest) if newest else None
-    broken = _broken(ctx, spec, [one for one in found if one.window == newest], version)
+        lives = _recorded_lives(conn, model)
+    rules = spec.monitoring.features if spec else {}
+    broken = broken_rules([one for one in found if one.window == newest], rules, lives=lives) if spec else []
     return {
         "model": model, "version": version, "broken": [each.to_json() for each in broken],
         "statistics": [one.to_json() for one in found],
@@ -66,10 +70,12 @@ def measure(
     """
     spec, chosen = _spec(ctx, model), _version(ctx, model, version)
     window = _span(ctx, spec, since, until)
-    found = measure_window(ctx, model, chosen, definition_of(ctx, model, chosen), window)
+    made = definition_of(ctx, model, chosen)
+    found = measure_window(ctx, model, chosen, made, window)
+    broken = broken_rules(found, spec.monitoring.features, lives=lives_of(made.module))
     return {
         "model": model, "version": chosen, "start": iso(window.start), "end": iso(window.end),
-        "broken": [each.to_json() for each in _broken(ctx, spec, found, chosen)],
+        "broken": [each.to_json() for each in broken],
         "statistics": [one.to_json() for one in found],
     }  # fmt: skip
 
@@ -114,16 +120,10 @@ def parity(
     return {**told, "evidence": digest}
 
 
-def _broken(
-    ctx: Context, spec: Spec | None, statistics: list[FeatureStatistics], version: int | None
-) -> list[Broken]:
-    if spec is None:
-        return []
-    try:
-        lives = lives_of(definition_of(ctx, spec.model, version).module) if version is not None else {}
-    except NotFound:  # registered by a plain MLflow client: no views are known, and no TTL
-        lives = {}
-    return broken_rules(statistics, spec.monitoring.features, lives=lives)
+def _recorded_lives(conn: Connection, model: str) -> dict[str, timedelta]:
+    """View → TTL, as the ledger knows the views in force: to look runs no project's code."""
+    documents = {one.name: one.document for one in feature_store.definitions(conn, model)}
+    return {name: parse_duration(told["ttl"]) for name, told in documents.items() if told.get("ttl")}
 
 
 def _spec(ctx: Context, model: str) -> Spec:
