@@ -297,7 +297,7 @@ def _incident(answer: dict[str, Any]) -> str:
                 "owner": answer["owner"],
                 "source": triage["source"]["uri"],
                 "batch": (triage["source"]["batch"] or "")[:16],
-                "seen": f"{answer['count']} times, first {triage['first_seen']}, last {triage['last_seen']}",
+                "seen": f"{_many(answer['count'], 'time')}, first {triage['first_seen']}, last {triage['last_seen']}",
                 "last good": f"{good['at']}, batch {str(good['batch'])[:12]}, {good['rows']:,} rows"
                 if good
                 else "none",
@@ -344,24 +344,27 @@ def _hit(consumers: dict[str, Any]) -> list[str]:
     features = consumers.get("features", ())
     told = [f"  feature {one['name']} ({', '.join(one['columns'])})" for one in features if one["hit"]]
     quiet = sum(not one["hit"] for one in features)
-    told += [f"  and {quiet} features of columns that no broken rule is about"] if quiet else []
+    told += [f"  and {_many(quiet, 'feature')} of columns that no broken rule is about"] if quiet else []
     versions = consumers.get("versions", ())
-    told += [f"  {len(versions)} versions were trained on it"] if versions else []
+    told += [f"  trained on it: {_many(len(versions), 'version')}"] if versions else []
     told += [f"  in service: {', '.join(consumers['live'])}"] if consumers.get("live") else []
     return ["who is hit", *(told or ["  nobody that is known here"])]
 
 
+def _many(number: int, word: str) -> str:
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
 def _more(payload: dict[str, Any]) -> str:
     return ", ".join(
-        f"{name} {text(value)[:60]}"
+        f"{name} {text(value)[:12] if name in ('batch', 'snapshot', 'decision') else text(value)[:60]}"
         for name, value in payload.items()
         if name not in ("model", "cause", "uri") and value not in (None, "", [], {}, 0)
     )
 
 
 def _quarantined(answer: dict[str, Any]) -> str:
-    held_rows = "1 row" if answer["rows"] == 1 else f"{answer['rows']:,} rows"
-    head = f"{answer['model']}/{answer['table']}: {held_rows} set aside"
+    head = f"{answer['model']}/{answer['table']}: {_many(answer['rows'], 'row')} set aside"
     if answer["chosen"] != answer["rows"]:
         head += f", {answer['chosen']:,} of them chosen"
     if not answer["rows"]:
@@ -378,7 +381,7 @@ def _quarantined(answer: dict[str, Any]) -> str:
 def _released(answer: dict[str, Any]) -> str:
     verb = "would be let in" if answer["dry_run"] else "are let in"
     lines = [
-        f"{answer['chosen']:,} rows judged: {answer['released']:,} {verb}, {answer['kept']:,} still break a rule"
+        f"{_many(answer['chosen'], 'row')} judged: {answer['released']:,} {verb}, {answer['kept']:,} still break a rule"
         + (f", {answer['malformed']:,} are no rows" if answer["malformed"] else "")
     ]
     if answer["waived"]:

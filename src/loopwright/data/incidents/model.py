@@ -57,6 +57,9 @@ unreadable: the source is away, cut off, or lacks a column. quarantine: more row
 BLOCKING: tuple[Kind, ...] = ("blocked", "error", "unreadable")
 """Kinds that leave a table without the delivery: nobody trains on it meanwhile without saying so."""
 
+ASKED = "_To be written by whoever closes the incident._"
+"""What stands in the draft of a post-mortem where only people know what to say."""
+
 Impact = Literal["high", "low"]
 
 
@@ -151,8 +154,17 @@ def after(incident: Incident, act: Act) -> State:
 
 
 def require_closing(incident: Incident, post_mortem: str) -> None:
-    """Raise Refused for an incident of high impact that would be closed without a word about it."""
-    if incident.impact == "high" and not (post_mortem or incident.post_mortem).strip():
+    """Raise Refused for an incident of high impact that would be closed without a word about it, or with the draft."""
+    text = (post_mortem or incident.post_mortem).strip()
+    if incident.impact == "high" and ASKED in text:
+        raise Refused(
+            "the post-mortem is a draft yet",
+            where=f"incident {incident.id}",
+            got=f"“{ASKED.strip('_')}” in {text.count(ASKED)} places",
+            wanted="the cause, and what keeps it from happening again",
+            next="Write there what you know, or take the line out",
+        )
+    if incident.impact == "high" and not text:
         live = ", ".join(str(one) for one in (incident.consumers or {}).get("live", ()))
         raise Refused(
             "an incident that reached a version in service is not closed without a post-mortem",

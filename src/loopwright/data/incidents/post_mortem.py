@@ -4,11 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loopwright.data.incidents.model import Event, Incident
+from loopwright.data.incidents.model import ASKED, Event, Incident
 from loopwright.data.incidents.proposals import propose
 from loopwright.kernel.clock import iso
-
-ASKED = "_To be written by whoever closes the incident._"
 
 
 def post_mortem(incident: Incident, events: Sequence[Event]) -> str:

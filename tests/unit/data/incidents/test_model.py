@@ -90,6 +90,8 @@ def test_an_incident_that_reached_a_version_in_service_needs_a_post_mortem() -> 
     assert hit.impact == "high"
     with pytest.raises(Refused, match="m/3"):
         require_closing(hit, " ")
+    with pytest.raises(Refused, match=r"is a draft yet.*in 3 places"):
+        require_closing(hit, post_mortem(hit, []))
     require_closing(hit, "We learnt.")
     require_closing(incident(State.RESOLVED, consumers={"live": []}), "")
 
