@@ -17,6 +17,11 @@ from loopwright.cli.features import _aggregated
 from loopwright.control.access import LOCAL
 from loopwright.control.context import Context, open_context
 from loopwright.data.lake import Lake
+from loopwright.monitoring.feature_health.statistics import FeatureStatistics
+from loopwright.monitoring.feature_health.store import save_statistics
+from loopwright.monitoring.windows import Window
+from loopwright.pipeline.store import save_project
+from loopwright.project.spec import load_project
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 from loopwright.registry.versions import register_version
 from tests.governing import vouch
@@ -297,6 +302,23 @@ def test_what_cannot_be_materialised_says_why(ctx: Context, project: Path, loopw
 )  # fmt: skip
 def test_an_aggregation_is_shown_in_words(how: dict[str, str], told: str) -> None:
     assert _aggregated(how) == told
+
+
+def test_to_look_at_health_holds_a_view_to_its_ttl_and_runs_no_code(
+    materialized: Context, project: Path, version: int, loopwright: Type
+) -> None:
+    (project / "features.py").write_text("raise SystemExit('it ran')")
+    window = Window(START, START + timedelta(days=1))
+    counted = FeatureStatistics(
+        "distance", "routes", "requests", window, 30, 0, 3, newest=START + timedelta(hours=10)
+    )
+    with materialized.ledger.write() as conn:
+        save_project(conn, "late", str(project), load_project(project).spec.to_json(), "d", materialized.now)
+        save_statistics(conn, "late", [counted], materialized.now)
+    shown = json.loads(loopwright("features", "health", "late", "--json").out)
+    assert [(each["feature"], each["rule"], each["wanted"]) for each in shown["broken"]] == [
+        ("routes", "freshness", "<= 6h")
+    ]
 
 
 def test_a_rule_is_broken_where_it_was_judged() -> None:
