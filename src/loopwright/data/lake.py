@@ -85,6 +85,13 @@ class Lake:
         """Open a table (as it was at `version`); raises NotFound, Unavailable when the storage does not answer."""
         path = self.path(layer, model, table)
         try:
+            newest = self._table(path, None) if version is not None else None
+            if newest is not None and version is not None and version > newest.version():
+                # The reader itself would look for every version in between.
+                raise NotFound(
+                    f"table {layer}/{model}/{table} has no version {version}", where=self.root,
+                    wanted=f"at most {newest.version()}",
+                )  # fmt: skip
             return self._table(path, version)
         except TableNotFoundError:
             raise NotFound(

@@ -135,8 +135,10 @@ def test_who_only_looks_is_shown_counts_and_no_rows(ctx: Context, two: Two, tmp_
     uploaded = ctx.home.artifacts / "x.csv"
     uploaded.parent.mkdir(parents=True, exist_ok=True)
     uploaded.write_text("id,s\n1,a\n")
-    with pytest.raises(Refused, match="uploaded files"):
-        find("tables.diff")(ctx, before=two[0].digest, after=str(uploaded))
+    lying = next(Path(ctx.home.root / "lake").rglob("silver/m/t/**/*.parquet"))
+    for inside in (uploaded, lying, ctx.home.root / "home.json"):
+        with pytest.raises(Refused, match="the home's own files"):
+            find("tables.diff")(ctx, before=two[0].digest, after=str(inside))
 
 
 def test_what_nothing_is_called_is_said(ctx: Context, two: Two) -> None:
@@ -144,6 +146,15 @@ def test_what_nothing_is_called_is_said(ctx: Context, two: Two) -> None:
         find("tables.diff")(ctx, before="m/t", after="nowhere.csv")
     with pytest.raises(NotFound, match="has no version 99"):
         find("tables.diff")(ctx, before="m/t@99", after="m/t")
+    with pytest.raises(NotFound, match="has no version 99999999999999999"):  # and looks for none in between
+        find("tables.diff")(ctx, before="m/t@99999999999999999", after="m/t")
+    for name in ("a" * 300, "a/" * 5000):
+        with pytest.raises(BadInput, match="cannot be a path"):
+            find("tables.diff")(ctx, before="m/t", after=name)
+        with pytest.raises(BadInput, match="cannot be a path"):
+            find("data.check")(ctx, project=name)
+        with pytest.raises(BadInput, match="cannot be a path"):
+            find("data.check_source")(ctx, uri=name, contract="c.yaml")
     with pytest.raises(BadInput, match="not in both tables"):
         find("tables.diff")(ctx, before=two[0].digest, after="m/t", key=["nope"])
 

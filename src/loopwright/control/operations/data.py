@@ -8,6 +8,7 @@ import pyarrow as pa
 from loopwright.control.context import Context
 from loopwright.control.incidents import noticing
 from loopwright.control.operation import operation
+from loopwright.control.projects import lies_in, open_project
 from loopwright.data import quarantine as held
 from loopwright.data import store as data_store
 from loopwright.data.contract import Contract
@@ -23,7 +24,6 @@ from loopwright.pipeline.gold import last_gold
 from loopwright.pipeline.intake import bring_in
 from loopwright.pipeline.progress import Silent, watching
 from loopwright.pipeline.trial import Trials
-from loopwright.project.spec import Project, load_project
 
 ROWS = 10_000
 
@@ -42,7 +42,7 @@ def check(
     `project` is a folder on the machine that does the work. `memory`: what DuckDB may take. `rows`: so many of the
     rows that would be set aside are shown. `engine`: "duckdb" or a Spark's URL; else what loop.yaml names, or the home.
     """
-    opened = _open(ctx, project)
+    opened = open_project(ctx, project)
     _all_known(tables, list(opened.spec.data.sources))
     chosen = engine or opened.spec.data.engine
     found = [trial.to_json() for trial in _trials(ctx, memory, rows, chosen).project(opened, tables)]
@@ -94,7 +94,7 @@ def check_table(
 @operation("data.snapshot", "POST", "/data/snapshot", role=Role.DEVELOPER)
 def snapshot(ctx: Context, project: str) -> dict[str, Any]:
     """Land a project's sources, check them, and pin the good rows under one digest. Is idempotent."""
-    opened = _open(ctx, project)
+    opened = open_project(ctx, project)
     with noticing(ctx):
         reports, pinned = bring_in(opened, _lake(ctx), ctx.actor, ctx.clock, Silent())
     return {
@@ -186,18 +186,6 @@ def _all_known(names: list[str] | None, known: list[str]) -> None:
                            next=did_you_mean(name, known))  # fmt: skip
 
 
-def _open(ctx: Context, project: str) -> Project:
-    """Load the project in the folder, unless MLflow's clients may have put it there.
-
-    Its sources name any file of this machine, and what is wrong in them is shown: a token must not be enough for that.
-    """
-    if Path(project).resolve().is_relative_to(ctx.home.artifacts.resolve()):
-        raise Refused(
-            "uploaded files are no project", where=project, wanted="a folder outside the home's artifacts"
-        )
-    return load_project(Path(project))
-
-
 def _trials(ctx: Context, memory: str, rows: int, engine: str | None) -> Trials:
     if not 0 <= rows <= ROWS:
         raise BadInput("`rows` is out of range", got=rows, wanted=f"0 to {ROWS}")
@@ -211,7 +199,7 @@ def _require_outside(ctx: Context, named: str) -> None:
     scheme, split, rest = named.partition("://")
     if split and scheme != "file":
         return
-    if Path(rest if split else named.partition("#")[0]).resolve().is_relative_to(ctx.home.root.resolve()):
+    if lies_in(ctx.home.root, rest if split else named.partition("#")[0]):
         raise Refused("the home's own files are no source", where=named, wanted="a file outside the home")
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from loopwright.control.context import Context
 from loopwright.control.incidents import consumers_of, notice, renotice
 from loopwright.control.operation import operation
+from loopwright.control.projects import open_project
 from loopwright.data.contract import Contract
 from loopwright.data.incidents import store
 from loopwright.data.incidents.model import Act, State, require_reason
@@ -20,11 +20,11 @@ from loopwright.data.lake import Lake
 from loopwright.data.quarantine import Choice, drop, look, release, summary
 from loopwright.features import store as feature_store
 from loopwright.kernel.actor import Role
-from loopwright.kernel.errors import BadInput, NotFound, Refused, did_you_mean
+from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 from loopwright.pipeline import store as pipeline_store
 from loopwright.pipeline.backfill import Online, backfill
 from loopwright.pipeline.online import materialize_project
-from loopwright.project.spec import Project, load_project
+from loopwright.project.spec import Project
 from loopwright.registry.authority import require_on, role_on
 from loopwright.registry.documents.html import CSP, STYLE, prose
 
@@ -327,11 +327,7 @@ def _project(ctx: Context, model: str, folder: str | None) -> Project:
                 next="Name the folder: --project DIR",
             )  # fmt: skip
         folder = str(row["path"])
-    if Path(folder).resolve().is_relative_to(ctx.home.artifacts.resolve()):
-        raise Refused(
-            "uploaded files are no project", where=folder, wanted="a folder outside the home's artifacts"
-        )
-    opened = load_project(Path(folder))
+    opened = open_project(ctx, folder)
     if opened.spec.model != model:
         raise BadInput("the project is another model's", where=folder, got=opened.spec.model, wanted=model)
     return opened

@@ -1,11 +1,11 @@
 """Tables and their versions: snapshots, differences, what may be vacuumed, pages about the data."""
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from loopwright.control.context import Context
 from loopwright.control.operation import operation
+from loopwright.control.projects import lies_in
 from loopwright.control.stream import Stream
 from loopwright.data.docs.difference_page import difference_page
 from loopwright.data.docs.facts import Summary, TableFacts, gather, summaries
@@ -93,7 +93,7 @@ def diff(
     for word in (before, after):
         if is_file(word, lake):
             require(ctx.actor, Role.DEVELOPER, "read a file of this machine")
-            _not_uploaded(ctx, word)
+            _require_outside(ctx, word)
     with lake.workspace() as folder:
         one, other = (
             open_side(word, lake, into=folder / name) for word, name in ((before, "a"), (after, "b"))
@@ -235,12 +235,13 @@ def _may_see(ctx: Context, model: str | None) -> bool:
     return True
 
 
-def _not_uploaded(ctx: Context, word: str) -> None:
-    """Raise Refused for what MLflow's clients may have put there: a token must not be enough to have it read."""
-    if "://" not in word and Path(word).resolve().is_relative_to(ctx.home.artifacts.resolve()):
+def _require_outside(ctx: Context, word: str) -> None:
+    """Refuse files of the home itself: they hold other models' rows and keys, and what MLflow's clients uploaded."""
+    if lies_in(ctx.home.root, word):
         raise Refused(
-            "uploaded files are not compared", where=word, wanted="a file outside the home's artifacts"
-        )
+            "the home's own files are not compared", where=word, wanted="a file outside the home",
+            next="A table is named MODEL/TABLE or MODEL/TABLE@VERSION",
+        )  # fmt: skip
 
 
 def _known_model(model: str, known: set[str]) -> None:
