@@ -6,6 +6,7 @@ looked up again whose views' entities the request itself names, in its inputs or
 were corrected since then show as skew, because the model did not see them.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -31,6 +32,8 @@ from loopwright.kernel.verdict import Verdict
 from loopwright.monitoring.requests import Requests
 from loopwright.pipeline.feature_watch import views_of
 from loopwright.project.spec import Project
+
+log = logging.getLogger("loopwright.parity")
 
 _MOMENT = "lw_asked_at"
 _UTC = pa.timestamp("us", tz="UTC")
@@ -152,15 +155,7 @@ def _by_key(
     """Feature → values of the requests at `rest`, for views whose entity the requests themselves name."""
     if not len(rest):
         return {}
-    named: dict[str, pa.Array] = {}
-    for name, dtype in module.inputs.items():
-        values = requests.inputs[name][rest]
-        if dtype == "string":
-            named[name] = pa.array(values.tolist(), pa.string())
-        else:
-            named[name] = _numbers(values, dtype)
-    if module.spine.unit is not None and module.spine.unit not in named:
-        named[module.spine.unit] = pa.array([requests.units[at] for at in rest], pa.string())
+    named = _named(module, files[module.spine.table].schema, requests, rest)
     views, wanted = [], {_MOMENT: pa.array(requests.event_times[rest].astype(np.int64)).cast(_UTC)}
     for view in module.views:
         if isinstance(view, FeatureView) and set(read := _columns(view)) <= set(named):
@@ -176,6 +171,44 @@ def _by_key(
                 column = found.select([f"{view.name}__{name}"]).rename_columns([name])
                 made |= Frame(column, {name: module.inputs[name]}).inputs()
     return made
+
+
+def _named(
+    module: FeatureModule, schema: pa.Schema, requests: Requests, rest: NDArray[np.int64]
+) -> dict[str, pa.Array]:
+    """Column of the spine's table → what the requests at `rest` say it was, in the column's type.
+
+    Only inputs that are a column, or one as text, tell: of any other expression nobody knows what it was made from.
+    """
+    named: dict[str, pa.Array] = {}
+
+    def note(column: str, values: pa.Array) -> None:
+        if column in named or column not in schema.names:
+            return
+        try:
+            named[column] = values.cast(schema.field(column).type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            log.info("requests do not tell `%s`: %s", column, error)
+
+    for name, sql in as_mapping(module.spine.inputs).items():
+        if (column := _column_of(sql)) is None or name not in module.inputs:
+            continue
+        values, dtype = requests.inputs[name][rest], module.inputs[name]
+        note(column, pa.array(values.tolist(), pa.string()) if dtype == "string" else _numbers(values, dtype))
+    if module.spine.unit is not None and (column := _column_of(module.spine.unit)) is not None:
+        note(column, pa.array([requests.units[at] for at in rest], pa.string()))
+    return named
+
+
+def _column_of(sql: str) -> str | None:
+    """The column that an expression is, as it stands or as text; None for any other."""
+    try:
+        tree = sqlglot.parse_one(sql, read="duckdb")
+    except SqlglotError:
+        return None
+    if isinstance(tree, sqlglot.exp.Cast) and tree.is_type(*sqlglot.exp.DataType.TEXT_TYPES):
+        tree = tree.this
+    return tree.name if isinstance(tree, sqlglot.exp.Column) else None
 
 
 def _numbers(values: NDArray[Any], dtype: str) -> pa.Array:

@@ -1,6 +1,7 @@
 """Requests replayed through the offline path: found again by id, or looked up again by the entities they name."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,43 @@ def test_any_other_request_is_compared_where_it_names_the_entity(
         "trips": (3, 0),
         "surge": (1, 0),
     }
+
+
+def test_an_entity_is_looked_up_in_the_type_of_its_column(
+    project: Project, module: FeatureModule, lake: Lake
+) -> None:
+    # Identifiers come as text, since a model's numbers cannot hold them; the tables have whole numbers.
+    large = 2**53 + 1
+    moments = pa.timestamp("us", "UTC")
+    lake.write("silver", MODEL, "calls", pa.table({
+        "call": ["a"], "account": [large], "asked": pa.array([at(5)], moments), "tip": [1.0],
+    }))  # fmt: skip
+    lake.write("silver", MODEL, "accounts", pa.table({
+        "account": [large, large + 1], "t": pa.array([at(1), at(1)], moments), "rating": [4.5, 3.0],
+    }))  # fmt: skip
+    asks = FeatureModule(
+        spine=Spine(table="calls", key=("call",), event_time="asked", label="tip > 0",
+                    inputs={"driver": "CAST(account AS VARCHAR)", "hour": "hour(asked)"}),
+        views=(FeatureView("account", "accounts", ("account",), ("rating",), event_time="t"),),
+        inputs={"driver": "string", "hour": "int64", "rating": "float64"},
+    )  # fmt: skip
+    report = replayed(project, asks, lake, asked([
+        ("3f2a", 3, str(large), 3, 4.5, 0, 0), ("91bc", 3, str(large + 1), 3, 3.0, 0, 0),
+    ]))  # fmt: skip
+    assert (report.verdict, report.by_key) == (Verdict.PASS, 2)
+    assert told(report)["rating"] == (2, 0)
+    report = replayed(project, asks, lake, asked([("3f2a", 3, "no number", 3, 4.5, 0, 0)]))
+    assert (report.verdict, report.by_key) == (Verdict.INCONCLUSIVE, 0)
+
+
+def test_an_input_made_of_a_column_does_not_name_it(
+    project: Project, module: FeatureModule, lake: Lake
+) -> None:
+    spine = replace(module.spine, unit=None, inputs={"driver": "upper(driver)", "hour": "hour(asked)"})
+    report = replayed(
+        project, replace(module, spine=spine), lake, asked([("3f2a", 3, "ANN", 3, 4.5, 1, 9.9)])
+    )
+    assert (report.verdict, report.by_key) == (Verdict.INCONCLUSIVE, 0)
 
 
 def test_a_whole_number_that_was_not_logged_exactly_names_no_entity(
