@@ -32,6 +32,7 @@ PLAYED = [
     "contracts.md",
     "features.md",
     "tables-and-versions.md",
+    "incidents.md",
 ]
 FENCE = re.compile(r"^```(?P<language>\w+)(?: (?P<name>\S+))?\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
