@@ -321,6 +321,30 @@ def test_to_look_at_health_holds_a_view_to_its_ttl_and_runs_no_code(
     ]
 
 
+def test_values_of_rows_are_shown_to_those_who_work_on_the_model(
+    materialized: Context, version: int, loopwright: Type
+) -> None:
+    window = Window(START, START + timedelta(days=1))
+    counted = FeatureStatistics("carrier", "spine", "requests", window, 30, 0, 1, top=(("Ms Example", 30),))
+    with materialized.ledger.write() as conn:
+        save_statistics(conn, "late", [counted], materialized.now)
+    for name in ("dora", "vera"):
+        role = "developer" if name == "dora" else "viewer"
+        assert loopwright("user", "add", name, "--role", role).code == 0
+    assert "Ms Example" in loopwright("--as", "dora", "features", "health", "late").out
+    shown = loopwright("--as", "vera", "features", "health", "late")
+    assert "carrier" in shown.out and "Ms Example" not in shown.out
+
+
+def test_status_is_about_the_store_that_the_home_names(
+    materialized: Context, tmp_path: Path, loopwright: Type
+) -> None:
+    elsewhere = {"online_url": f"sqlite:///{tmp_path / 'other.db'}"}
+    (materialized.home.root / "home.json").write_text(json.dumps(elsewhere))
+    (view,) = json.loads(loopwright("features", "status", "late", "--json").out)["views"]
+    assert (view["online"], view["last"]) == (False, None)
+
+
 def test_a_rule_is_broken_where_it_was_judged() -> None:
     def counted(source: str, feature: str, view: str) -> dict[str, object]:
         return {

@@ -14,7 +14,7 @@ from loopwright.features import store as feature_store
 from loopwright.features.parity import ULPS
 from loopwright.kernel.actor import Role
 from loopwright.kernel.clock import iso, parse_duration, parse_time
-from loopwright.kernel.errors import BadInput, NotFound
+from loopwright.kernel.errors import BadInput, NotFound, Refused
 from loopwright.ledger.engine import Ledger
 from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.feature_health import store
@@ -27,6 +27,7 @@ from loopwright.pipeline.keep import kept_project
 from loopwright.pipeline.parity import parity as replay
 from loopwright.project.spec import Spec
 from loopwright.registry import versions
+from loopwright.registry.authority import require_on
 from loopwright.registry.evidence import record_evidence
 
 MAX_WINDOWS = 400
@@ -42,7 +43,10 @@ def show(
     feature: str | None = None,
     source: Literal["requests", "offline"] | None = None,
 ) -> dict[str, Any]:
-    """Show what was counted about the features in the newest windows, and which rules the newest ones break."""
+    """Show what was counted about the features in the newest windows, and which rules the newest ones break.
+
+    Texts of rows, as the most frequent values are, are shown to those who work on the model.
+    """
     if not 1 <= windows <= MAX_WINDOWS:
         raise BadInput("`windows` is out of range", got=windows, wanted=f"1 to {MAX_WINDOWS}")
     with ctx.ledger.read() as conn:
@@ -52,11 +56,12 @@ def show(
         newest = max((one.window for one in found), default=None)
         version = store.main_version(conn, model, newest) if newest else None
         lives = _recorded_lives(conn, model)
+    sees = _may_see(ctx, model)
     rules = spec.monitoring.features if spec else {}
     broken = broken_rules([one for one in found if one.window == newest], rules, lives=lives) if spec else []
     return {
         "model": model, "version": version, "broken": [each.to_json() for each in broken],
-        "statistics": [one.to_json() for one in found],
+        "statistics": [one.to_json() if sees else one.to_json() | {"top": []} for one in found],
     }  # fmt: skip
 
 
@@ -118,6 +123,15 @@ def parity(
             payload=told, at=ctx.now, actor=ctx.actor,
         )  # fmt: skip
     return {**told, "evidence": digest}
+
+
+def _may_see(ctx: Context, model: str) -> bool:
+    try:
+        with ctx.ledger.read() as conn:
+            require_on(conn, ctx.actor, Role.DEVELOPER, "see rows of data", model=model)
+    except Refused:
+        return False
+    return True
 
 
 def _recorded_lives(conn: Connection, model: str) -> dict[str, timedelta]:

@@ -83,11 +83,12 @@ def status(ctx: Context, model: str) -> dict[str, Any]:
     with ctx.ledger.read() as conn:
         found = _in_force(conn, model)
         project = pipeline_store.find_project(conn, model)
-        last = {one.name: feature_store.last(conn, model, one.name) for one in found}
     spec = Spec.from_json(project["spec"]) if project else None
     every = spec.online.every if spec and spec.online else None
     with _online(ctx) as store:
         heads, url = store.heads(model), store.url
+        with ctx.ledger.read() as conn:  # what another store was given is not here
+            last = {one.name: feature_store.last(conn, model, one.name, url) for one in found}
         views = [
             {**_status(ctx, heads.get(one.name), one, every), "last": _told(ran) if (ran := last[one.name]) else None}
             for one in found
