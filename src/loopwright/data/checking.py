@@ -289,8 +289,9 @@ class Examination:
         sorting = sum(rule.kind in ("quantile", "outlier") for rule in contract.rules)
         in_memory = self._count * 8 * max(1, sorting) <= memory_bytes(self._limit) // 8
         self._compiled = compile_rules(
-            contract, self._rows.schema, landed=landed, in_memory=in_memory, finite=finite(self._rows)
-        )
+            contract, self._rows.schema, landed=landed, in_memory=in_memory, finite=finite(self._rows),
+            now=self._now,
+        )  # fmt: skip
         self._errors |= self._compiled.errors
         self._refuse_harmful()
         engine.execute(f"CREATE TEMP VIEW _lw_typed AS {self._compiled.typed}")
@@ -479,7 +480,8 @@ class Examination:
         if measured is None:
             if rule.kind == "drift":
                 return _result(rule, True, 0, "no snapshot to compare with yet")
-            return _result(rule, False, 0, f"there are no values to measure, wanted {rule.limit}")
+            kind = "moments before now" if rule.kind == "freshness" else "values"
+            return _result(rule, False, 0, f"there are no {kind} to measure, wanted {rule.limit}")
         holds = rule.limit.holds(measured, rows)
         why = "" if holds else f"measured {measured:.6g} of {rows} rows, wanted {rule.limit}"
         if rule.kind not in (*WHOLE, "category_share", "distinct") and not rule.limit.percent:

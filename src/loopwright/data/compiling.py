@@ -10,6 +10,7 @@ is several times cheaper, in time and memory, than a distinct aggregate beside t
 """
 
 from collections.abc import Callable, Sequence, Set
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -37,6 +38,8 @@ __all__ = ["BY_QUERY", "EXAMPLES", "WHOLE", "Compiled", "Outlier", "compile_rule
 BY_QUERY = ("query", "drift")
 """Kinds that are whole statements of their own, run beside the pass."""
 NEVER = "FALSE"
+SKEW = 300
+"""So many seconds a clock elsewhere may be ahead; what is later still is a mistake, and no sign of freshness."""
 WHOLE = ("count", "bad rows")
 """Kinds that need no SQL: the pass counts rows anyway."""
 
@@ -48,13 +51,15 @@ def compile_rules(
     landed: Sequence[str] = (),
     in_memory: bool = True,
     finite: Set[str] = frozenset(),
+    now: datetime | None = None,
 ) -> Compiled:
     """Compile the contract for rows that come as `schema`.
 
     `landed`: the columns that `_lw_landed` has. `in_memory`: quantiles may hold a column's values in memory; else they
-    sort, which spills to disk. `finite`: columns of doubles that are known to hold no infinity.
+    sort, which spills to disk. `finite`: columns of doubles that are known to hold no infinity. `now`: later moments,
+    but for the skew of clocks, tell nothing of freshness (None: all do).
     """
-    return _Compiler(contract, schema, tuple(landed), in_memory, finite).compile()
+    return _Compiler(contract, schema, tuple(landed), in_memory, finite, now).compile()
 
 
 class _Compiler:
@@ -65,7 +70,9 @@ class _Compiler:
         landed: tuple[str, ...],
         in_memory: bool,
         finite: Set[str],
+        now: datetime | None,
     ) -> None:
+        self.now = now
         self.finite = finite
         self.contract = contract
         self.types = {f.name: f.type for f in schema}
@@ -343,7 +350,11 @@ class _Compiler:
             found = self.value(rule)
             if found.column.type not in ("timestamp", "date"):
                 raise ValueError(f"`{rule.columns[0]}` is a {found.column.type}; freshness wants a time")
-            return epoch(f"max(CAST({found.cell} AS TIMESTAMPTZ))")
+            moment = f"CAST({found.cell} AS TIMESTAMPTZ)"
+            if self.now is None:
+                return epoch(f"max({moment})")
+            latest = self.now.timestamp() + SKEW
+            return epoch(f"max(CASE WHEN {epoch(moment)} <= {latest!r} THEN {moment} END)")
         value = self.numeric(rule)
         if rule.kind == "quantile":
             q = float(rule.arguments["q"])

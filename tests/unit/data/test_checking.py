@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +305,22 @@ def test_files_come_in_the_types_that_duckdb_sees_in_arrow(tmp_path: Path, arrow
         engine.register("arrow", rows)
         seen, wanted = (engine.execute(f"DESCRIBE {name}").fetchall()[0][1] for name in ("files", "arrow"))
     assert seen == wanted
+
+
+def test_moments_of_the_future_tell_nothing_of_freshness() -> None:
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    fresh = contract([{"name": "at", "logicalType": "timestamp", "quality": [
+        ours("fresh", metric="freshness", unit="h", mustBeLessThan=24)
+    ]}])  # fmt: skip
+
+    def judged(*times: datetime) -> RuleResult:
+        with examination(
+            pa.table({"at": pa.array(times, pa.timestamp("us", "UTC"))}), fresh, now=now
+        ) as found:
+            return rule(found.report, "fresh")
+
+    old, mistaken, ahead = now - timedelta(days=3), now + timedelta(days=4000), now + timedelta(seconds=200)
+    assert judged(old, mistaken).measured == 3 * 86400
+    assert judged(old, mistaken).state == "FAIL"
+    assert judged(old, ahead).state == "PASS"
+    assert "no moments before now" in judged(mistaken).why
