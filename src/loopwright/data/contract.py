@@ -41,6 +41,7 @@ from typing import Any
 from loopwright.data.document import Document, parse_document, read_document
 from loopwright.data.odcs.table import parse_terms, table_names
 from loopwright.data.terms import TYPES, Column, Limit, Rule, Scope, ServiceLevel, Severity, Terms, Type
+from loopwright.kernel.errors import NotFound, did_you_mean
 
 __all__ = ["TYPES", "Column", "Contract", "Limit", "Rule", "Scope", "ServiceLevel", "Severity", "Type"]
 
@@ -58,6 +59,12 @@ class Contract(Terms):
         if "#" in path.name and not path.exists():
             name, _, table = path.name.rpartition("#")
             path = path.with_name(name)
+            document = read_document(path)
+            named = table_names(document)
+            if table not in named:
+                raise NotFound("no such table in the contract", where=str(path), got=table, wanted=", ".join(named),
+                               next=did_you_mean(table, named))  # fmt: skip
+            return cls.from_document(document, table)
         return cls.from_document(read_document(path), table)
 
     @classmethod

@@ -111,7 +111,14 @@ def test_versions_and_files_are_compared_too(ctx: Context, two: Two, tmp_path: P
     assert told["tables"]["t"]["rows"]["changed"] == 1
     (tmp_path / "now.csv").write_text("id,s\n3,c\n2,x\n")
     code, said = say("data", "diff", two[1].digest, str(tmp_path / "now.csv"))
-    assert (code, "2 the same" in said) == (1, True)  # a column of the CSV is text
+    assert (code, "2 the same" in said, "they differ" in said) == (
+        0,
+        True,
+        False,
+    )  # a CSV has no types to differ in
+    (tmp_path / "now.csv").write_text("id,s\n3,c\nsecond,x\n")
+    code, said = say("data", "diff", two[1].digest, str(tmp_path / "now.csv"))
+    assert (code, "column id: type, int64 → string" in said) == (1, True)
     pq.write_table(pa.table({"id": [3, 2], "s": ["c", "x"]}), tmp_path / "now.parquet")
     code, said = say("data", "diff", "m/t", str(tmp_path / "now.parquet"))
     assert (code, "they differ" in said) == (0, False)

@@ -15,7 +15,7 @@ from loopwright.data.contract import Contract, Limit, Rule, Scope, Severity
 from loopwright.data.lint.findings import lint_text
 from loopwright.data.odcs import words
 from loopwright.data.odcs.shape import PARTS
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.errors import BadInput, NotFound
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.yaml"))
 EXAMPLES = sorted((Path(__file__).parents[3] / "src/loopwright/examples").rglob("*.odcs.yaml"))
@@ -109,6 +109,8 @@ def test_nested_columns_are_columns_and_bring_their_rules() -> None:
 
 def test_everything_said_beside_the_columns_is_kept() -> None:
     path = CORPUS[[p.name for p in CORPUS].index("everything.odcs.yaml")]
+    with pytest.raises(NotFound, match="no such table in the contract; got order,"):
+        Contract.load(path.with_name(f"{path.name}#order"))
     contract = Contract.load(path.with_name(f"{path.name}#orders"))
     assert (contract.owner, contract.producers, contract.consumers) == (
         "Ada", ("shop-backend",), ("forecast", "reporting"),

@@ -114,7 +114,13 @@ def diff(
             found[name] = (
                 unchanged(one.tables[left], keys)
                 if same and one.tables[left].schema == other.tables[right].schema
-                else compare(one.tables[left], other.tables[right], key=keys, spill=folder)
+                else compare(
+                    one.tables[left],
+                    other.tables[right],
+                    key=keys,
+                    words=(one.words, other.words),
+                    spill=folder,
+                )
             )
     answer = {
         "before": one.label, "after": other.label, "same": all(each.same for each in found.values()),

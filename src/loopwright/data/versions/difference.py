@@ -96,6 +96,7 @@ def compare(
     after: Files,
     *,
     key: Sequence[str] = (),
+    words: tuple[bool, bool] = (False, False),
     examples: int = EXAMPLES,
     memory: str = MEMORY,
     spill: Path | None = None,
@@ -103,7 +104,8 @@ def compare(
     """Compare two tables; the lake's own columns do not count.
 
     A column whose type changed is compared as a number if both are; as the one's type if the other holds its words and
-    nothing else; else as text. Raises BadInput for a key column that one of the tables lacks.
+    nothing else; else as text. `words`: whether the one or the other is text without types of its own: no change then,
+    as long as it reads as the other's type. Raises BadInput for a key column that one of the tables lacks.
     """
     names = content_names(before.schema), content_names(after.schema)
     common = [name for name in names[0] if name in names[1]]
@@ -118,6 +120,8 @@ def compare(
         before.view(engine, "_before", names[0] or None)
         after.view(engine, "_after", names[1] or None)
         kinds = _kinds(engine, common, before.schema, after.schema)
+        for untyped, file, other in ((words[0], before, after), (words[1], after, before)):
+            schema = _without_words(schema, kinds, file.schema, other.schema) if untyped else schema
         _align(engine, "a", "_before", before.schema, kinds)
         _align(engine, "b", "_after", after.schema, kinds)
         counts = [
@@ -343,6 +347,17 @@ def _schema_changes(
             change = "added" if was is None else "removed" if now is None else "type"
             found.append({"column": name, "change": change, "before": was, "after": now})
     return tuple(found)
+
+
+def _without_words(
+    changes: tuple[Mapping[str, str | None], ...], kinds: pa.Schema, words: pa.Schema, typed: pa.Schema
+) -> tuple[Mapping[str, str | None], ...]:
+    """`changes` without those of columns that are text in `words` alone and read as the type of `typed`."""
+    read = {
+        name for name in kinds.names
+        if _is_text(words.field(name).type) and kinds.field(name).type == typed.field(name).type
+    }  # fmt: skip
+    return tuple(one for one in changes if one["change"] != "type" or one["column"] not in read)
 
 
 def _shown(

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from loopwright.data import store as data_store
 from loopwright.data.contract import Contract
 from loopwright.data.files import Files
@@ -23,13 +25,16 @@ NULLS = ("", "NA", "NULL", "null")
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """`tables`: name → its rows. `contents`: name → content digest, of snapshots. `model`: None for a file."""
+    """`tables`: name → its rows. `contents`: name → content digest, of snapshots. `model`: None for a file.
+    `words`: it is a file of text, whose columns have no types of their own.
+    """
 
     label: str
     model: str | None
     tables: Mapping[str, Files]
     keys: Mapping[str, tuple[str, ...]]
     contents: Mapping[str, str]
+    words: bool = False
 
 
 def is_file(word: str, lake: Lake) -> bool:
@@ -73,7 +78,8 @@ def open_side(word: str, lake: Lake, *, into: Path) -> Side:
     staged = resolve(str(path), path.parent).stage(into, NULLS)
     if staged.malformed.rows:
         raise BadInput("lines that are no rows", where=word, got=f"{staged.malformed.rows:,} of them")
-    return Side(path.name, None, {path.stem: staged.rows}, {}, {})
+    words = all(pa.types.is_string(kind) for kind in staged.rows.schema.types)
+    return Side(path.name, None, {path.stem: staged.rows}, {}, {}, words)
 
 
 def key_of(lake: Lake, model: str, table: str) -> tuple[str, ...]:
