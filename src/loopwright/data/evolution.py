@@ -12,6 +12,7 @@ from loopwright.data.compatibility import classify
 from loopwright.data.contract import Contract
 from loopwright.data.lake import Lake
 from loopwright.kernel.errors import Refused
+from loopwright.ledger import store as ledger_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,13 @@ def require_evolution(
 def record_contract(
     conn: Connection, name: str, contract: Contract, evolution: Evolution, actor: str, at: datetime
 ) -> None:
-    """Write down by which contract the table is judged from now on."""
-    store.register_contract(
+    """Write down by which contract the table is judged from now on, and how it is called now."""
+    before = store.register_contract(
         conn, table=name, digest=contract.digest, version=contract.version, document=contract.document,
         change=evolution.change, differences=evolution.differences, actor=actor, at=at,
     )  # fmt: skip
+    if before is not None:
+        told = {"contract": contract.digest, "before": before, "version": contract.version}
+        ledger_store.append(
+            conn, at=at, actor=actor, action="data.contract_version", subject=name, payload=told
+        )

@@ -174,19 +174,28 @@ def register_contract(
     differences: Sequence[Any],
     actor: str,
     at: datetime,
-) -> None:
-    """Remember the contract that `table` is judged by; one that is known stays as it was written down."""
+) -> str | None:
+    """Remember the contract that `table` is judged by; one that is known keeps its number.
+
+    Of one that says the same in other words (its version, who to ask) the newest words are kept. Returns the version
+    that it was called by before, where that changed.
+    """
     here = (contracts.c.table_name == table, contracts.c.digest == digest)
-    if conn.execute(select(contracts.c.number).where(*here)).one_or_none() is not None:
-        return
+    words = canonical_json(document).decode()
+    known = conn.execute(select(contracts.c.version, contracts.c.document).where(*here)).one_or_none()
+    if known is not None:
+        if (known.version, known.document) != (version, words):
+            conn.execute(update(contracts).where(*here).values(version=version, document=words))
+        return str(known.version) if known.version != version else None
     newest = conn.execute(select(func.max(contracts.c.number)).where(contracts.c.table_name == table))
     conn.execute(
         insert(contracts).values(
             table_name=table, digest=digest, number=int(newest.scalar_one() or 0) + 1, version=version,
-            document=canonical_json(document).decode(), change=change,
+            document=words, change=change,
             differences=canonical_json(list(differences)).decode(), actor=actor, at=to_us(at),
         )
     )  # fmt: skip
+    return None
 
 
 def find_cursor(conn: Connection, table: str, uri: str) -> Mapping[str, Any] | None:

@@ -65,6 +65,21 @@ def test_every_contract_a_table_was_judged_by_is_on_record(lake: Lake, csv: Csv)
     assert Contract.from_json(second.document).digest == more.digest
 
 
+def test_a_contract_in_other_words_is_on_record_by_its_newest(lake: Lake, csv: Csv) -> None:
+    def called(version: str) -> Contract:
+        return Contract.from_json({**PLAIN.document, "version": version}, "t.odcs.yaml")
+
+    for hours, version in enumerate(("1.0.0", "1.0.1", "1.0.1")):
+        land(lake, csv(f"id,x\n{hours},1\n"), called(version), hours)
+    with lake.ledger.read() as conn:
+        (known,) = store.contract_history(conn, "m/t")
+        told = [row for row in ledger_store.rows(conn) if row.action == "data.contract_version"]
+    assert (known.number, known.version, known.document["version"]) == (1, "1.0.1", "1.0.1")
+    assert [(row.subject, row.payload["before"], row.payload["version"]) for row in told] == [
+        ("m/t", "1.0.0", "1.0.1")
+    ]
+
+
 def test_a_younger_column_is_null_in_older_rows(lake: Lake, csv: Csv) -> None:
     land(lake, csv("id,x\n1,1\n"))
     more = contract(
