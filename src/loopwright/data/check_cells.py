@@ -270,9 +270,33 @@ def _from_json(raw: str, column: Column, kind: str, depth: int) -> Cell:
     wrong = f"({raw} IS NOT NULL AND json_type(TRY_CAST({raw} AS JSON)) IS DISTINCT FROM '{kind}')"
     if not column.fields and column.items is None:
         return Cell(f"CASE WHEN NOT {wrong} THEN {raw} END", wrong)
+    # A cast makes null of what has another shape inside.
+    inside = _misshapen(f"TRY_CAST({raw} AS JSON)", column, depth)
+    wrong = f"({' OR '.join([wrong, *inside])})" if inside else wrong
     shape = f"TRY_CAST(TRY_CAST({raw} AS JSON) AS {_texts(column)})"
     inner = cell(f"(CASE WHEN NOT {wrong} THEN {shape} END)", column, _text_shape(column), depth)
     return Cell(inner.typed, f"({wrong} OR {inner.unfit})" if inner.unfit else wrong)
+
+
+def _misshapen(json: str, column: Column, depth: int) -> list[str]:
+    """Conditions that are true where an object or an array inside a JSON value is something else."""
+    if column.type == "object":
+        found = []
+        for field in column.fields:
+            if field.type in ("object", "array"):
+                pointer = "/" + field.name.replace("~", "~0").replace("/", "~1")
+                inner = f"json_extract({json}, {text(pointer)})"
+                found += [_other_kind(inner, field), *_misshapen(inner, field, depth)]
+        return found
+    if column.items is None or column.items.type not in ("object", "array"):
+        return []
+    name = f"_lw_n{depth}"
+    conditions = [_other_kind(name, column.items), *_misshapen(name, column.items, depth + 1)]
+    return [f"coalesce({any_of(f'TRY_CAST({json} AS JSON[])', name, ' OR '.join(conditions))}, FALSE)"]
+
+
+def _other_kind(json: str, column: Column) -> str:
+    return f"coalesce(json_type({json}) NOT IN ('{column.type.upper()}', 'NULL'), FALSE)"
 
 
 def _texts(column: Column) -> str:

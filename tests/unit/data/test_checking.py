@@ -324,3 +324,36 @@ def test_moments_of_the_future_tell_nothing_of_freshness() -> None:
     assert judged(old, mistaken).state == "FAIL"
     assert judged(old, ahead).state == "PASS"
     assert "no moments before now" in judged(mistaken).why
+
+
+SHAPED = contract([{
+    "name": "o", "logicalType": "object", "properties": [
+        {"name": "n", "logicalType": "integer"},
+        {"name": "tags", "logicalType": "array", "items": {"logicalType": "string"}},
+        {"name": "in/~", "logicalType": "object", "properties": [{"name": "k", "logicalType": "integer"}]},
+        {"name": "lines", "logicalType": "array", "items": {
+            "logicalType": "object", "properties": [{"name": "q", "logicalType": "integer"}],
+        }},
+    ],
+}])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ('{"n": 1, "tags": ["a"], "in/~": {"k": 1}, "lines": [{"q": 1}]}', True),
+        ('{"n": 1, "tags": null, "in/~": null, "lines": [null]}', True),
+        ('{"n": 1, "more": [1]}', True),
+        ('{"tags": "x"}', False),
+        ('{"in/~": [1]}', False),
+        ('{"in/~": 5}', False),
+        ('{"lines": [{"q": 1}, 5]}', False),
+        ('{"lines": {"q": 1}}', False),
+    ],
+)
+def test_json_of_another_shape_inside_does_not_fit(text: str, fits: bool) -> None:
+    with examination(pa.table({"o": [text]}), SHAPED) as found:
+        assert (found.report.good_rows, found.report.reasons) == (
+            (1, {}) if fits else (0, {"o is an object": 1})
+        )
+        assert found.report.state == ("PASS" if fits else "FAIL")
