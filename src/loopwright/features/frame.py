@@ -148,7 +148,8 @@ class Frame:
             raise BadInput(
                 f"whole numbers of `{name}` are too large for a model: neighbours would become one number",
                 where=f"INPUTS: {name}", got=str(beyond[0]), wanted=f"at most {LARGEST:,} (2^53) either way",
-                next="An identifier is a text: declare the input as \"string\" and CAST it to VARCHAR.",
+                next="An identifier is a text: say logicalType: string in its contract, or CAST it to VARCHAR, and "
+                'declare the input as "string".',
             ) from None  # fmt: skip
 
     def _times(self, name: str) -> Array:
