@@ -156,6 +156,9 @@ def cell(raw: str, column: Column, arrow: pa.DataType, depth: int = 0) -> Cell:
         return _array(raw, column, arrow, depth)
     if pa.types.is_null(arrow):
         return Cell(f"CAST(NULL AS {SQL_TYPES[column.type]})", None)
+    if pa.types.is_nested(arrow) and column.type == "string":
+        # As it would stand in a text file; null would be a value that nobody misses.
+        return Cell(f"CASE WHEN {raw} IS NOT NULL THEN CAST(to_json({raw}) AS VARCHAR) END", None)
     if pa.types.is_nested(arrow):
         return Cell(f"CAST(NULL AS {SQL_TYPES[column.type]})", f"{raw} IS NOT NULL")
     return _text_cell(raw, column) if _is_text(arrow) else _typed_cell(raw, column, arrow)

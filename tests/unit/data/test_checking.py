@@ -357,3 +357,22 @@ def test_json_of_another_shape_inside_does_not_fit(text: str, fits: bool) -> Non
             (1, {}) if fits else (0, {"o is an object": 1})
         )
         assert found.report.state == ("PASS" if fits else "FAIL")
+
+
+@pytest.mark.parametrize(
+    ("cells", "texts"),
+    [
+        ([[1, None], None, []], ["[1,null]", None, "[]"]),
+        ([{"a": "x"}, None, {"a": None}], ['{"a":"x"}', None, '{"a":null}']),
+    ],
+)
+def test_lists_and_objects_in_a_column_of_text_become_json_and_never_null(
+    cells: list[Any], texts: list[str | None]
+) -> None:
+    wanted = contract([{"name": "s", "logicalType": "string"}])
+    with examination(pa.table({"s": cells}), wanted) as found:
+        assert found.report.state == "PASS"
+        assert found.good().read_all().column("s").to_pylist() == texts
+    needed = contract([{"name": "s", "logicalType": "string", "required": True}])
+    with examination(pa.table({"s": cells}), needed) as found:
+        assert found.report.reasons == {"s present": 1}
