@@ -5,7 +5,7 @@ from loopwright.cli.lazy import LazyGroup, Section
 SECTIONS = (
     Section("Start here", {
         "demo": ("demo:demo", "Take a model through its whole life on real data."),
-        "init": ("start:init", "Scaffold a project for your own CSV or Parquet file."),
+        "init": ("start:init", "Scaffold a project for your own rows."),
         "run": ("start:run", "Take a project from data to a gated, registered version."),
         "apply": ("start:apply", "Make a changed loop.yaml count without training."),
         "up": ("processes:up", "Start the control plane: API, MLflow, controllers."),
