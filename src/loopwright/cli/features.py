@@ -22,7 +22,7 @@ LONGEST = 6 * 3600.0
 
 @subcommands()
 def features() -> None:
-    """Materialise, read and watch features."""
+    """Materialise, read and watch features; prove there is no skew."""
 
 
 features.add_command(health)
