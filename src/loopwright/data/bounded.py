@@ -7,6 +7,7 @@ from pathlib import Path
 import duckdb
 
 from loopwright.data.duck import connect
+from loopwright.data.sql import text as _text
 from loopwright.data.workspace import workspace
 from loopwright.kernel.errors import Unavailable
 
@@ -39,7 +40,3 @@ def bounded(memory: str = MEMORY, *, spill: Path | None = None) -> Iterator[duck
                 "too little memory, or no room to spill to", where=str(folder), got=str(error).split("\n")[0],
                 wanted=f"{memory} and free space on the disk", next="Free some space, or set TMPDIR",
             ) from error  # fmt: skip
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from loopwright.data.sql import quote as quote
+from loopwright.data.sql import text as text
 from loopwright.data.terms import Column
 
 SQL_TYPES = {
@@ -46,14 +48,6 @@ class Place:
     wrap: Callable[[str], str]
     parent: str | None
     single: bool
-
-
-def quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def text(value: Any) -> str:
-    return "'" + str(value).replace("'", "''") + "'"
 
 
 def literal(value: Any, column: Column) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from loopwright.data.bounded import MEMORY, bounded
 from loopwright.data.files import Files
+from loopwright.data.sql import quote as quote
 
 ALGORITHM = "sha256-rows-1"
 """The name of this way to spell and sum up rows; another way has another name."""
@@ -67,11 +68,6 @@ def spelling(names: Sequence[str], schema: pa.Schema, of: str = "") -> str:
     """SQL for the spelling of a row's columns `names`; `of`: the alias of their table."""
     prefix = f"{quote(of)}." if of else ""
     return f"concat({', '.join(_cell(prefix + quote(name), schema.field(name).type) for name in names)})"
-
-
-def quote(name: str) -> str:
-    """A name in SQL."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _cell(value: str, kind: pa.DataType, depth: int = 0) -> str:

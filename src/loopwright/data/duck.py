@@ -7,6 +7,7 @@ from pathlib import Path
 
 import duckdb
 
+from loopwright.data.sql import text as _text
 from loopwright.kernel.errors import BadInput
 
 MEMORY = "256MB"
@@ -54,7 +55,3 @@ def memory_bytes(limit: str) -> int:
             "not a memory limit", where="memory", got=limit, wanted="at least 64MB, e.g. 256MB or 2GB"
         )
     return bytes_
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

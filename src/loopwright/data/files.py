@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
+from loopwright.data.sql import quote as _quote
+from loopwright.data.sql import text as _text
 from loopwright.data.storage import s3_filesystem
 
 BATCH_ROWS = 64 * 1024
@@ -187,11 +189,3 @@ def _duck_type(arrow: pa.DataType) -> str | None:
         named = ", ".join(f"{_quote(name)} {inner}" for name, inner in parts)
         return f"STRUCT({named})" if all(inner for _, inner in parts) else None
     return _DUCK_TYPES.get(str(arrow))
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -17,6 +17,8 @@ from loopwright.data.contract import Type
 from loopwright.data.duck import connect
 from loopwright.data.inferred import infer_contract, to_yaml
 from loopwright.data.source import Source
+from loopwright.data.sql import quote as _quote
+from loopwright.data.sql import text as _text
 
 __all__ = ["Facts", "Inferred", "infer", "infer_contract", "to_yaml"]
 
@@ -232,11 +234,3 @@ def _is_text(kind: pa.DataType) -> bool:
 def _row(engine: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
     found: tuple[Any, ...] = engine.execute(query).fetchall()[0]
     return found
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

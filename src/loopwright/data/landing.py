@@ -15,6 +15,8 @@ from loopwright.data.duck import connect
 from loopwright.data.files import Files
 from loopwright.data.lake import Lake, batch_bounds
 from loopwright.data.parts import cast_batches, storable, total, write_parts
+from loopwright.data.sql import quote as quote
+from loopwright.data.sql import text as text
 from loopwright.data.staged import MALFORMED, Staged
 from loopwright.data.storage import Storage
 from loopwright.kernel.clock import from_us, iso, to_us
@@ -259,13 +261,3 @@ def _with(rows: pa.RecordBatch, **constants: object) -> pa.RecordBatch:
         kind = TIME if isinstance(value, datetime) else pa.string()
         rows = rows.append_column(name, pa.repeat(pa.scalar(value, kind), rows.num_rows))
     return rows
-
-
-def quote(name: str) -> str:
-    """A name as SQL has it."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def text(value: str) -> str:
-    """A text as SQL has it."""
-    return "'" + value.replace("'", "''") + "'"

@@ -28,6 +28,8 @@ from loopwright.data.incidents.failures import judging
 from loopwright.data.incidents.model import State, require_reason
 from loopwright.data.incidents.store import Decision
 from loopwright.data.lake import Lake
+from loopwright.data.sql import quote as _quote
+from loopwright.data.sql import text as _text
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.digest import digest_json
 from loopwright.kernel.errors import BadInput, NotFound, Refused, did_you_mean
@@ -512,11 +514,3 @@ def _seen(lake: Lake, layer: Literal["silver", "quarantine"], model: str, table:
     return lake.exists(layer, model, table) and (
         lake.open(layer, model, table).transaction_version(once) is not None
     )
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

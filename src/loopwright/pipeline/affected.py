@@ -20,6 +20,7 @@ from sqlglot.errors import SqlglotError
 from loopwright.data.duck import connect
 from loopwright.data.files import Files
 from loopwright.data.lake import Lake
+from loopwright.data.sql import text as _text
 from loopwright.features.module import FeatureModule
 from loopwright.features.view import FeatureView, WindowedRate, as_mapping, quoted
 from loopwright.kernel.errors import BadInput
@@ -347,7 +348,3 @@ def _moment(micros: int | None) -> datetime | None:
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(micros))
     except OverflowError:
         raise BadInput("a time that no calendar holds", got=micros) from None
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from loopwright.data.contract import Contract
 from loopwright.data.infer import Facts, Inferred, infer, infer_contract, to_yaml
 from loopwright.data.source import public_uri, resolve
+from loopwright.data.sql import quote as _quote
 from loopwright.features.module import load_features
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Unavailable, did_you_mean
 from loopwright.pipeline.scaffold_files import render
@@ -452,7 +453,3 @@ def _natural(text: str) -> tuple[int, float, str]:
         return (0, float(text), text)
     except ValueError:
         return (1, 0.0, text)
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from loopwright.data.sql import quote as _quote
 from loopwright.registry.documents.sections import template
 
 if TYPE_CHECKING:
@@ -316,10 +317,6 @@ def _tuple(values: tuple[str, ...], *, long: bool = False) -> str:
     if long and len(values) > 6:
         return "(\n" + "".join(f"    {_py(value)},\n" for value in values) + ")"
     return "(" + ", ".join(_py(value) for value in values) + ("," if len(values) == 1 else "") + ")"
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _py(text: str) -> str:

@@ -169,10 +169,6 @@ def logical(name: str) -> str | None:
     return next((type_ for pattern, type_ in _NAMES if re.match(pattern, name.strip().lower())), None)
 
 
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
 def literal(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).upper()

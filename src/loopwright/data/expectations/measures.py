@@ -13,13 +13,13 @@ from loopwright.data.expectations.effect import (
     maps,
     number,
     percent,
-    quoted,
     shared,
     text_of,
     type_of,
     values_of,
 )  # fmt: skip
 from loopwright.data.expectations.suite import Expectation
+from loopwright.data.sql import quote as quoted
 
 
 @maps("expect_column_proportion_of_non_null_values_to_be_between")

@@ -18,7 +18,6 @@ from loopwright.data.expectations.effect import (
     number,
     pair_of,
     percent,
-    quoted,
     shared,
     text_of,
     texts_of,
@@ -26,6 +25,7 @@ from loopwright.data.expectations.effect import (
     values_of,
 )  # fmt: skip
 from loopwright.data.expectations.suite import Expectation
+from loopwright.data.sql import quote as quoted
 
 
 @maps("expect_column_to_exist")

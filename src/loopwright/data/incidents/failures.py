@@ -12,6 +12,7 @@ from loopwright.data.checking import examination
 from loopwright.data.contract import Contract, Scope, Severity
 from loopwright.data.duck import connect
 from loopwright.data.files import Files
+from loopwright.data.sql import quote as _quote
 from loopwright.kernel.errors import BadInput, Unavailable
 
 Rows: TypeAlias = Files | pa.Table
@@ -179,7 +180,3 @@ def _values(engine: duckdb.DuckDBPyConnection, rule: str, column: str) -> dict[s
         if abs(low) != float("inf") and abs(high) != float("inf") and low == low and high == high:
             found |= {"minimum": low, "maximum": high}
     return found
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -31,6 +31,8 @@ from loopwright.data.content import content_digest
 from loopwright.data.files import Files
 from loopwright.data.sources.reading import Told, names_that_can_be_kept, public_uri
 from loopwright.data.sources.staging import disk, write_rows
+from loopwright.data.sql import quote as _quoted
+from loopwright.data.sql import text as _text
 from loopwright.data.staged import MALFORMED, Staged
 from loopwright.kernel.digest import digest_json
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Unavailable, did_you_mean
@@ -427,11 +429,3 @@ def _with_password(parts: Any, values: dict[str, str], name: str) -> str:
 def _folded(identifier: str) -> str:
     """A name as PostgreSQL reads it: small letters unless in quotes."""
     return identifier if identifier.startswith('"') else _quoted(identifier.lower())
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
