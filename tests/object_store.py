@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 import pytest
 
-STARTS_WITHIN = 25
+STARTS_WITHIN = 60
 ATTEMPTS = 4
 
 

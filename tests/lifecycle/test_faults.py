@@ -190,12 +190,22 @@ RUNS = {
 }  # fmt: skip
 
 
-LANDED = {"lake/bronze", "lake/silver", "lake/quarantine", "lw_batches", "lw_landings", "lw_snapshots"}
+LANDED = {
+    "lake/bronze", "lake/silver", "lake/quarantine", "lw_batches", "lw_landings", "lw_snapshots", "lw_contents",
+    "lw_contracts",
+}  # fmt: skip
+INCIDENT = {"lw_incidents", "lw_incident_events", "lw_alerts"}
+"""A table that had deliveries, and now cannot be read or is refused, is worth somebody's attention."""
 KEPT = {
+    "a missing CSV": INCIDENT,
+    "an empty CSV": INCIDENT,
+    "a CSV of noise": INCIDENT,
+    "a column that vanished": INCIDENT,
+    "a label that vanished": INCIDENT,
     # What arrived is kept as it came, and why it was turned away; silver is untouched.
-    "rows that break their contract": {"lake/bronze", "lake/quarantine"},
+    "rows that break their contract": {"lake/bronze", "lake/quarantine", *INCIDENT},
     # Good rows that landed before the fault was found are data, not half a version. A failed run is a run.
-    "too few rows": LANDED,
+    "too few rows": LANDED | {"lake/gold"},
     "a training file without its function": {"lw_runs"},
 }
 
