@@ -112,6 +112,8 @@ def _start(
     command = [
         program, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
         f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-master.volumeSizeLimitMB=64",
+        # Their ports are fixed: a second server of another test process would end at once.
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
         # Every bucket takes seven volumes: with as many as the disk's size suggests, a session's tenth has none.
         "-volume.max=2000", *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
     ]  # fmt: skip

@@ -193,6 +193,10 @@ def test_killed_at_fifty_random_moments(
             assert ended == -signal.SIGKILL
             kills += 1
         assert ended == 0 or landings.run(job) == 0
-        assert outcome(root, job["lake"]) == undisturbed[name]["seen"], f"lake {lakes}, {name}"
+        seen, wanted = outcome(root, job["lake"]), undisturbed[name]["seen"]
+        # Killed behind its last write, a job begins again: back to the contract of before, and forth once more.
+        acts, known = seen.pop("acts"), wanted["acts"]
+        assert (acts[: len(known) - 1], acts[-1]) == (known[:-1], known[-1]), f"lake {lakes}, {name}"
+        assert seen == {key: value for key, value in wanted.items() if key != "acts"}, f"lake {lakes}, {name}"
         lakes += 1
     assert lakes < 40

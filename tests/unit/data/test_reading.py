@@ -90,7 +90,7 @@ class TestWhatCannotBeReadToItsEnd:
         rows = "".join(f"{n},{zlib.crc32(b'%d' % n)}\n" for n in range(200_000))
         whole = gzip.compress(f"x,y\n{rows}".encode(), 1)
         found = source(tmp_path / "a.csv.gz", whole[: len(whole) * 9 // 10])
-        with pytest.raises(BadInput, match=r"a\.csv\.gz.*the gzip stream is cut off, after \d{5,6} rows"):
+        with pytest.raises(BadInput, match=r"a\.csv\.gz.*the gzip stream is cut off, after \d{4,6} rows"):
             found.stage(tmp_path / "into")
         assert list((tmp_path / "into").iterdir()) == []
 
