@@ -24,8 +24,8 @@ from loopwright.kernel.actor import SYSTEM
 from loopwright.ledger.engine import Ledger
 
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
-# A killed holder keeps the others out for so long; tests wait less.
-lease.TTL = timedelta(seconds=1)
+# A killed holder keeps the others out for so long; tests wait less, but a machine that stalls must not lose a lease.
+lease.TTL = timedelta(seconds=3)
 
 
 def tell(what: object) -> None:
