@@ -1,7 +1,8 @@
 """The route table: which versions answer for each model, with what weights, and why they may."""
 
+import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -10,17 +11,83 @@ from loopwright.bundle.keys import PublicKey, SigningKey, verify_any
 from loopwright.kernel.digest import canonical_json
 from loopwright.kernel.errors import BadInput, Tampered
 
+_ARM = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+RESERVED_ARMS = frozenset(("direct", "cache", "default"))
+"""Names under which answers are logged that no arm gave: asked for by version, kept from before, or configured."""
+
 
 class Arm(msgspec.Struct, frozen=True):
-    """A share of traffic. `stable` takes what the others leave; a shadow's weight is the share of requests copied."""
+    """A share of traffic. `stable` takes what the others leave; a shadow's weight is the share of requests copied.
 
-    name: Literal["stable", "canary", "shadow"]
+    Other names than stable, canary and shadow are variants of an A/B test: lower-case letters, digits, - and _.
+    """
+
+    name: str
     version: int
     weight: float
 
     def __post_init__(self) -> None:
+        if not _ARM.fullmatch(self.name) or self.name in RESERVED_ARMS:
+            raise BadInput(
+                "not an arm's name",
+                where="arm",
+                got=self.name,
+                wanted="stable, canary, shadow or a variant's name",
+            )
         if not 0.0 <= self.weight <= 1.0:
             raise BadInput("not a share", where=f"arm {self.name}", got=self.weight, wanted="between 0 and 1")
+
+
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Milliseconds = Annotated[float, msgspec.Meta(gt=0.0, le=86_400_000.0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]
+
+
+class Breaker(msgspec.Struct, frozen=True, kw_only=True):
+    """When an arm is left alone: of at least `requests` within `window_s`, more than `error_rate` failed, or more than
+    half took longer than `slow_ms` (None: never). It is tried again after `open_s`, twice as long after each failure.
+    """
+
+    error_rate: Share = 0.5
+    slow_ms: Milliseconds | None = None
+    requests: Annotated[int, msgspec.Meta(ge=1)] = 20
+    window_s: Seconds = 10.0
+    open_s: Seconds = 5.0
+
+
+class Batching(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether requests that come together are predicted together; auto: when the model is slow enough to gain by it."""
+
+    mode: Literal["auto", "on", "off"] = "auto"
+    max_rows: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
+
+
+class LogPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a prediction is kept. sample: the share of answers whose rows are shipped (all are counted; errors and
+    fallbacks are always kept). redact: inputs that are never written. disk_full: refuse answers nothing that cannot be
+    logged, shed answers and counts what is lost."""
+
+    sample: Share = 1.0
+    redact: tuple[str, ...] = ()
+    disk_full: Literal["refuse", "shed"] = "refuse"
+
+
+class ServingPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model is answered for.
+
+    timeout_ms: what one prediction may take. slo_ms: what was promised, a bucket of the latency histogram.
+    cached_answers: how many recent answers are kept for when no version answers. default: output → number, given when
+    nothing else can be (None: an error). shadow_share: the most of a worker's time that copies to a shadow may take.
+    """
+
+    timeout_ms: Milliseconds = 2000.0
+    slo_ms: Milliseconds = 100.0
+    breaker: Breaker = Breaker()
+    batching: Batching = Batching()
+    log: LogPolicy = LogPolicy()
+    cached_answers: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    default: dict[str, float] | None = None
+    shadow_share: Share = 0.25
 
 
 class VersionRoute(msgspec.Struct, frozen=True):
@@ -31,12 +98,13 @@ class VersionRoute(msgspec.Struct, frozen=True):
 
 
 class ModelRoute(msgspec.Struct, frozen=True):
-    """How one model's traffic is split. `salt` makes splits of different models independent."""
+    """How one model's traffic is split and answered. `salt` makes splits of different models independent."""
 
     model: str
     salt: str
     arms: tuple[Arm, ...]
     versions: dict[str, VersionRoute]
+    serving: ServingPolicy = ServingPolicy()
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

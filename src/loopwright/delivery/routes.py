@@ -11,6 +11,7 @@ from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.routes import Arm, ModelRoute, RouteTable, VersionRoute, sign_routes
 from loopwright.delivery.plan import Plan
 from loopwright.delivery.rollout import Canary, Paused, Shadow, Smoke, State
+from loopwright.delivery.serving import policy_of
 from loopwright.delivery.store import (
     Rollout,
     active_rollout,
@@ -22,6 +23,7 @@ from loopwright.delivery.store import (
 )
 from loopwright.kernel.clock import iso
 from loopwright.kernel.digest import digest_json
+from loopwright.monitoring.store import load_spec
 from loopwright.registry.approval import approval_record
 from loopwright.registry.promotion import returnable
 from loopwright.registry.trust.store import approved
@@ -117,9 +119,8 @@ def _model_route(conn: Connection, model: str, key: SigningKey) -> ModelRoute | 
     # One salt for a whole rollout keeps a user on the canary as it grows; another for the next spreads the
     # risk.
     salt = (running or standing).id
-    return ModelRoute(
-        model, salt, split, {str(arm.version): _version(conn, model, arm.version, key) for arm in split}
-    )
+    versions = {str(arm.version): _version(conn, model, arm.version, key) for arm in split}
+    return ModelRoute(model, salt, split, versions, policy_of(load_spec(conn, model)))
 
 
 def _version(conn: Connection, model: str, version: int, key: SigningKey) -> VersionRoute:

@@ -250,6 +250,59 @@ class Delivery(Section):
         return self
 
 
+Milliseconds = Annotated[float, Field(gt=0, le=86_400_000, allow_inf_nan=False)]
+
+
+class Breaker(Section):
+    """When an arm that fails or lags is left alone for a while."""
+
+    error_rate: Share = Field(0.5, description="a percentage of failed predictions, like 50%")
+    slow_ms: Milliseconds | None = Field(
+        None, description="milliseconds above 0; left out: latency does not count"
+    )
+    requests: int = Field(20, ge=1, le=1_000_000, description="a whole number from 1")
+    window: Duration = Field(
+        timedelta(seconds=10), gt=timedelta(), description="a duration above zero, like 10s"
+    )
+    open: Duration = Field(timedelta(seconds=5), gt=timedelta(), description="a duration above zero, like 5s")
+
+
+class Batching(Section):
+    """Whether requests that come together are predicted together; `auto` measures whether the model gains by it."""
+
+    mode: Literal["auto", "on", "off"] = Field("auto", description="auto, on or off")
+    max_rows: int = Field(64, ge=1, le=10_000, description="a whole number from 1 to 10000")
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _yaml_says_true(cls, value: object) -> object:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+class PredictionLogging(Section):
+    """What the prediction log keeps. Every answer is counted; `sample` is of the rows kept beside the counts."""
+
+    sample: Share = Field(1.0, description="a percentage, like 10%")
+    redact: tuple[Text, ...] = Field(
+        (), max_length=1000, description="a list of inputs that are never written down"
+    )
+    disk_full: Literal["refuse", "shed"] = Field("refuse", description="refuse or shed")
+
+
+class Serving(Section):
+    """How the model is answered for; servers take it over with the next route table."""
+
+    timeout_ms: Milliseconds = Field(2000.0, description="milliseconds above 0")
+    breaker: Breaker = Field(Breaker(), description="{error_rate, slow_ms, requests, window, open}")
+    batching: Batching = Field(Batching(), description="{mode, max_rows}")
+    log: PredictionLogging = Field(PredictionLogging(), description="{sample, redact, disk_full}")
+    cached_answers: int = Field(0, ge=0, le=1_000_000, description="a whole number; 0 keeps none")
+    default: float | dict[Text, float] | None = Field(
+        None, description="the answer when nothing else can answer: a number, or one for each class"
+    )
+    shadow_share: Share = Field(0.25, description="a percentage of a worker's time, like 25%")
+
+
 class Drift(Section):
     """The PSI (bias-corrected) that alarms, and the features it is watched on."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from loopwright.kernel.digest import digest_json
 from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
@@ -24,6 +24,7 @@ from loopwright.project.sections import (
     Retraining,
     Search,
     Section,
+    Serving,
     Train,
 )
 
@@ -52,8 +53,21 @@ class Spec(Section):
     explain: Explain = Field(Explain(), description="{log, rows}")
     policy: Policy = Field(Policy(), description="{tier, and what is to be stricter than its document}")
     delivery: Delivery = Field(Delivery(), description="{strategy, shadow_first, steps, rollback}")
+    serving: Serving = Field(Serving(), description="{timeout_ms, breaker, batching, log, default}")
     monitoring: Monitoring = Field(Monitoring(), description="{window, drift, quality, slo}")
     retraining: Retraining | None = Field(None, description="{schedule, on, cooldown, budget}")
+
+    @model_validator(mode="after")
+    def _default_answers_the_task(self) -> Self:
+        default = self.serving.default
+        if default is not None and (self.task == "multiclass") != isinstance(default, dict):
+            wanted = "a number for each class" if self.task == "multiclass" else "one number"
+            raise BadInput(
+                f"serving.default: not an answer of a {self.task} model", got=default, wanted=wanted
+            )
+        if self.task == "binary" and isinstance(default, float) and not 0 <= default <= 1:
+            raise BadInput("serving.default: not a probability", got=default, wanted="0 to 1")
+        return self
 
     @property
     def experiment(self) -> str:
