@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Refused, Unavailable
 from loopwright.serving import v2
 from loopwright.serving.counters import Counters
-from loopwright.serving.engine import Answer, Engine, Model
+from loopwright.serving.engine import Answer, Engine
 from loopwright.serving.exposition import render
+from loopwright.serving.models import Model
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -223,7 +224,7 @@ class App:
             raise HttpError(404, "no such path", got=path)
         target = self._engine.target(model, version)
         versions = sorted(model.versions) if version is None else [version]
-        described = v2.metadata(model.name, versions, target.bundle.schema)
+        described = v2.metadata(model.name, versions, target.schema)
         return 200, v2.encode({**described, "parameters": self._describe(model)}), [_JSON]
 
     def _find(self, path: str) -> tuple[Model, int | None, list[str]]:
@@ -239,7 +240,7 @@ class App:
         return {
             "model": model.name,
             "arms": [{"arm": arm.name, "version": arm.version, "weight": arm.weight} for arm in model.arms],
-            "bundles": {str(version): served.bundle.digest for version, served in model.versions.items()},
+            "bundles": {str(version): served.digest for version, served in model.versions.items()},
             "refused": {str(version): why for version, why in model.refused.items()},
         }
 

@@ -8,21 +8,20 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from loopwright.bundle.open import Bundle
-from loopwright.bundle.routes import Arm
 from loopwright.kernel.errors import LoopwrightError, NotFound, Unavailable
 from loopwright.kernel.ids import new_id
 from loopwright.serving.counters import Counters
 from loopwright.serving.deadline import PredictionTimeout
 from loopwright.serving.events import Event, SegmentWriter, Status, frame
+from loopwright.serving.models import Model, Served
 from loopwright.serving.router import is_shadowed, pick, position
-from loopwright.serving.rows import Columns, Reader, Rows, Value
+from loopwright.serving.rows import Columns, Rows, Value
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -45,41 +44,6 @@ class ModelFailed(LoopwrightError):
     """No version gave an answer for a row."""
 
     http_status = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A version that is loaded and may answer."""
-
-    version: int
-    bundle: Bundle
-    reader: Reader
-
-    @classmethod
-    def of(cls, version: int, bundle: Bundle) -> "Served":
-        """Prepare a loaded bundle."""
-        return cls(version, bundle, Reader(bundle.schema))
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model's routes with what is loaded. `arms` holds only arms whose version is loaded.
-
-    standby: versions that left the routes last and stay loaded: a rollback must not wait for a load. Nothing is
-    answered from there.
-    """
-
-    name: str
-    salt: str
-    arms: tuple[Arm, ...]
-    versions: dict[int, Served]
-    refused: dict[int, str] = field(default_factory=dict)
-    standby: dict[int, Served] = field(default_factory=dict)
-
-    @property
-    def stable(self) -> Served | None:
-        """The version that answers when no other does, or None when it was refused."""
-        return next((self.versions[arm.version] for arm in self.arms if arm.name == "stable"), None)
 
 
 @dataclass(slots=True)
@@ -254,7 +218,7 @@ class Engine:
     def _predict_one(self, served: Served, values: list[Value]) -> tuple[list[float] | None, str]:
         try:
             columns = served.reader.columns([values])
-            result = self._limit.run(served.bundle.predict_columns, columns, self._timeout)
+            result = self._limit.run(served.loaded.predict_columns, columns, self._timeout)
             outputs: list[float] = result[0].tolist()
         except Exception as error:  # noqa: BLE001 - whatever a model raises is the model's error, on record and answered for
             return None, _why(error)
@@ -269,7 +233,7 @@ class Engine:
         try:
             columns: Columns = served.reader.columns(values)
             result = self._limit.run(
-                served.bundle.predict_columns, columns, self._timeout * (1 + len(values) / 100)
+                served.loaded.predict_columns, columns, self._timeout * (1 + len(values) / 100)
             )
         except PredictionTimeout as error:
             # Alone they may be no faster, and the loop has waited long enough.

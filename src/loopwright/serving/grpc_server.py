@@ -11,7 +11,8 @@ from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Unavai
 from loopwright.serving import inference_pb2 as pb
 from loopwright.serving import v2
 from loopwright.serving.app import answer_parameters
-from loopwright.serving.engine import Answer, Engine, Model
+from loopwright.serving.engine import Answer, Engine
+from loopwright.serving.models import Model
 from loopwright.serving.worker import GRACE_SECONDS, Worker
 
 SERVICE = "inference.GRPCInferenceService"

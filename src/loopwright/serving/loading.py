@@ -9,7 +9,7 @@ from loopwright.bundle.open import open_bundle
 from loopwright.bundle.routes import ModelRoute, RouteTable
 from loopwright.kernel.errors import LoopwrightError, Refused
 from loopwright.kernel.stage import Stage
-from loopwright.serving.engine import Model, Served
+from loopwright.serving.models import Model, Served
 
 WARM_UPS = 20
 STANDBY = 1
@@ -87,7 +87,7 @@ def load_models(
             digest = route.versions[str(version)].bundle
             kept = old.versions.get(version) or old.standby.get(version) if old else None
             try:
-                if kept and kept.bundle.digest == digest:
+                if kept and kept.digest == digest:
                     check_approval(route, version, keys)
                     versions[version] = kept
                 elif digest in unfetched:
@@ -112,7 +112,7 @@ def _still_trusted(old: Model | None, trusted: Collection[str]) -> Model | None:
         return None
 
     def stays(served: Served) -> bool:
-        return served.bundle.pickled is None or served.bundle.pickled in trusted
+        return served.loaded.pickled is None or served.loaded.pickled in trusted
 
     versions = {version: served for version, served in old.versions.items() if stays(served)}
     standby = {version: served for version, served in old.standby.items() if stays(served)}

@@ -1,0 +1,68 @@
+"""What a worker serves: models, their arms, and versions that are in memory or may be brought there."""
+
+from dataclasses import dataclass, field
+
+from loopwright.bundle.manifest import Manifest
+from loopwright.bundle.open import Bundle
+from loopwright.bundle.routes import Arm
+from loopwright.bundle.signature import Schema
+from loopwright.kernel.errors import Unavailable
+from loopwright.serving.rows import Reader
+
+
+@dataclass(slots=True, eq=False)
+class Served:
+    """A version that may answer: its approval and every digest are checked. `bundle` is None while it is not in memory.
+
+    Compared by identity: one object per version and bytes, for as long as the routes name it. Who predicts takes
+    `bundle` once and keeps it until the answer is there; what leaves memory meanwhile ends after its last user.
+    """
+
+    version: int
+    bundle: Bundle | None
+    reader: Reader
+    digest: str
+    manifest: Manifest
+
+    @classmethod
+    def of(cls, version: int, bundle: Bundle) -> "Served":
+        """Prepare a loaded bundle."""
+        return cls(version, bundle, Reader(bundle.schema), bundle.digest, bundle.manifest)
+
+    @classmethod
+    def cold(cls, version: int, manifest: Manifest, digest: str) -> "Served":
+        """A version whose files were verified and that nobody has loaded yet."""
+        return cls(version, None, Reader(manifest.schema), digest, manifest)
+
+    @property
+    def schema(self) -> Schema:
+        """What a request brings and what it gets; known whether it is in memory or not."""
+        return self.reader.schema
+
+    @property
+    def loaded(self) -> Bundle:
+        """The bundle; raises Unavailable while it is not in memory."""
+        if self.bundle is None:
+            raise Unavailable(f"version {self.version} of {self.manifest.model} is not in memory")
+        return self.bundle
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model's routes with what may answer. `arms` holds only arms whose version may.
+
+    standby: versions that left the routes last and stay loaded: a rollback must not wait for a load. Nothing is
+    answered from there.
+    """
+
+    name: str
+    salt: str
+    arms: tuple[Arm, ...]
+    versions: dict[int, Served]
+    refused: dict[int, str] = field(default_factory=dict)
+    standby: dict[int, Served] = field(default_factory=dict)
+
+    @property
+    def stable(self) -> Served | None:
+        """The version that answers when no other does, or None when it was refused."""
+        return next((self.versions[arm.version] for arm in self.arms if arm.name == "stable"), None)
