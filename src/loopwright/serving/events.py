@@ -75,16 +75,21 @@ def whole_frames(data: bytes | memoryview, start: int = 0) -> int:
 
 def read_frames(data: bytes) -> Iterator[Event]:
     """Yield the events of `data`, oldest first, leaving out a torn tail; raises BadInput where it is damaged."""
+    return (event for _, _, event in read_placed(data))
+
+
+def read_placed(data: bytes) -> Iterator[tuple[int, int, Event]]:
+    """What `read_frames` yields, with where in `data` each event's frame begins and ends."""
     view = memoryview(data)
     offset, end = 0, whole_frames(view)
     while offset < end:
         length, _ = _HEAD.unpack_from(view, offset)
-        offset += _HEAD.size
+        after = offset + _HEAD.size + length
         try:
-            yield _decoder.decode(view[offset : offset + length])
+            yield offset, after, _decoder.decode(view[offset + _HEAD.size : after])
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise BadInput(f"not an event ({error})", where=f"event log, byte {offset}") from None
-        offset += length
+        offset = after
     whole_frames(view, end)
 
 
