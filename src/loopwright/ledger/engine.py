@@ -96,6 +96,20 @@ class Ledger:
                 yield connection
 
     @contextmanager
+    def beside(self) -> Iterator[Connection]:
+        """Enter a transaction that writes beside the one writer: for queues, whose rows are locked one by one.
+
+        Whoever changes a row locks it first (FOR UPDATE, SKIP LOCKED where any row will do), and neither appends to the
+        audit log nor enters `write` before the end. On SQLite, which has one writer only, it is `write`.
+        """
+        if self.engine.dialect.name == "sqlite":
+            with self.write() as connection:
+                yield connection
+            return
+        with _explained(self.url), self.engine.connect() as plain, plain.begin():
+            yield plain
+
+    @contextmanager
     def read(self) -> Iterator[Connection]:
         """Enter a transaction that changes nothing; all its reads see one moment."""
         with _explained(self.url), self.engine.connect() as plain:

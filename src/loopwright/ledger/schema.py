@@ -35,6 +35,10 @@ from loopwright.ledger.data_schema import materializations as materializations
 from loopwright.ledger.data_schema import releases as releases
 from loopwright.ledger.data_schema import snapshots as snapshots
 from loopwright.ledger.data_schema import table_contents as table_contents
+from loopwright.ledger.jobs_schema import job_attempts as job_attempts
+from loopwright.ledger.jobs_schema import job_deliveries as job_deliveries
+from loopwright.ledger.jobs_schema import job_parts as job_parts
+from loopwright.ledger.jobs_schema import jobs as jobs
 
 REVISION = "0001"
 """The migration this schema stands at."""

@@ -205,6 +205,46 @@ def upgrade() -> None:
         op.f("ix_lw_incidents_table_name_cause"), "lw_incidents", ["table_name", "cause"], unique=False
     )
     op.create_table(
+        "lw_jobs",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=True),
+        sa.Column("request", sa.Text(), nullable=False),
+        sa.Column("request_digest", sa.Text(), nullable=False),
+        sa.Column("rows", sa.Text(), nullable=True),
+        sa.Column("submitted_by", sa.Text(), nullable=False),
+        sa.Column("submitted_at", sa.BigInteger(), nullable=False),
+        sa.Column("due_at", sa.BigInteger(), nullable=True),
+        sa.Column("holder", sa.Text(), nullable=True),
+        sa.Column("fence", sa.BigInteger(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("cancelled_by", sa.Text(), nullable=True),
+        sa.Column("pinned", sa.Text(), nullable=True),
+        sa.Column("total", sa.BigInteger(), nullable=True),
+        sa.Column("done", sa.BigInteger(), nullable=False),
+        sa.Column("failed_rows", sa.BigInteger(), nullable=False),
+        sa.Column("latest_event", sa.BigInteger(), nullable=True),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("result", sa.Text(), nullable=True),
+        sa.Column("started_at", sa.BigInteger(), nullable=True),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
+        sa.Column("tell_at", sa.BigInteger(), nullable=True),
+        sa.Column("tells", sa.Integer(), server_default="0", nullable=False),
+        sa.CheckConstraint(
+            "\"state\" IN ('queued', 'running', 'succeeded', 'dead', 'cancelled')",
+            name=op.f("ck_lw_jobs_state"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_jobs")),
+        sa.UniqueConstraint("model", "key", name=op.f("uq_lw_jobs_model_key")),
+    )
+    op.create_index(op.f("ix_lw_jobs_due_at"), "lw_jobs", ["due_at"], unique=False)
+    op.create_index(op.f("ix_lw_jobs_model_state"), "lw_jobs", ["model", "state"], unique=False)
+    op.create_index(op.f("ix_lw_jobs_submitted_at"), "lw_jobs", ["submitted_at"], unique=False)
+    op.create_index(op.f("ix_lw_jobs_tell_at"), "lw_jobs", ["tell_at"], unique=False)
+    op.create_table(
         "lw_label_batches",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
@@ -499,6 +539,44 @@ def upgrade() -> None:
     )
     op.create_index(
         op.f("ix_lw_incident_events_incident_id"), "lw_incident_events", ["incident", "id"], unique=False
+    )
+    op.create_table(
+        "lw_job_attempts",
+        sa.Column("job", sa.Text(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("holder", sa.Text(), nullable=False),
+        sa.Column("fence", sa.BigInteger(), nullable=False),
+        sa.Column("started_at", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
+        sa.Column("outcome", sa.Text(), nullable=False),
+        sa.Column("error", sa.Text(), server_default="", nullable=False),
+        sa.Column("done_from", sa.BigInteger(), nullable=False),
+        sa.Column("done_to", sa.BigInteger(), nullable=True),
+        sa.CheckConstraint(
+            "\"outcome\" IN ('running', 'succeeded', 'failed', 'lost', 'released', 'cancelled')",
+            name=op.f("ck_lw_job_attempts_outcome"),
+        ),
+        sa.ForeignKeyConstraint(["job"], ["lw_jobs.id"], name=op.f("fk_lw_job_attempts_job")),
+        sa.PrimaryKeyConstraint("job", "number", name=op.f("pk_lw_job_attempts")),
+    )
+    op.create_table(
+        "lw_job_deliveries",
+        sa.Column("job", sa.Text(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("problem", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["job"], ["lw_jobs.id"], name=op.f("fk_lw_job_deliveries_job")),
+        sa.PrimaryKeyConstraint("job", "number", name=op.f("pk_lw_job_deliveries")),
+    )
+    op.create_table(
+        "lw_job_parts",
+        sa.Column("job", sa.Text(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("first_row", sa.BigInteger(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("uri", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["job"], ["lw_jobs.id"], name=op.f("fk_lw_job_parts_job")),
+        sa.PrimaryKeyConstraint("job", "number", name=op.f("pk_lw_job_parts")),
     )
     op.create_table(
         "lw_promotions",
