@@ -1,16 +1,11 @@
 """Tells another system what becomes of incidents: JSON posted to one URL, signed, at least once and in order.
 
-home.json: `"notify": {"webhook": "https://…", "secret_env": "NAME"}`. The request carries
-
-    Loopwright-Event:      the event's number; the same one may come twice, and means the same then
-    Loopwright-Signature:  t=SECONDS,v1=HEX: HMAC-SHA256 with the secret over "SECONDS." and the body
-
-The receiver answers 2xx. Anything else, a redirect included, is tried again with growing pauses; after `TRIES` times
-the event is given up, which the audit log keeps. What was told is remembered in the ledger, after it was told.
+home.json: `"notify": {"webhook": "https://…", "secret_env": "NAME"}`. What the request carries says `kernel.webhook`;
+its event is the event's number. What is not taken, a redirect included, is tried again with growing pauses; after
+`TRIES` times the event is given up, which the audit log keeps. What was told is remembered in the ledger, after it was
+told.
 """
 
-import hashlib
-import hmac
 import json
 import logging
 import os
@@ -20,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 from loopwright.control.context import Context
 from loopwright.data.incidents import store
@@ -30,11 +24,9 @@ from loopwright.kernel.actor import SYSTEM
 from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import BadInput, LoopwrightError
 from loopwright.kernel.home import Home
+from loopwright.kernel.webhook import LONGEST_PAUSE, TIMEOUT, TRIES, check_url, pause, post
 from loopwright.ledger import store as ledger_store
 
-TRIES = 10
-TIMEOUT = 10.0
-LONGEST_PAUSE = 300.0
 TOLD = ("opened", "repeated", "acknowledged", "resolved", "reopened", "backfilled", "closed")
 FIRST = timedelta(days=1)
 """A webhook that is set for the first time hears of so much of the past."""
@@ -62,11 +54,7 @@ class Settings:
         if unknown := sorted(set(named) - {"webhook", "secret_env"}):
             raise BadInput("`notify` says what is not understood", where=where, got=unknown, wanted=wanted)
         url = str(named["webhook"])
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadInput(
-                "not the address of a webhook", where=where, got=public_uri(url), wanted="http(s)://…"
-            )
+        check_url(url, where)
         variable = str(named.get("secret_env") or "")
         secret = os.environ.get(variable, "") if variable else ""
         if not secret:
@@ -75,20 +63,6 @@ class Settings:
                 wanted="a secret that the receiver knows too", next='Set it, and name it: "secret_env": "NAME"',
             )  # fmt: skip
         return cls(url, secret.encode())
-
-
-def signature(secret: bytes, body: bytes, seconds: int) -> str:
-    """What the header says of `body`, sent at `seconds` since 1970."""
-    mac = hmac.new(secret, f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
-    return f"t={seconds},v1={mac}"
-
-
-def verify(secret: bytes, body: bytes, header: str, *, now: int, tolerance: int = 300) -> bool:
-    """Whether `header` signs `body` with `secret`, not longer ago than `tolerance` seconds; for receivers."""
-    parts = dict(part.partition("=")[::2] for part in header.split(","))
-    if not parts.get("t", "").isdigit() or abs(now - int(parts["t"])) > tolerance:
-        return False
-    return hmac.compare_digest(signature(secret, body, int(parts["t"])), header)
 
 
 def message(event: Event, incident: Incident) -> dict[str, Any]:
@@ -192,26 +166,14 @@ class Webhook:
             self._give_up(ctx, event, incident, settings, problem, tries)
             return True
         self._remember(ctx, {"after": told["after"], "tries": tries})
-        self._not_before = time.monotonic() + min(LONGEST_PAUSE, self._first_pause * 2 ** (tries - 1))
+        self._not_before = time.monotonic() + pause(tries, self._first_pause)
         log.warning("webhook: event %d: %s; try %d of %d", event.id, problem, tries, self._tries)
         return False
 
     def _post(self, settings: Settings, document: Mapping[str, Any], event: int) -> str | None:
-        """Why it was not taken; None when it was."""
-        import httpx
-
+        """Why it was not taken; None when it was. The address is an admin's own: any may be called."""
         body = json.dumps(document, ensure_ascii=False, sort_keys=True).encode()
-        headers = {
-            "Content-Type": "application/json",
-            "Loopwright-Event": str(event),
-            "Loopwright-Signature": signature(settings.secret, body, int(time.time())),
-        }
-        try:
-            with httpx.Client(timeout=self._timeout, follow_redirects=False, trust_env=False) as client:
-                answer = client.post(settings.url, content=body, headers=headers)
-        except httpx.HTTPError as error:
-            return f"{type(error).__name__}: {error}"[:200]
-        return None if 200 <= answer.status_code < 300 else f"the receiver answers {answer.status_code}"
+        return post(settings.url, settings.secret, body, str(event), timeout=self._timeout)
 
     def _remember(self, ctx: Context, told: Mapping[str, int]) -> None:
         with ctx.ledger.write() as conn:

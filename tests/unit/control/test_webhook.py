@@ -15,12 +15,13 @@ import pytest
 from loopwright.control.context import Context
 from loopwright.control.controllers.incidents import IncidentsController
 from loopwright.control.operation import find
-from loopwright.control.webhook import Settings, Webhook, signature, verify
+from loopwright.control.webhook import Settings, Webhook
 from loopwright.data.incidents import store
 from loopwright.data.incidents.model import Incident
 from loopwright.data.incidents.record import record_incident
 from loopwright.kernel.actor import SYSTEM
 from loopwright.kernel.errors import BadInput
+from loopwright.kernel.webhook import signature, verify
 from loopwright.ledger import store as ledger_store
 from loopwright.monitoring import store as monitoring_store
 
