@@ -1,43 +1,52 @@
-"""Answers rows: picks the arm, predicts, counts a canary's error before stable answers, logs, copies to shadows.
+"""Answers rows: picks the arm, predicts, counts an arm's error before another answer stands in, logs and shadows.
 
 Knows no protocol and no socket. Every answer is in the log before it is returned.
 """
 
 import asyncio
 import itertools
-import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
-import numpy as np
-
-from loopwright.kernel.errors import LoopwrightError, NotFound, Unavailable
+from loopwright.kernel.errors import LoopwrightError, NotFound, Refused, Unavailable
 from loopwright.kernel.ids import new_id
+from loopwright.serving.breaker import Breaker
 from loopwright.serving.counters import Counters
-from loopwright.serving.deadline import PredictionTimeout
 from loopwright.serving.events import Event, SegmentWriter, Status, frame
+from loopwright.serving.lanes import CHUNK, Lane, Limit, Outcome, Overloaded
+from loopwright.serving.logrule import LogRule
 from loopwright.serving.models import Model, Served
 from loopwright.serving.router import is_shadowed, pick, position
-from loopwright.serving.rows import Columns, Rows, Value
+from loopwright.serving.rows import Rows, Value
 
-T = TypeVar("T")
-A = TypeVar("A")
-
-CHUNK = 512
-"""Rows predicted at once; between chunks of a large request other requests get their turn."""
+__all__ = ["PLAIN", "SHADOW_QUEUE", "Answer", "Call", "Engine", "Model", "ModelFailed", "Served"]
 
 SHADOW_QUEUE = 4096
 SHADOW_BATCH = 64
-DIRECT = "direct"
+SHADOW_HOLD_US = 200
+"""How long copies may hold the event loop at once."""
+
+SHADOW_CREDIT_US = 200_000
+"""The most unspent time that copies may save up."""
+
+DIRECT, CACHE, DEFAULT = "direct", "cache", "default"
+Source = Literal["model", "stable", "cache", "default"]
+"""What gave an answer: the version asked, stable in a failing arm's place, an earlier answer, or the configured one."""
+
+_FOREVER = float("inf")
 
 
-class Limit(Protocol):
-    """What stops a prediction that takes too long."""
+class Warmer(Protocol):
+    """Brings versions into memory."""
 
-    def run(self, function: Callable[[A], T], argument: A, seconds: float) -> T: ...
+    async def warm(self, served: Served) -> None:
+        """Return when `served.bundle` is there; raises Unavailable."""
+
+    def touch(self, served: Served) -> None:
+        """Note that it was used."""
 
 
 class ModelFailed(LoopwrightError):
@@ -46,30 +55,83 @@ class ModelFailed(LoopwrightError):
     http_status = 500
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a caller asks beside rows. version: that one, and no other; arm: in the place of the one the unit would get;
+    until: the event loop's time after which nobody waits for the answer."""
+
+    version: int | None = None
+    arm: str = ""
+    until: float = _FOREVER
+
+
+PLAIN = Call()
+
+
 @dataclass(slots=True)
 class Answer:
-    """Answered rows: per row the outputs, the version, the arm, and whether stable stood in for a canary."""
+    """Per row: outputs ([] where there is no answer), the version, the arm, what gave the answer, and why none came."""
 
     request_id: str
     ids: list[str]
     outputs: list[list[float]]
     versions: list[int]
     arms: list[str]
-    fallbacks: list[bool]
+    sources: list[Source]
+    errors: list[str]
+    retry_after: float = 0.0
+    """Seconds after which an arm that was left alone may be asked again; 0 when all were asked."""
+
+    @property
+    def fallbacks(self) -> list[bool]:
+        """True for rows that another answered in a failing arm's place."""
+        return [source != "model" for source in self.sources]
+
+    def raise_for_rows(self, model: Model) -> None:
+        """Raise ModelFailed when a row got no answer, for protocols that cannot give a part."""
+        failed = [row for row, why in enumerate(self.errors) if why]
+        if failed and self.retry_after:
+            raise Overloaded(f"{model.name}: {self.errors[failed[0]]}", retry_after=self.retry_after)
+        if failed and len(self.errors) == 1:
+            raise ModelFailed(
+                f"version {self.versions[0]} of {model.name} gave no answer", got=self.errors[0]
+            )
+        if failed:
+            raise ModelFailed(
+                f"{model.name} gave no answer for {len(failed)} of {len(self.errors)} rows",
+                where=f"row {failed[0]}",
+                got=self.errors[failed[0]],
+            )
 
 
 @dataclass(slots=True)
 class _Copy:
     served: Served
-    model: str
+    model: Model
     id: str
     unit: str
     event_time: int
     values: list[Value]
 
 
+@dataclass(slots=True)
+class _Batch:
+    model: Model
+    values: list[list[Value]]
+    ids: list[str]
+    units: list[str]
+    times: list[int]
+    now: int
+    until: float
+    answer: Answer
+
+
 class Engine:
-    """Serves models from one event loop. Not safe to share between threads."""
+    """Serves models from one event loop. Not safe to share between threads.
+
+    now_us: microseconds since 1970. stuck(why): the process had better be replaced. warmer: for versions that are not
+    in memory; without one, all are.
+    """
 
     def __init__(
         self,
@@ -79,6 +141,8 @@ class Engine:
         now_us: Callable[[], int],
         limit: Limit,
         timeout: float = 2.0,
+        stuck: Callable[[str], None] = lambda why: None,
+        warmer: Warmer | None = None,
     ) -> None:
         self.models: dict[str, Model] = {}
         self._log = log
@@ -86,10 +150,37 @@ class Engine:
         self._now_us = now_us
         self._limit = limit
         self._timeout = timeout
+        self._stuck = stuck
+        self.warmer = warmer
         self._copies: deque[_Copy] = deque()
         self._draining: asyncio.Task[None] | None = None
+        self._shadow_credit, self._shadow_at = float(SHADOW_CREDIT_US), 0
+        self._kept: OrderedDict[tuple[str, tuple[Value, ...]], tuple[int, list[float]]] = OrderedDict()
+        self.breakers: dict[tuple[str, int, str], Breaker] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         # Unique, and a tenth of the cost of a new random id per request.
         self._prefix, self._requests = new_id("rq"), itertools.count()
+
+    # What is served.
+
+    def serve(self, models: dict[str, Model]) -> None:
+        """Answer with these from now on; what only the former models held is let go of when it is no longer used."""
+        before = {served for model in self.models.values() for served in _all(model)}
+        policies = {name: model.policy for name, model in self.models.items()}
+        self.models = models
+        stays = {served for model in models.values() for served in _all(model)}
+        for served in before - stays:
+            self._let_go(served)
+        for name, model in models.items():
+            if name in policies and policies[name] != model.policy:
+                self._renew(model)
+        for model in models.values():
+            for served in _all(model):
+                served.rule = LogRule.of(model.policy.log, served.schema)
+        known = {(name, version) for name, model in models.items() for version in model.versions}
+        self.breakers = {key: kept for key, kept in self.breakers.items() if key[:2] in known}
+        if not any(model.policy.cached_answers for model in models.values()):
+            self._kept.clear()
 
     def model(self, name: str) -> Model:
         """Return the model; raises NotFound naming what is served."""
@@ -112,191 +203,318 @@ class Engine:
         reasons = "; ".join(f"version {number}: {why}" for number, why in sorted(model.refused.items()))
         raise Unavailable(f"{model.name} has no version that may answer ({reasons})")
 
-    async def infer(self, model: Model, version: int | None, rows: Rows) -> Answer:
-        """Answer every row, or raise ModelFailed naming the rows no version could answer.
+    def waiting(self) -> int:
+        """How many rows wait for, or are in, lanes with a thread."""
+        return sum(
+            served.lane.waiting
+            for model in self.models.values()
+            for served in model.versions.values()
+            if served.lane is not None
+        )
 
-        Raises Unavailable when the answer cannot be logged. Either way what was tried is counted and logged.
+    # Answers.
+
+    async def infer(self, model: Model, rows: Rows, call: Call = PLAIN) -> Answer:
+        """Answer every row that can be answered; see `Answer.errors` for the others.
+
+        Raises Unavailable when the answer cannot be logged, Overloaded when nothing could be tried in time,
+        DeadlinePassed, Refused for an arm that there is not. What was tried is counted and logged in any case.
         """
-        if rows.n == 1:
-            return self._one(model, version, rows)
-        request_id = rows.request_id or self._new_id()
-        now = self._now_us()
-        ids = [given or f"{request_id}/{row}" for row, given in enumerate(rows.ids)]
-        units = [given or ids[row] for row, given in enumerate(rows.units)]
-        times = [given or now for given in rows.event_times]
-        groups: dict[str, tuple[Served, list[int]]] = {}
-        for row, unit in enumerate(units):
-            served, arm = self._choose(model, version, unit)
-            groups.setdefault(arm, (served, []))[1].append(row)
-        answer = Answer(request_id, ids, [[]] * rows.n, [0] * rows.n, [""] * rows.n, [False] * rows.n)
-        batch = _Batch(model.name, rows.values, ids, units, times, now, answer)
-        failed: dict[int, str] = {}
-        for arm, (served, members) in groups.items():
-            for start in range(0, len(members), CHUNK):
-                wrong = self._chunk(batch, served, arm, members[start : start + CHUNK], fallback=False)
-                stable = model.stable
-                if wrong and arm == "canary" and stable is not None and stable is not served:
-                    wrong = self._chunk(batch, stable, "stable", sorted(wrong), fallback=True)
-                failed.update(wrong)
-                await asyncio.sleep(0)
-        if failed:
-            row, why = min(failed.items())
-            raise ModelFailed(
-                f"{model.name} gave no answer for {len(failed)} of {rows.n} rows", where=f"row {row}", got=why
-            )
-        if version is None:
-            for row, unit in enumerate(units):
-                self._copy_to_shadow(model, unit, ids[row], times[row], rows.values[row])
-        return answer
+        begun = self.start(model, rows, call)
+        return begun if isinstance(begun, Answer) else await begun
 
-    def _one(self, model: Model, version: int | None, rows: Rows) -> Answer:
-        values = rows.values[0]
+    def start(self, model: Model, rows: Rows, call: Call = PLAIN) -> Answer | Coroutine[Any, Any, Answer]:
+        """`infer`, at once where that is possible: one row for a model that is fast and well. Else what to await."""
         now = self._now_us()
+        if rows.n != 1:
+            request_id = rows.request_id or self._new_id()
+            ids = [given or f"{request_id}/{row}" for row, given in enumerate(rows.ids)]
+            units = [given or ids[row] for row, given in enumerate(rows.units)]
+            return self._answer(self._batch(model, rows, call, request_id, ids, units, now), call)
         row_id = rows.ids[0] or rows.request_id or self._new_id()
         unit = rows.units[0] or row_id
+        request_id = rows.request_id or row_id
+        served, arm = self._choose(model, call, unit)
+        lane = served.lane
+        if lane is None or lane.bundle is not served.bundle:
+            lane = self._lane(model, served)
+        breaker = self._breaker(model, served, arm)
+        if lane is None or not lane.inline or breaker.state != "closed":
+            return self._answer(self._batch(model, rows, call, request_id, [row_id], [unit], now), call)
+        values = rows.values[0]
+        outcome = lane.now(values)
+        outputs, why, took = outcome
+        breaker.record(outputs is not None, took, now)
         event_time = rows.event_times[0] or now
-        served, arm = self._choose(model, version, unit)
-        started = perf_counter_ns()
-        outputs, why = self._predict_one(served, values)
-        took = (perf_counter_ns() - started) // 1000 or 1
-        frames = b""
-        status: Status = "ok"
-        if (
-            outputs is None
-            and arm == "canary"
-            and (stable := model.stable) is not None
-            and stable is not served
-        ):
-            # The canary's error is on record before stable answers: the judge must see what the user does not.
-            frames = self._frame(
-                Event(
-                    row_id,
-                    unit,
-                    event_time,
-                    now,
-                    model.name,
-                    served.version,
-                    arm,
-                    took,
-                    "error",
-                    why,
-                    values,
-                    [],
-                )
-            )
-            served, arm, status = stable, "stable", "fallback"
-            started = perf_counter_ns()
-            outputs, why = self._predict_one(served, values)
-            took = (perf_counter_ns() - started) // 1000 or 1
-        if outputs is None:
-            event = Event(
-                row_id, unit, event_time, now, model.name, served.version, arm, took, "error", why, values, []
-            )
-            self._log.append(frames + self._frame(event))
-            raise ModelFailed(f"version {served.version} of {model.name} gave no answer", got=why)
         event = Event(
-            row_id, unit, event_time, now, model.name, served.version, arm, took, status, "", values, outputs
-        )
-        self._log.append(frames + self._frame(event))
-        if version is None:
+            row_id, unit, event_time, now, model.name, served.version, arm, took, "ok", "", served.rule.inputs(values),
+            outputs or [],
+        )  # fmt: skip
+        if outputs is None:
+            event.status, event.error = "error", served.rule.error(why)
+            batch = self._batch(model, rows, call, request_id, [row_id], [unit], now)
+            self._write(model, self._frame(event))
+            return self._answer(batch, call, {0: (served, why)})
+        self._write(model, self._frame(event))
+        if call.version is None:
             self._copy_to_shadow(model, unit, row_id, event_time, values)
-        return Answer(
-            rows.request_id or row_id, [row_id], [outputs], [served.version], [arm], [status == "fallback"]
+            if model.policy.cached_answers:
+                self._keep(model, values, served.version, outputs)
+        return Answer(request_id, [row_id], [outputs], [served.version], [arm], ["model"], [""])
+
+    def _batch(
+        self,
+        model: Model,
+        rows: Rows,
+        call: Call,
+        request_id: str,
+        ids: list[str],
+        units: list[str],
+        now: int,
+    ) -> _Batch:
+        n = rows.n
+        answer = Answer(request_id, ids, [[]] * n, [0] * n, [""] * n, ["model"] * n, [""] * n)
+        times = [given or now for given in rows.event_times]
+        limit = asyncio.get_running_loop().time() + 2 * self._seconds(model) * (1 + n / 100)
+        return _Batch(model, rows.values, ids, units, times, now, min(call.until, limit), answer)
+
+    async def _answer(
+        self, batch: _Batch, call: Call, failed: dict[int, tuple[Served, str]] | None = None
+    ) -> Answer:
+        """Go down the ladder: the row's arm, stable, an earlier answer, the configured one. failed: tried before."""
+        model = batch.model
+        if failed is None:
+            failed = {}
+            groups: dict[tuple[Served, str], list[int]] = {}
+            for row, unit in enumerate(batch.units):
+                groups.setdefault(self._choose(model, call, unit), []).append(row)
+            for (served, arm), members in groups.items():
+                failed.update(await self._attempt(batch, served, arm, members, "model"))
+        stable = model.stable
+        if failed and stable is not None and call.version is None:
+            left = sorted(row for row, (served, _) in failed.items() if served is not stable)
+            if left:
+                for row in left:
+                    failed.pop(row)
+                failed.update(await self._attempt(batch, stable, "stable", left, "stable"))
+        if failed and call.version is None:
+            self._stand_in(batch, failed)
+        for row, (served, why) in failed.items():
+            batch.answer.errors[row] = why
+            batch.answer.versions[row] = served.version
+        if call.version is None:
+            for row, unit in enumerate(batch.units):
+                if batch.answer.outputs[row]:
+                    self._copy_to_shadow(model, unit, batch.ids[row], batch.times[row], batch.values[row])
+        return batch.answer
+
+    async def _attempt(
+        self, batch: _Batch, served: Served, arm: str, members: list[int], source: Source
+    ) -> dict[int, tuple[Served, str]]:
+        """Predict and log `members`, fill the answer, and return the rows that failed with the reason."""
+        model = batch.model
+        failed: dict[int, tuple[Served, str]] = {}
+        for start in range(0, len(members), CHUNK):
+            chunk = members[start : start + CHUNK]
+            values = [batch.values[row] for row in chunk]
+            outcomes = await self._predict(model, served, arm, values, batch)
+            frames = []
+            for row, (outputs, why, took) in zip(chunk, outcomes, strict=True):
+                status: Status = "error" if outputs is None else "ok" if source == "model" else "fallback"
+                took = took if len(members) == 1 else 0
+                frames.append(self._row_frame(batch, row, served, arm, status, why, outputs or [], took))
+                if outputs is None:
+                    failed[row] = (served, why)
+                    continue
+                self._fill(batch, row, outputs, served.version, arm, source)
+                if source == "model" and model.policy.cached_answers:
+                    self._keep(model, batch.values[row], served.version, outputs)
+            self._write(model, b"".join(frames))
+            await asyncio.sleep(0)
+        return failed
+
+    async def _predict(
+        self, model: Model, served: Served, arm: str, values: list[list[Value]], batch: _Batch
+    ) -> Sequence[Outcome]:
+        breaker = self._breaker(model, served, arm)
+        if not breaker.allows(batch.now):
+            pause = breaker.wait(batch.now)
+            batch.answer.retry_after = max(0.1, pause)
+            why = f"the circuit is open for another {pause:.3g} s: too many predictions failed or lagged"
+            return [Outcome(None, why, 0)] * len(values)
+        try:
+            lane = self._lane(model, served) or await self._warm(model, served, batch.until)
+        except Overloaded:
+            raise
+        except LoopwrightError as error:
+            breaker.record(False, 0, batch.now)
+            return [Outcome(None, str(error)[:500], 0)] * len(values)
+        if self.warmer is not None:
+            self.warmer.touch(served)
+        outcomes = (
+            ([lane.now(values[0])] if len(values) == 1 else lane.many_now(values))
+            if lane.inline
+            else await lane.predict(values, batch.until)
         )
+        now = self._now_us()
+        for outputs, _, took in outcomes:
+            breaker.record(outputs is not None, took if len(values) == 1 else 0, now)
+        return outcomes
+
+    def _stand_in(self, batch: _Batch, failed: dict[int, tuple[Served, str]]) -> None:
+        """Answer rows that no version answered with what is kept or configured, and take them out of `failed`."""
+        model = batch.model
+        frames = []
+        for row in sorted(failed):
+            served, why = failed[row]
+            kept = (
+                self._kept.get((model.name, tuple(batch.values[row])))
+                if model.policy.cached_answers
+                else None
+            )
+            default = model.default_for(served)
+            if kept is None and default is None:
+                continue
+            version, outputs = kept or (served.version, default or [])
+            source: Source = "cache" if kept else "default"
+            frames.append(self._row_frame(batch, row, served, source, "fallback", why, outputs, 0, version))
+            self._fill(batch, row, outputs, version, source, source)
+            del failed[row]
+        if frames:
+            self._write(model, b"".join(frames))
+
+    def _fill(
+        self, batch: _Batch, row: int, outputs: list[float], version: int, arm: str, source: Source
+    ) -> None:
+        answer = batch.answer
+        answer.outputs[row] = outputs
+        answer.versions[row] = version
+        answer.arms[row] = arm
+        answer.sources[row] = source
 
     def _new_id(self) -> str:
         return f"{self._prefix}-{next(self._requests)}"
 
-    def _choose(self, model: Model, version: int | None, unit: str) -> tuple[Served, str]:
-        if version is not None:
-            served = self.target(model, version)
+    def _choose(self, model: Model, call: Call, unit: str) -> tuple[Served, str]:
+        if call.version is not None:
+            served = self.target(model, call.version)
             return served, "stable" if served is model.stable else DIRECT
         arms = model.arms
+        if call.arm:
+            forced = next((arm for arm in arms if arm.name == call.arm and arm.name != "shadow"), None)
+            if forced is None:
+                there = ", ".join(arm.name for arm in arms if arm.name != "shadow")
+                raise Refused(f"{model.name} has no arm of this name now", got=call.arm, wanted=there)
+            return model.versions[forced.version], forced.name
+        if not arms:
+            return self.target(model, None), "stable"
         arm = arms[0] if len(arms) == 1 else pick(position(model.salt, unit), arms)
         return model.versions[arm.version], arm.name
 
-    def _predict_one(self, served: Served, values: list[Value]) -> tuple[list[float] | None, str]:
-        try:
-            columns = served.reader.columns([values])
-            result = self._limit.run(served.loaded.predict_columns, columns, self._timeout)
-            outputs: list[float] = result[0].tolist()
-        except Exception as error:  # noqa: BLE001 - whatever a model raises is the model's error, on record and answered for
-            return None, _why(error)
-        if not all(map(math.isfinite, outputs)):
-            return None, f"gave a value that is not finite: {outputs}"
-        return outputs, ""
+    # What stands behind an arm.
 
-    def _predict_many(
-        self, served: Served, values: Sequence[list[Value]]
-    ) -> tuple[list[list[float] | None], list[str]]:
-        """Predict rows together; when that raises, each alone, so that one bad row spoils no other."""
-        try:
-            columns: Columns = served.reader.columns(values)
-            result = self._limit.run(
-                served.loaded.predict_columns, columns, self._timeout * (1 + len(values) / 100)
-            )
-        except PredictionTimeout as error:
-            # Alone they may be no faster, and the loop has waited long enough.
-            return [None] * len(values), [_why(error)] * len(values)
-        except Exception:  # noqa: BLE001 - each row is tried alone, where its own error is kept
-            alone = [self._predict_one(served, row) for row in values]
-            return [outputs for outputs, _ in alone], [why for _, why in alone]
-        finite = np.isfinite(result).all(axis=1)
-        outputs: list[list[float] | None] = result.tolist()
-        whys = [""] * len(values)
-        for row in np.flatnonzero(~finite).tolist():
-            whys[row] = f"gave a value that is not finite: {outputs[row]}"
-            outputs[row] = None
-        return outputs, whys
+    def _seconds(self, model: Model) -> float:
+        return min(self._timeout, model.policy.timeout_ms / 1000)
 
-    def _chunk(
-        self, batch: "_Batch", served: Served, arm: str, members: list[int], *, fallback: bool
-    ) -> dict[int, str]:
-        """Predict and log `members`, fill the answer, and return the rows that failed with the reason."""
-        results, whys = self._predict_many(served, [batch.values[row] for row in members])
-        failed: dict[int, str] = {}
-        frames = []
-        answered: Status = "fallback" if fallback else "ok"
-        for row, outputs, why in zip(members, results, whys, strict=True):
-            event = Event(
-                batch.ids[row],
-                batch.units[row],
-                batch.times[row],
-                batch.now,
-                batch.model,
-                served.version,
-                arm,
-                0,
-                "error" if outputs is None else answered,
-                why,
-                batch.values[row],
-                outputs or [],
-            )
-            frames.append(self._frame(event))
-            if outputs is None:
-                failed[row] = why
-                continue
-            batch.answer.outputs[row] = outputs
-            batch.answer.versions[row] = served.version
-            batch.answer.arms[row] = arm
-            batch.answer.fallbacks[row] = fallback
-        self._log.append(b"".join(frames))
-        return failed
+    def _lane(self, model: Model, served: Served) -> Lane | None:
+        """The version's lane; None while it is not in memory."""
+        bundle = served.bundle
+        if served.lane is not None and served.lane.bundle is bundle:
+            return served.lane
+        self._let_go(served)
+        if bundle is None:
+            return None
+        labels = (model.name, str(served.version))
+        served.lane = Lane(
+            bundle, served.reader, model.policy.batching, limit=self._limit, timeout=self._seconds(model),
+            stuck=self._stuck, batched=lambda rows: self._count_batch(labels, rows),
+        )  # fmt: skip
+        return served.lane
+
+    def _count_batch(self, labels: tuple[str, str], rows: int) -> None:
+        self._counters.add(("batches", *labels))
+        self._counters.add(("batch_rows", *labels), rows)
+
+    async def _warm(self, model: Model, served: Served, until: float) -> Lane:
+        if self.warmer is None:
+            raise Unavailable(f"version {served.version} of {model.name} is not in memory")
+        try:
+            async with asyncio.timeout_at(until):
+                await self.warmer.warm(served)
+        except TimeoutError:
+            raise Unavailable(f"version {served.version} of {model.name} is not in memory yet") from None
+        lane = self._lane(model, served)
+        if lane is None:
+            raise Unavailable(f"version {served.version} of {model.name} has left memory again")
+        return lane
+
+    def _let_go(self, served: Served) -> None:
+        lane, served.lane = served.lane, None
+        if lane is None:
+            return
+        task = asyncio.get_running_loop().create_task(lane.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _renew(self, model: Model) -> None:
+        """Take over another policy: lanes and breakers are made anew as they are needed."""
+        for served in _all(model):
+            self._let_go(served)
+        self.breakers = {key: kept for key, kept in self.breakers.items() if key[0] != model.name}
+
+    def _breaker(self, model: Model, served: Served, arm: str) -> Breaker:
+        key = (model.name, served.version, arm)
+        found = self.breakers.get(key)
+        if found is None:
+            found = self.breakers[key] = Breaker(model.policy.breaker)
+        return found
+
+    def _keep(self, model: Model, values: list[Value], version: int, outputs: list[float]) -> None:
+        key = (model.name, tuple(values))
+        self._kept[key] = (version, outputs)
+        self._kept.move_to_end(key)
+        if len(self._kept) > model.policy.cached_answers:
+            self._kept.popitem(last=False)
+
+    # The log.
 
     def _frame(self, event: Event) -> bytes:
         self._counters.add(("predictions", event.model, str(event.version), event.arm, event.status))
         return frame(event)
 
+    def _row_frame(
+        self, batch: _Batch, row: int, served: Served, arm: str, status: Status, why: str, outputs: list[float],
+        took: int, version: int | None = None,
+    ) -> bytes:  # fmt: skip
+        rule = served.rule
+        return self._frame(
+            Event(
+                batch.ids[row], batch.units[row], batch.times[row], batch.now, batch.model.name,
+                served.version if version is None else version, arm, took, status, rule.error(why),
+                rule.inputs(batch.values[row]), outputs,
+            )
+        )  # fmt: skip
+
+    def _write(self, model: Model, frames: bytes) -> None:
+        try:
+            self._log.append(frames)
+        except Unavailable:
+            if model.policy.log.disk_full == "refuse":
+                raise
+            self._counters.add(("log_dropped", model.name))
+
     # Shadows are predicted between requests, from copies, in small batches; when too many wait, copies are dropped.
 
     def _copy_to_shadow(self, model: Model, unit: str, row_id: str, time: int, values: list[Value]) -> None:
+        if model.policy.shadow_share <= 0.0:
+            return
         for arm in model.arms:
             if arm.name != "shadow" or not is_shadowed(model.salt, unit, arm.weight):
                 continue
             if len(self._copies) >= SHADOW_QUEUE:
                 self._counters.add(("shadow_dropped", model.name, str(arm.version)))
                 return
-            self._copies.append(_Copy(model.versions[arm.version], model.name, row_id, unit, time, values))
+            self._copies.append(_Copy(model.versions[arm.version], model, row_id, unit, time, values))
             if self._draining is None or self._draining.done():
                 self._draining = asyncio.get_running_loop().create_task(self._drain_shadow())
 
@@ -308,55 +526,56 @@ class Engine:
     async def _drain_shadow(self) -> None:
         while self._copies:
             # Lets the answer that made the copy leave first.
-            await asyncio.sleep(0.0005)
+            await asyncio.sleep(max(0.0005, self._pause()))
+            first = self._copies[0]
+            most = first.served.lane.shadow_rows(SHADOW_HOLD_US, SHADOW_BATCH) if first.served.lane else 1
             batch = [self._copies.popleft()]
-            while self._copies and len(batch) < SHADOW_BATCH and self._copies[0].served is batch[0].served:
+            while self._copies and len(batch) < most and self._copies[0].served is first.served:
                 batch.append(self._copies.popleft())
+            started = perf_counter_ns()
             try:
-                self._shadow(batch)
-            except Unavailable:
+                await self._shadow(batch)
+            except LoopwrightError:
                 self._counters.add(
-                    ("shadow_dropped", batch[0].model, str(batch[0].served.version)), len(batch)
+                    ("shadow_dropped", first.model.name, str(first.served.version)), len(batch)
                 )
+            self._shadow_credit -= (perf_counter_ns() - started) / 1000
 
-    def _shadow(self, batch: list[_Copy]) -> None:
-        served = batch[0].served
+    def _pause(self) -> float:
+        """Seconds until copies have earned the time they spent."""
+        share = self._copies[0].model.policy.shadow_share
+        now = perf_counter_ns() // 1000
+        earned = (now - self._shadow_at) * share if self._shadow_at else 0.0
+        self._shadow_at = now
+        self._shadow_credit = min(SHADOW_CREDIT_US, self._shadow_credit + earned)
+        if self._shadow_credit >= 0:
+            return 0.0
+        return min(1.0, -self._shadow_credit / 1e6 / share) if share > 0 else 1.0
+
+    async def _shadow(self, batch: list[_Copy]) -> None:
+        model, served = batch[0].model, batch[0].served
         now = self._now_us()
-        started = perf_counter_ns()
-        results, whys = self._predict_many(served, [copy.values for copy in batch])
-        took = ((perf_counter_ns() - started) // 1000 or 1) if len(batch) == 1 else 0
+        values = [copy.values for copy in batch]
+        until = asyncio.get_running_loop().time() + 2 * self._seconds(model) * (1 + len(batch) / 100)
+        lane = self._lane(model, served) or await self._warm(model, served, until)
+        if not lane.inline:
+            outcomes = await lane.predict(values, until)
+        elif len(batch) == 1:
+            outcomes = [lane.now(values[0])]
+        else:
+            outcomes = lane.many_now(values)
         frames = [
             self._frame(
                 Event(
-                    copy.id,
-                    copy.unit,
-                    copy.event_time,
-                    now,
-                    copy.model,
-                    served.version,
-                    "shadow",
-                    took,
-                    "error" if outputs is None else "ok",
-                    why,
-                    copy.values,
-                    outputs or [],
+                    copy.id, copy.unit, copy.event_time, now, model.name, served.version, "shadow",
+                    took if len(batch) == 1 else 0, "error" if outputs is None else "ok", served.rule.error(why),
+                    served.rule.inputs(copy.values), outputs or [],
                 )
             )
-            for copy, outputs, why in zip(batch, results, whys, strict=True)
-        ]
-        self._log.append(b"".join(frames))
+            for copy, (outputs, why, took) in zip(batch, outcomes, strict=True)
+        ]  # fmt: skip
+        self._write(model, b"".join(frames))
 
 
-@dataclass(slots=True)
-class _Batch:
-    model: str
-    values: list[list[Value]]
-    ids: list[str]
-    units: list[str]
-    times: list[int]
-    now: int
-    answer: Answer
-
-
-def _why(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+def _all(model: Model) -> Iterable[Served]:
+    return (*model.versions.values(), *model.standby.values())

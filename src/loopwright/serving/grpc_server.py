@@ -10,8 +10,8 @@ import grpc.aio
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Unavailable
 from loopwright.serving import inference_pb2 as pb
 from loopwright.serving import v2
-from loopwright.serving.app import answer_parameters
-from loopwright.serving.engine import Answer, Engine
+from loopwright.serving.engine import Answer, Call, Engine
+from loopwright.serving.front import answer_parameters
 from loopwright.serving.models import Model
 from loopwright.serving.worker import GRACE_SECONDS, Worker
 
@@ -131,7 +131,8 @@ class Calls:
         asked = _to_v2(request)
         v2.check_outputs(asked, target.reader.schema)
         rows = v2.read_rows(asked, target.reader, max_rows=self._worker.bounds.rows)
-        answer = await self._engine.infer(model, version, rows)
+        answer = await self._engine.infer(model, rows, Call(version))
+        answer.raise_for_rows(model)
         response = _from_answer(request, asked, model, answer, target.reader.schema.outputs)
         self._worker.counters.observe(("latency", model.name), (perf_counter_ns() - started) // 1000)
         return response

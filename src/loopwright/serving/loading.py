@@ -99,9 +99,9 @@ def load_models(
             except Exception as error:  # noqa: BLE001 - it must not keep the other versions' routes from changing
                 refused[version] = f"cannot be loaded ({type(error).__name__}: {error})"
         arms = tuple(arm for arm in route.arms if arm.version in versions)
-        model = Model(name, route.salt, arms, versions, refused, _standby(old, versions))
+        model = Model(name, route.salt, arms, versions, refused, _standby(old, versions), route.serving)
         if model.stable is None and old is not None and old.stable is not None:
-            model = Model(name, old.salt, old.arms, old.versions, refused, old.standby)
+            model = Model(name, old.salt, old.arms, old.versions, refused, old.standby, route.serving)
         models[name] = model
     return models
 
@@ -119,7 +119,7 @@ def _still_trusted(old: Model | None, trusted: Collection[str]) -> Model | None:
     if len(versions) == len(old.versions) and len(standby) == len(old.standby):
         return old
     arms = tuple(arm for arm in old.arms if arm.version in versions)
-    return Model(old.name, old.salt, arms, versions, old.refused, standby)
+    return Model(old.name, old.salt, arms, versions, old.refused, standby, old.policy)
 
 
 def _standby(old: Model | None, loaded: Mapping[int, Served]) -> dict[int, Served]:

@@ -1,13 +1,18 @@
 """What a worker serves: models, their arms, and versions that are in memory or may be brought there."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from loopwright.bundle.manifest import Manifest
 from loopwright.bundle.open import Bundle
-from loopwright.bundle.routes import Arm
+from loopwright.bundle.routes import Arm, ServingPolicy
 from loopwright.bundle.signature import Schema
 from loopwright.kernel.errors import Unavailable
+from loopwright.serving.logrule import LogRule
 from loopwright.serving.rows import Reader
+
+if TYPE_CHECKING:
+    from loopwright.serving.lanes import Lane
 
 
 @dataclass(slots=True, eq=False)
@@ -16,6 +21,7 @@ class Served:
 
     Compared by identity: one object per version and bytes, for as long as the routes name it. Who predicts takes
     `bundle` once and keeps it until the answer is there; what leaves memory meanwhile ends after its last user.
+    lane: the engine's, made as it is needed; rule: what of its answers is written down.
     """
 
     version: int
@@ -23,6 +29,8 @@ class Served:
     reader: Reader
     digest: str
     manifest: Manifest
+    lane: "Lane | None" = None
+    rule: LogRule = field(default_factory=LogRule)
 
     @classmethod
     def of(cls, version: int, bundle: Bundle) -> "Served":
@@ -61,6 +69,15 @@ class Model:
     versions: dict[int, Served]
     refused: dict[int, str] = field(default_factory=dict)
     standby: dict[int, Served] = field(default_factory=dict)
+    policy: ServingPolicy = field(default_factory=ServingPolicy)
+
+    def default_for(self, served: Served) -> list[float] | None:
+        """The outputs configured for when nothing else can answer; None without them, or for other outputs."""
+        default = self.policy.default
+        outputs = served.schema.outputs
+        if default is None or default.keys() != set(outputs):
+            return None
+        return [default[name] for name in outputs]
 
     @property
     def stable(self) -> Served | None:

@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 
 from loopwright.bundle.signature import Field, Schema
-from loopwright.kernel.errors import BadInput, LoopwrightError, did_you_mean
+from loopwright.kernel.errors import BadInput, did_you_mean
+from loopwright.serving.http import Malformed, TooLarge
 from loopwright.serving.rows import (
     MAX_INT,
     MAX_TEXT,
@@ -28,18 +29,6 @@ _BINARY: dict[str, str] = {
     **{f"{u}INT{8 * size}": f"<{'u' if u else 'i'}{size}" for u in ("", "U") for size in (1, 2, 4, 8)},
     **{f"FP{8 * size}": f"<f{size}" for size in (2, 4, 8)},
 }
-
-
-class Malformed(LoopwrightError):
-    """The body is no V2 request at all."""
-
-    http_status = 400
-
-
-class TooLarge(LoopwrightError):
-    """More bytes or rows than one request may bring."""
-
-    http_status = 413
 
 
 class Tensor(msgspec.Struct):
@@ -374,6 +363,11 @@ def _binary_names(request: InferRequest, tensors: Sequence[OutTensor]) -> set[st
     if (request.parameters or {}).get("binary_data_output") is True:
         return {tensor.name for tensor in tensors}
     return set()
+
+
+def server_metadata() -> dict[str, Any]:
+    """Return V2 server metadata."""
+    return {"name": "loopwright", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
 
 
 def metadata(name: str, versions: Sequence[int], schema: Schema) -> dict[str, Any]:

@@ -28,6 +28,9 @@ class Host:
         self.reason = ""
         self.said: list[str] = []
 
+    def not_started(self) -> str:
+        return ""
+
     def not_ready(self) -> str:
         return self.reason
 
@@ -54,7 +57,7 @@ class Site:
             SegmentWriter(folder, "w0"), counters, now_us=lambda: 1_000_000, limit=NoDeadline()
         )
         versions = {number: Served.of(number, bundle) for number, bundle in bundles.items()}
-        self.engine.models = {"late": Model("late", "salt", arms, versions, {9: "not approved"})}
+        self.engine.serve({"late": Model("late", "salt", arms, versions, {9: "not approved"})})
         self.app = App(self.engine, counters, self.host, folder, bounds or Bounds())
         self.app.publish()
 

@@ -1,0 +1,183 @@
+"""What every protocol asks of a worker: find a model, read who asks and how long they wait, get an answer."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any, Protocol
+
+from loopwright.kernel.errors import BadInput, NotFound
+from loopwright.serving.callers import Callers, Right
+from loopwright.serving.counters import Counters
+from loopwright.serving.engine import Answer, Call, Engine
+from loopwright.serving.http import Bounds
+from loopwright.serving.models import Model, Served
+from loopwright.serving.rows import Rows
+
+ARM, TIMEOUT, AUTHORIZATION = b"x-loopwright-arm", b"x-loopwright-timeout-ms", b"authorization"
+_ASKED = frozenset((ARM, TIMEOUT, AUTHORIZATION))
+LONGEST_MS = 86_400_000.0
+
+
+class Host(Protocol):
+    """What the protocols need from the process around them."""
+
+    def not_started(self) -> str:
+        """Why it has not begun to serve yet, or ""; once "", always ""."""
+        ...
+
+    def not_ready(self) -> str:
+        """Why no traffic should come, or ""."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """What a person should know though all answers are right."""
+        ...
+
+    def gauges(self) -> Mapping[str, float]:
+        """Numbers for /metrics that are not counters."""
+        ...
+
+    async def ask(self, what: str) -> tuple[int, dict[str, Any]]:
+        """Ask the supervisor ("flush" or "refresh"); return status and answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model, or one version of it, that requests at one address are for. served: whose schema they must meet."""
+
+    model: Model
+    version: int | None
+    served: Served
+    plain: Call
+    """The call of a request that asks for nothing special."""
+
+
+class Front:
+    """One worker's. `host`, `bounds` and `callers` are the process's; the engine's models are looked at as they are."""
+
+    def __init__(
+        self, engine: Engine, counters: Counters, host: Host, bounds: Bounds, callers: Callers | None = None
+    ) -> None:
+        self.engine = engine
+        self.counters = counters
+        self.host = host
+        self.bounds = bounds
+        self.callers = callers or Callers()
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """What is served, by name."""
+        return self.engine.models
+
+    def find(self, name: str, version: str | None = None) -> Target:
+        """Return whom a request is for. Raises NotFound, and Unavailable for what may not answer."""
+        model = self.engine.model(name)
+        number: int | None = None
+        if version is not None:
+            if not version.isdecimal() or len(version) > 9:
+                raise NotFound("not a version", got=version, wanted="a whole number")
+            number = int(version)
+        return self.target(model, number)
+
+    def target(self, model: Model, version: int | None) -> Target:
+        """`find` for a model at hand."""
+        return Target(model, version, self.engine.target(model, version), Call(version))
+
+    def only(self) -> Target:
+        """The target where an address names no model: the one that is served. Raises NotFound, BadInput for several."""
+        names = sorted(self.engine.models)
+        if len(names) == 1:
+            return self.find(names[0])
+        if not names:
+            raise NotFound("no model is served here yet")
+        raise BadInput(
+            "several models are served here", got=", ".join(names), wanted="an address that names one"
+        )
+
+    def call(self, target: Target, headers: Iterable[tuple[bytes, bytes]], client: str) -> Call:
+        """Read who asks, which arm they force and how long they wait.
+
+        Raises Unauthenticated, Refused, TooFast, BadInput.
+        """
+        asked = {name: value for name, value in headers if name in _ASKED}
+        if not asked and self.callers.open:
+            return target.plain
+        now = asyncio.get_running_loop().time()
+        self._check("predict", asked, client, now)
+        arm, until = "", target.plain.until
+        if ARM in asked:
+            arm = asked[ARM].decode("latin-1")
+            if arm:
+                self._check("override", asked, client, now)
+                if target.version is not None:
+                    raise BadInput(
+                        "an arm and a version at once", where=ARM.decode(), got=arm, wanted="one of them"
+                    )
+        if TIMEOUT in asked:
+            until = now + _milliseconds(asked[TIMEOUT]) / 1000
+        return Call(target.version, arm, until)
+
+    def allow(self, right: Right, headers: Iterable[tuple[bytes, bytes]], client: str) -> str:
+        """Return the caller's name when they have the right. Raises Unauthenticated, Refused, TooFast."""
+        asked = {name: value for name, value in headers if name == AUTHORIZATION}
+        return self._check(right, asked, client, asyncio.get_running_loop().time())
+
+    async def answer(self, target: Target, rows: Rows, call: Call) -> Answer:
+        """Answer rows and measure how long it took; see `Engine.infer`."""
+        started = perf_counter_ns()
+        answer = await self.engine.infer(target.model, rows, call)
+        self.observe(target.model, answer, (perf_counter_ns() - started) // 1000)
+        return answer
+
+    def observe(self, model: Model, answer: Answer, us: int) -> None:
+        """Count how long a request took, inside the worker."""
+        self.counters.observe(("latency", model.name), us)
+
+    def describe(self, model: Model) -> dict[str, Any]:
+        """What is routed where, for people and tools."""
+        return {
+            "model": model.name,
+            "arms": [{"arm": arm.name, "version": arm.version, "weight": arm.weight} for arm in model.arms],
+            "bundles": {str(version): served.digest for version, served in model.versions.items()},
+            "refused": {str(version): why for version, why in model.refused.items()},
+        }
+
+    def _check(self, right: Right, asked: Mapping[bytes, bytes], client: str, now: float) -> str:
+        authorization = asked.get(AUTHORIZATION)
+        return self.callers.check(
+            right, None if authorization is None else authorization.decode("latin-1"), client, now
+        )
+
+
+def answer_parameters(model: Model, answer: Answer) -> tuple[int, dict[str, Any], dict[str, list[str]]]:
+    """Return an answer's version, its parameters, and the tensors _version and _arm when its rows differ in them.
+
+    The version of a mixed answer is stable's.
+    """
+    arm, version = answer.arms[0], answer.versions[0]
+    parameters: dict[str, Any] = {"arm": arm, "request_id": answer.request_id}
+    if any(source != "model" for source in answer.sources):
+        parameters["fallback"] = True
+    if len(answer.arms) == 1 or len(set(zip(answer.versions, answer.arms, strict=True))) == 1:
+        return version, parameters, {}
+    stable = model.stable
+    parameters["arm"] = "mixed"
+    extra = {"_version": list(map(str, answer.versions)), "_arm": answer.arms}
+    return stable.version if stable else version, parameters, extra
+
+
+def _milliseconds(text: bytes) -> float:
+    try:
+        asked = float(text)
+    except ValueError:
+        asked = -1.0
+    if not 0.0 < asked <= LONGEST_MS:
+        raise BadInput(
+            "not a time to wait",
+            where=TIMEOUT.decode(),
+            got=text.decode("latin-1"),
+            wanted="milliseconds above 0",
+        )
+    return asked

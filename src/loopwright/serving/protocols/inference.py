@@ -1,0 +1,109 @@
+"""Open Inference Protocol V2 over HTTP: where it answers, and the way from a body to an answer's body."""
+
+from collections.abc import Coroutine, Iterable, Mapping
+from time import perf_counter_ns
+from typing import Any
+
+from loopwright.kernel.errors import Unavailable
+from loopwright.serving import v2
+from loopwright.serving.engine import Answer, Call
+from loopwright.serving.front import Front, Target, answer_parameters
+from loopwright.serving.http import Reply, Request, Route, json_reply
+
+BINARY = "application/octet-stream"
+JSON_LENGTH = b"inference-header-content-length"
+
+
+class OpenInference:
+    """The protocol's addresses."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    def routes(self) -> Iterable[Route]:
+        """Where it answers."""
+        for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            yield Route("POST", f"{model}/infer", self.infer)
+            yield Route("GET", f"{model}/ready", self.ready)
+            yield Route("GET", model, self.metadata)
+        yield Route("GET", "/v2/models", self.models)
+        yield Route("GET", "/v2", self.server)
+
+    async def infer(self, request: Request, names: Mapping[str, str]) -> Reply:
+        """Answer rows."""
+        target = self._front.find(names["model"], names.get("version"))
+        return await self.infer_at(target, request)
+
+    async def infer_at(self, target: Target, request: Request) -> Reply:
+        """`infer` for a target at hand."""
+        call = self._front.call(target, request.headers, request.client)
+        reply = self.start(target, await request.body(), request.header(JSON_LENGTH), call)
+        return reply if isinstance(reply, Reply) else await reply
+
+    def start(
+        self, target: Target, body: bytes, json_length: str | None, call: Call
+    ) -> Reply | Coroutine[Any, Any, Reply]:
+        """Answer a body at once where the engine can, else return what to await. Raises as `Engine.infer` does."""
+        started = perf_counter_ns()
+        length = None
+        if json_length is not None:
+            length = int(json_length) if json_length.isdecimal() and len(json_length) < 20 else -1
+        asked = v2.parse_request(body, length)
+        reader = target.served.reader
+        if asked.outputs:
+            v2.check_outputs(asked, reader.schema)
+        rows = v2.read_rows(asked, reader, max_rows=self._front.bounds.rows)
+        begun = self._front.engine.start(target.model, rows, call)
+        if isinstance(begun, Answer):
+            return self._reply(target, asked, begun, started)
+        return self._later(target, asked, begun, started)
+
+    async def _later(
+        self, target: Target, asked: v2.InferRequest, begun: Coroutine[Any, Any, Answer], started: int
+    ) -> Reply:
+        return self._reply(target, asked, await begun, started)
+
+    def _reply(self, target: Target, asked: v2.InferRequest, answer: Answer, started: int) -> Reply:
+        model = target.model
+        answer.raise_for_rows(model)
+        version, parameters, extra = answer_parameters(model, answer)
+        body, json_length = v2.respond(
+            asked,
+            model=model.name,
+            version=version,
+            parameters=parameters,
+            outputs=target.served.schema.outputs,
+            result=answer.outputs,
+            extra=extra,
+        )
+        self._front.observe(model, answer, (perf_counter_ns() - started) // 1000)
+        if json_length is None:
+            return Reply(200, body)
+        return Reply(200, body, BINARY, [(JSON_LENGTH, b"%d" % json_length)])
+
+    async def ready(self, request: Request, names: Mapping[str, str]) -> Reply:
+        """Whether this model, or version, answers."""
+        name = self._front.engine.model(names["model"]).name
+        try:
+            self._front.find(name, names.get("version"))
+        except Unavailable as error:
+            return json_reply({"name": name, "ready": False, "error": str(error)}, 503)
+        return json_reply({"name": name, "ready": True})
+
+    async def metadata(self, request: Request, names: Mapping[str, str]) -> Reply:
+        """Inputs and outputs of a model."""
+        target = self._front.find(names["model"], names.get("version"))
+        model = target.model
+        versions = sorted(model.versions) if target.version is None else [target.version]
+        described = v2.metadata(model.name, versions, target.served.schema)
+        return json_reply({**described, "parameters": self._front.describe(model)})
+
+    async def models(self, request: Request, names: Mapping[str, str]) -> Reply:
+        """All that is served, with its routes."""
+        return json_reply(
+            {"models": [self._front.describe(model) for _, model in sorted(self._front.models.items())]}
+        )
+
+    async def server(self, request: Request, names: Mapping[str, str]) -> Reply:
+        """Who answers, and what it understands."""
+        return json_reply(v2.server_metadata())
