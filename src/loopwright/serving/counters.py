@@ -8,6 +8,7 @@ import mmap
 import os
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct as Layout
@@ -105,6 +106,12 @@ def worker_pids(folder: Path) -> dict[str, int]:
         with path.open("rb") as stream:
             pids[path.stem] = _HEADER.unpack(stream.read(_HEADER.size))[0]
     return pids
+
+
+def disown(path: Path) -> None:
+    """Forget who wrote a file last: its process has ended, and another one may get its number. The counts stay."""
+    with suppress(FileNotFoundError), path.open("r+b") as stream:
+        stream.write(bytes(4))
 
 
 def _keys(data: bytes | mmap.mmap) -> Iterator[tuple[int, tuple[str, ...]]]:

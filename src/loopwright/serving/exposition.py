@@ -41,9 +41,13 @@ def render(folder: Path, gauges: Mapping[str, float]) -> str:
         ]
     lines += _histogram({key: value for key, value in series.items() if key[0] == "latency"})
     lines += _processes(worker_pids(folder))
+    typed = ""
     for name, number in sorted(gauges.items()):
-        kind = "counter" if name.endswith("_total") else "gauge"
-        lines += [f"# TYPE loopwright_{name} {kind}", f"loopwright_{name} {number:.15g}"]
+        metric = name.partition("{")[0]
+        if metric != typed:
+            lines.append(f"# TYPE loopwright_{metric} {'counter' if metric.endswith('_total') else 'gauge'}")
+            typed = metric
+        lines.append(f"loopwright_{name} {number:.15g}")
     return "\n".join(lines) + "\n"
 
 

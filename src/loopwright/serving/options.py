@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loopwright.kernel.errors import BadInput
+from loopwright.kernel.sizes import said_size
+from loopwright.serving.callers import Callers
 from loopwright.serving.ports import listen
+
+LEAST_MEMORY = 64_000_000
+"""Below this no worker comes up at all."""
 
 
 def _say(text: str) -> None:
@@ -20,7 +25,10 @@ class ServeOptions:
 
     home: this server's own folder (cache and log). public_key: file with the control plane's public key; without it the
     key is pinned at the first contact. wait: seconds to wait for the control plane when nothing is cached. port 0: any.
-    verify_every: seconds between two looks at the bundles on disk; 0: never.
+    verify_every: seconds between two looks at the bundles on disk; 0: never. callers: a file with those who may ask.
+    hang_seconds: a worker that is silent for so long is killed. start_seconds: so is one that does not come up.
+    max_memory: bytes a worker may take before it is replaced; 0: any. drain_seconds: after SIGTERM, how long to go on
+    answering while saying not ready. max_connections: open at once to one worker, idle ones included.
     """
 
     control: str
@@ -40,16 +48,41 @@ class ServeOptions:
     durable: bool = False
     verify_every: float = 600.0
     keys_every: float = 5.0
+    callers: Path | None = None
+    hang_seconds: float = 10.0
+    start_seconds: float = 300.0
+    max_memory: int = 0
+    drain_seconds: float = 0.0
+    max_connections: int = 10_000
     say: Callable[[str], None] = field(default=_say)
 
     def check(self) -> None:
         """Raise BadInput for what cannot be meant, before anything is opened."""
         if not 1 <= self.workers <= 256:
             raise BadInput("not a number of workers", where="--workers", got=self.workers, wanted="1 to 256")
+        if self.callers is not None:
+            Callers.read(self.callers)
         if self.verify_every < 0:
             raise BadInput(
                 "not a span of time", where="--verify-every", got=self.verify_every, wanted="0 or more"
             )
+        for name, seconds, least, most in (
+            ("--hang-seconds", self.hang_seconds, 0.5, 3600.0),
+            ("--start-seconds", self.start_seconds, 1.0, 86400.0),
+            ("--drain-seconds", self.drain_seconds, 0.0, 3600.0),
+        ):
+            if not least <= seconds <= most:
+                raise BadInput("not a span of time", where=name, got=seconds, wanted=f"{least:g} to {most:g}")
+        if self.max_memory and self.max_memory < LEAST_MEMORY:
+            raise BadInput(
+                "no worker fits", where="--max-memory", got=said_size(self.max_memory),
+                wanted=f"at least {said_size(LEAST_MEMORY)}, or 0 for no ceiling",
+            )  # fmt: skip
+        if not 16 <= self.max_connections <= 1_000_000:
+            raise BadInput(
+                "not a number of connections", where="--max-connections", got=self.max_connections,
+                wanted="16 to 1000000",
+            )  # fmt: skip
         for name, port in (("--port", self.port), ("--grpc-port", self.grpc_port)):
             if not 0 <= port <= 65535:
                 raise BadInput("not a port", where=name, got=port, wanted="0 to 65535")

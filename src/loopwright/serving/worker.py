@@ -20,11 +20,13 @@ from loopwright.bundle.keys import PublicKey
 from loopwright.kernel.errors import Tampered
 from loopwright.serving.app import App, Bounds
 from loopwright.serving.cache import Cache
+from loopwright.serving.callers import Callers
 from loopwright.serving.channel import Channel
 from loopwright.serving.counters import Counters
 from loopwright.serving.deadline import Deadline
 from loopwright.serving.engine import Engine
 from loopwright.serving.events import SegmentWriter
+from loopwright.serving.leaving import see_off
 from loopwright.serving.loading import load_models
 
 GRACE_SECONDS = 20
@@ -45,7 +47,9 @@ class WorkerConfig(msgspec.Struct, kw_only=True):
     timeout: float = 2.0
     max_body: int = 8 << 20
     max_rows: int = 10_000
+    max_connections: int = 10_000
     durable: bool = False
+    callers: str = ""
 
 
 class Worker:
@@ -65,11 +69,15 @@ class Worker:
             now_us=lambda: time.time_ns() // 1000,
             limit=self._deadline,
             timeout=config.timeout,
+            stuck=lambda why: self._channel.send({"recycle": why}),
         )
         self.bounds = Bounds(body=config.max_body, rows=config.max_rows)
-        self.app = App(self.engine, self.counters, self, self._cache.counters, self.bounds)
+        callers = Callers.read(Path(config.callers)) if config.callers else Callers()
+        self.app = App(self.engine, self.counters, self, self._cache.counters, self.bounds, callers)
         self.stopping = asyncio.Event()
-        self._draining = False
+        self.linger = 0.0
+        self._unready = ""
+        self._unstarted = "the first worker has not come up"
         self._applying: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         self._serial: int | None = None
@@ -79,8 +87,8 @@ class Worker:
 
     def not_ready(self) -> str:
         """Why no traffic should come, or ""."""
-        if self._draining:
-            return "shutting down"
+        if self._unready:
+            return self._unready
         if self._serial is None:
             return "no route table yet"
         for name, model in sorted(self.engine.models.items()):
@@ -88,6 +96,16 @@ class Worker:
                 reasons = "; ".join(model.refused.values())
                 return f"{name} has no version that may answer: {reasons}"
         return ""
+
+    def not_started(self) -> str:
+        """Why the server has not started yet, or "" from then on: for a startup probe."""
+        if self._unstarted:
+            return self._unstarted
+        return "no route table yet" if self._serial is None else ""
+
+    def recycle(self, why: str) -> None:
+        """Ask to be replaced: a fresh worker is started and loaded first, then this one is told to go."""
+        self._channel.send({"recycle": why})
 
     def warnings(self) -> list[str]:
         """What a person should know though all answers are right."""
@@ -131,14 +149,14 @@ class Worker:
         try:
             await serve(self)
         finally:
-            self._draining = True
             await self.engine.drained()
             listening.cancel()
             self._log.close()
 
-    def begin_stop(self) -> None:
-        """Stop taking new requests; those under way are answered."""
-        self._draining = True
+    def begin_stop(self, linger: float = 0.0) -> None:
+        """Accept no more connections. Requests under way are answered; idle connections stay `linger` seconds, and the
+        next answer on each is its last."""
+        self.linger = linger
         self.stopping.set()
 
     async def _listen(self) -> None:
@@ -156,11 +174,18 @@ class Worker:
             elif "ping" in message:
                 self._gauges = message["ping"]
                 self._channel.send({"pong": True})
+            elif "leave" in message:
+                self.begin_stop(message["leave"])
+            elif "not_ready" in message:
+                self._unready = message["not_ready"]
+            elif "not_started" in message:
+                self._unstarted = message["not_started"]
             elif "answer" in message:
                 future = self._asked.get(message["answer"])
                 if future is not None and not future.done():
                     future.set_result(message)
         # Without a supervisor nobody ships the log or follows routes: an orphan must not hold the port.
+        self._unready = self._unready or "shutting down"
         self.begin_stop()
 
     async def _apply_and_tell(self, unfetched: Mapping[str, str]) -> None:
@@ -177,9 +202,10 @@ class Worker:
         if table is None or (self._serial is not None and table.serial < self._serial):
             return
         # Loading takes a while; in a thread it does not hold up requests.
-        self.engine.models = await asyncio.to_thread(
+        models = await asyncio.to_thread(
             load_models, table, self._keys, self._cache.depot, self.engine.models, unfetched
         )
+        self.engine.serve(models)
         self.app.publish()
         self._serial = table.serial
 
@@ -204,7 +230,7 @@ async def _serve_http(worker: Worker) -> None:
         proxy_headers=False,
         server_header=False,
         date_header=False,
-        limit_concurrency=2000,
+        limit_concurrency=worker.config.max_connections,
         backlog=2048,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_SECONDS,
@@ -214,6 +240,7 @@ async def _serve_http(worker: Worker) -> None:
 
     async def stop_when_told() -> None:
         await worker.stopping.wait()
+        await see_off(server, worker.linger)
         server.should_exit = True
 
     watching = asyncio.create_task(stop_when_told())

@@ -20,7 +20,8 @@ from loopwright.serving.loading import load_models
 from loopwright.serving.options import ServeOptions
 from loopwright.serving.pinning import trusted_keys
 from loopwright.serving.shipping import Shipper
-from loopwright.serving.supervisor import _Slot, _Supervisor
+from loopwright.serving.slots import Slot
+from loopwright.serving.supervisor import Supervisor
 from loopwright.serving.upstream import Upstream
 from loopwright.serving.wire import open_batch
 
@@ -42,13 +43,13 @@ def cache(tmp_path: Path) -> Cache:
 
 
 @pytest.fixture
-def make_supervisor(tmp_path: Path, cache: Cache) -> Callable[..., _Supervisor]:
-    def make(**options: Any) -> _Supervisor:
+def make_supervisor(tmp_path: Path, cache: Cache) -> Callable[..., Supervisor]:
+    def make(**options: Any) -> Supervisor:
         said: list[str] = []
         asked = ServeOptions(
             control="http://127.0.0.1:1", home=cache.folder, poll=0.0, ship=0.0, say=said.append, **options
         )
-        made = _Supervisor(asked, cache, Upstream(asked.control, None), [KEY.public], [])
+        made = Supervisor(asked, cache, Upstream(asked.control, None), [KEY.public], [])
         made.said = said  # type: ignore[attr-defined]
         return made
 
@@ -83,44 +84,39 @@ def watch(job: Callable[[], Any], until: Callable[[], bool]) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("job", "act"), [("_poll_forever", "_poll"), ("_ship_forever", "_ship")])
+@pytest.mark.parametrize(("job", "act"), [("poll_forever", "poll"), ("ship_forever", "ship")])
 @pytest.mark.parametrize("error", [FULL, RuntimeError("a bug")])
 def test_no_error_ends_the_loops_that_follow_routes_and_ship_the_log(
-    make_supervisor: Callable[..., _Supervisor],
+    make_supervisor: Callable[..., Supervisor],
     monkeypatch: pytest.MonkeyPatch,
     job: str,
     act: str,
     error: Exception,
 ) -> None:
     made = make_supervisor()
+    whose = made.following if act == "poll" else made
     stub, calls = fails_once(error, 0)
-    monkeypatch.setattr(made, act, stub)
-    watch(getattr(made, job), lambda: len(calls) > 1)
+    monkeypatch.setattr(whose, act, stub)
+    watch(getattr(whose, job), lambda: len(calls) > 1)
     assert any(str(error) in line for line in made.said)  # type: ignore[attr-defined]
 
 
 def test_a_worker_that_cannot_be_started_for_a_moment_is_started_later(
-    make_supervisor: Callable[..., _Supervisor], monkeypatch: pytest.MonkeyPatch
+    make_supervisor: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_supervisor()
     stub, calls = fails_once(OSError(errno.ENOMEM, "Cannot allocate memory"), 0)
-    monkeypatch.setattr(made, "_run_worker", stub)
-    watch(lambda: made._keep_alive(_Slot("w0", None)), lambda: len(calls) > 1)
+    monkeypatch.setattr(made.workers, "_begin", stub)
+    watch(lambda: made.workers.keep_alive(Slot("w0", None)), lambda: len(calls) > 1)
     assert "Cannot allocate memory" in made.said[0]  # type: ignore[attr-defined]
 
 
 def test_a_new_table_reaches_the_workers_also_when_the_disk_was_full_at_first(
-    make_supervisor: Callable[..., _Supervisor], monkeypatch: pytest.MonkeyPatch
+    make_supervisor: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[dict[str, Any]] = []
-
-    class Channel:
-        send = sent.append
-
-    made = make_supervisor()
-    slot = _Slot("w0", None)
-    slot.channel = Channel()  # type: ignore[assignment]
-    made._slots.append(slot)
+    made = make_supervisor().following
+    made._tell = sent.append
     monkeypatch.setattr(made._upstream, "routes", lambda: sign_routes(table_of(1), KEY))
     remember = made._profiles.remember
 
@@ -130,8 +126,8 @@ def test_a_new_table_reaches_the_workers_also_when_the_disk_was_full_at_first(
 
     monkeypatch.setattr(made._profiles, "remember", full)
     with pytest.raises(Unavailable):
-        asyncio.run(made._poll())
-    assert asyncio.run(made._poll()) == 1
+        asyncio.run(made.poll())
+    assert asyncio.run(made.poll()) == 1
     assert sent == [{"apply": {}}]
 
 

@@ -15,9 +15,11 @@ from loopwright.bundle.routes import Arm, sign_routes
 from loopwright.bundle.testing import route_for, table_of, tiny_bundle
 from loopwright.kernel.errors import Refused, Tampered, Unavailable
 from loopwright.serving.cache import Cache
+from loopwright.serving.complaints import Complaints
+from loopwright.serving.following import Following
 from loopwright.serving.options import ServeOptions
 from loopwright.serving.pinning import trusted_keys
-from loopwright.serving.supervisor import _Slot, _Supervisor
+from loopwright.serving.profiles import Profiles
 from loopwright.serving.upstream import Upstream
 
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
@@ -58,7 +60,7 @@ class Control(Upstream):
 
 
 class Wire:
-    """Stands for the channel to a worker."""
+    """Stands for the channels to the workers."""
 
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -81,30 +83,28 @@ def cache(tmp_path: Path) -> Cache:
     return made
 
 
-Start = Callable[..., tuple[_Supervisor, Wire]]
+Start = Callable[..., tuple[Following, Wire]]
 
 
 @pytest.fixture
 def start(cache: Cache, control: Control) -> Start:
     """Starts a server on the same folder, as far as trust and the first table."""
 
-    def begin(**options: Any) -> tuple[_Supervisor, Wire]:
+    def begin(**options: Any) -> tuple[Following, Wire]:
         asked = ServeOptions(
             control=control.url, home=cache.folder, keys_every=0.0, say=lambda _: None, wait=0.0, **options
         )
         keys = trusted_keys(asked, cache, control)
-        made, wire = _Supervisor(asked, cache, control, keys, []), Wire()
-        slot = _Slot("w0", None)
-        slot.channel = wire  # type: ignore[assignment]
-        made._slots.append(slot)
-        asyncio.run(made._first_table())
+        wire, profiles = Wire(), Profiles(cache, asked.say)
+        made = Following(asked, cache, control, keys, profiles, Complaints(asked.say), wire.send)
+        asyncio.run(made.begin())
         return made, wire
 
     return begin
 
 
-def poll(server: _Supervisor) -> int:
-    return asyncio.run(server._poll())
+def poll(server: Following) -> int:
+    return asyncio.run(server.poll())
 
 
 def test_the_newest_key_is_pinned_and_speaks_for_those_before_it(
@@ -113,8 +113,8 @@ def test_the_newest_key_is_pinned_and_speaks_for_those_before_it(
     control.keyring.rotate(NOON)
     control.publish()
     server, _ = start()
-    assert server._keys == list(control.keyring.public)
-    assert cache.pinned() == server._keys
+    assert server.keys == list(control.keyring.public)
+    assert cache.pinned() == server.keys
     assert control.keyring.signing.public.to_text() in (cache.folder / "control.key").read_text()
 
 
@@ -134,7 +134,7 @@ def test_two_rotations_between_two_looks_are_followed(start: Start, control: Con
         control.keyring.rotate(NOON)
     control.publish()
     assert poll(server) == 2
-    assert len(server._keys) == 3
+    assert len(server.keys) == 3
 
 
 def test_after_a_restart_without_the_control_plane_the_followed_keys_count(
@@ -146,8 +146,8 @@ def test_after_a_restart_without_the_control_plane_the_followed_keys_count(
     poll(server)
     control.away = True
     again, _ = start()
-    assert again._keys == list(control.keyring.public)
-    assert again._table is not None and again._table.serial == 2
+    assert again.keys == list(control.keyring.public)
+    assert again.table is not None and again.table.serial == 2
 
 
 def test_a_key_given_on_the_command_line_leads_to_its_successors(
@@ -158,9 +158,9 @@ def test_a_key_given_on_the_command_line_leads_to_its_successors(
     control.keyring.rotate(NOON)
     control.publish()
     server, _ = start(public_key=given)
-    assert server._table is not None
-    assert server._keys == list(control.keyring.public)
-    assert start(public_key=given)[0]._keys == list(control.keyring.public)
+    assert server.table is not None
+    assert server.keys == list(control.keyring.public)
+    assert start(public_key=given)[0].keys == list(control.keyring.public)
 
 
 def test_a_revoked_key_is_dropped_and_what_only_it_sealed_is_refused_until_it_is_sealed_anew(
@@ -172,12 +172,12 @@ def test_a_revoked_key_is_dropped_and_what_only_it_sealed_is_refused_until_it_is
     control.keyring.revoke(old.key_id, NOON, "stolen")
     control.publish()
     poll(server)
-    assert old not in server._keys
-    assert control.digest in server._unfetched
+    assert old not in server.keys
+    assert control.digest in server.unfetched
     assert not cache.depot.has(control.digest)
     control.depot.reseal(control.digest, control.keyring.signing)
     poll(server)
-    assert server._unfetched == {}
+    assert server.unfetched == {}
     assert cache.depot.sealed_by(control.digest) == control.keyring.signing.public.key_id
 
 
@@ -207,20 +207,21 @@ def test_a_table_signed_by_a_retired_key_is_not_followed(start: Start, control: 
     control.publish(old)
     with pytest.raises(Tampered, match="retired"):
         poll(server)
-    assert (server._table.serial if server._table else None, len(wire.sent)) == (2, said)
+    assert (server.table.serial if server.table else None, len(wire.sent)) == (2, said)
     control.publish()
     assert poll(server) == 4
 
 
 def test_a_stranger_is_not_followed(start: Start, control: Control, cache: Cache, tmp_path: Path) -> None:
     server, _ = start()
-    trusted, told = list(server._keys), []
-    server._complain = lambda about, text: bool(told.append(text)) or True  # type: ignore[method-assign]
+    told: list[str] = []
+    trusted = list(server.keys)
+    server._complain = Complaints(told.append)
     control.keyring = Keyring.open(tmp_path / "stranger")
     control.publish()
     with pytest.raises(Refused, match="two lists of keys with one serial"):
         poll(server)
-    assert server._keys == trusted == cache.pinned()
+    assert server.keys == trusted == cache.pinned()
     assert any("are not followed" in text for text in told)
 
 
@@ -265,4 +266,4 @@ def test_a_control_plane_set_up_anew_is_followed_after_the_pin_is_deleted(
     control.publish()
     (cache.folder / "control.key").unlink()
     server, _ = start()
-    assert server._keys == list(control.keyring.public)
+    assert server.keys == list(control.keyring.public)
