@@ -46,6 +46,10 @@ def up(session: Session, host: str, port: int, require_token: bool, behind_proxy
     help="How often to look at the bundles on disk again; 0: never.",
 )
 @click.option(
+    "--callers", type=click.Path(path_type=Path), metavar="FILE",
+    help="A JSON list of who may ask: name, token_sha256, may (predict, override, admin), per_second.",
+)  # fmt: skip
+@click.option(
     "--public-key", type=click.Path(path_type=Path), help="The control plane's public key, to pin it."
 )
 def serve(
@@ -56,6 +60,7 @@ def serve(
     grpc_port: int,
     workers: int,
     verify_every: str,
+    callers: Path | None,
     public_key: Path | None,
 ) -> int:
     """Start the data plane: V2 serving on worker processes."""
@@ -71,7 +76,7 @@ def serve(
     return run(
         ServeOptions(
             control=followed, host=host, port=port, grpc_port=grpc_port, workers=workers, home=folder,
-            public_key=public_key, token=session.token, say=session.note,
+            public_key=public_key, token=session.token, say=session.note, callers=callers,
             verify_every=0.0 if verify_every.strip() == "0" else parse_duration(verify_every).total_seconds(),
         )
     )  # fmt: skip
