@@ -8,6 +8,7 @@ from loopwright.cli.session import Session, command
 from loopwright.kernel.clock import parse_duration
 from loopwright.kernel.errors import BadInput
 from loopwright.kernel.home import Home
+from loopwright.kernel.sizes import parse_size
 
 
 @command("up")
@@ -50,6 +51,26 @@ def up(session: Session, host: str, port: int, require_token: bool, behind_proxy
     help="A JSON list of who may ask: name, token_sha256, may (predict, override, admin), per_second.",
 )  # fmt: skip
 @click.option(
+    "--hang-seconds", type=float, default=10.0, show_default=True, metavar="N",
+    help="Replace a worker that has been silent for so long.",
+)  # fmt: skip
+@click.option(
+    "--start-seconds", type=float, default=300.0, show_default=True, metavar="N",
+    help="Replace a worker that has not come up within so long.",
+)  # fmt: skip
+@click.option(
+    "--max-memory", default="0", metavar="SIZE",
+    help="Replace a worker that takes more, such as 1GB, its model processes included; 0: never.",
+)  # fmt: skip
+@click.option(
+    "--drain-seconds", type=float, default=0.0, show_default=True, metavar="N",
+    help="When told to stop, first say not ready on /readyz for so long and go on answering.",
+)  # fmt: skip
+@click.option(
+    "--max-connections", type=int, default=10_000, show_default=True, metavar="N",
+    help="Connections that one worker holds at once, idle ones included.",
+)  # fmt: skip
+@click.option(
     "--public-key", type=click.Path(path_type=Path), help="The control plane's public key, to pin it."
 )
 def serve(
@@ -61,6 +82,11 @@ def serve(
     workers: int,
     verify_every: str,
     callers: Path | None,
+    hang_seconds: float,
+    start_seconds: float,
+    max_memory: str,
+    drain_seconds: float,
+    max_connections: int,
     public_key: Path | None,
 ) -> int:
     """Start the data plane: V2 serving on worker processes."""
@@ -77,6 +103,8 @@ def serve(
         ServeOptions(
             control=followed, host=host, port=port, grpc_port=grpc_port, workers=workers, home=folder,
             public_key=public_key, token=session.token, say=session.note, callers=callers,
+            hang_seconds=hang_seconds, start_seconds=start_seconds, drain_seconds=drain_seconds,
+            max_memory=parse_size(max_memory, where="--max-memory"), max_connections=max_connections,
             verify_every=0.0 if verify_every.strip() == "0" else parse_duration(verify_every).total_seconds(),
         )
     )  # fmt: skip
