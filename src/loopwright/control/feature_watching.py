@@ -112,6 +112,8 @@ def measure_window(
     ctx: Context, model: str, version: int, made: Definition, window: Window
 ) -> list[FeatureStatistics]:
     """Statistics of the version's inputs in any span; nothing is kept."""
+    with ctx.ledger.read() as conn:
+        spec = monitoring_store.load_spec(conn, model)
     return measure(
         made.module,
         Lake.of(ctx.home, ctx.ledger),
@@ -120,4 +122,5 @@ def measure_window(
         version=version,
         fields=made.fields,
         window=window,
+        unlogged=spec.serving.log.redact if spec else (),
     )

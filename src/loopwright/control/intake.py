@@ -12,7 +12,7 @@ from loopwright.kernel.clock import from_us, to_us
 from loopwright.kernel.errors import BadInput
 from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.log import PredictionLog
-from loopwright.serving.events import Event, read_frames
+from loopwright.serving.events import Event
 from loopwright.serving.rows import EARLIEST_US, LATEST_US
 from loopwright.serving.wire import Batch, BatchHeader, open_batch
 
@@ -20,13 +20,15 @@ TOLERANCE = timedelta(hours=1)
 """How far ahead of our clock an event may be: one wrong clock must not carry event time into the future."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ARM = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
 def take_in(ctx: Context, body: bytes) -> int:
     """Apply a shipped batch and return the offset reached in its segment.
 
     A batch that does not begin where the last one ended (a retry after a lost answer, say) changes nothing.
-    Raises BadInput for a body that is damaged, names what may not be a file name, or holds what no server sends.
+    Raises BadInput for a body that is damaged, names what may not be a file name, or holds what no server sends;
+    Conflict for one in another release's format.
 
     The Parquet file is named by where the batch begins. Should the process die between writing it and committing,
     the sender comes again from the same offset, and the file is written over: never twice in the log.
@@ -36,14 +38,13 @@ def take_in(ctx: Context, body: bytes) -> int:
     for name in (header.source, header.segment):
         if not _NAME.fullmatch(name) or ".." in name:
             raise BadInput("not a name", where="event batch", got=name, wanted="letters, digits and . _ -")
-    events = list(read_frames(batch.frames))
-    _check(events, header)
+    _check(batch.events, header)
     with ctx.ledger.write() as conn:
         reached = store.shipped(conn, header.source, header.segment)
         if header.start != reached or header.end == header.start:
             return reached
         PredictionLog(ctx.home.predictions).append(
-            events, f"{header.source}_{header.segment}_{header.start:012d}"
+            batch.events, f"{header.source}_{header.segment}_{header.start:012d}", batch.uids
         )
         _count(conn, batch)
         # The sender's clock may be wrong: event time never runs ahead of ours.
@@ -62,15 +63,25 @@ def _check(events: Iterable[Event], header: BatchHeader) -> None:
             raise BadInput("a time outside 1900 to 2200", where="event batch", got=event.event_time)
         if not 0 <= event.version < 2**31 or not 0 <= event.latency_us < 2**53:
             raise BadInput("a number no server has", where="event batch", got=event.version)
+        _check_arm(event.arm)
     for fold in header.folds:
         counts = (fold.n, fold.errors, fold.fallbacks)
-        if fold.arm not in ("stable", "canary", "shadow") or not all(0 <= count <= 2**40 for count in counts):
-            raise BadInput("counts no server has", where="event batch", got=f"{fold.arm[:20]} {counts}")
+        _check_arm(fold.arm)
+        if not all(0 <= count <= 2**40 for count in counts):
+            raise BadInput("counts no server has", where="event batch", got=f"{fold.arm} {counts}")
         if not EARLIEST_US <= fold.bucket < LATEST_US or not 0 <= fold.version < 2**31:
             raise BadInput("an hour outside 1900 to 2200", where="event batch", got=fold.bucket)
     for name in {*header.event_times, *(fold.model for fold in header.folds)}:
         if len(name) > 256 or not name.isprintable():
             raise BadInput("not a model's name", where="event batch", got=name)
+
+
+def _check_arm(arm: str) -> None:
+    """Raise BadInput for what is neither an arm (stable, canary, shadow, a variant) nor direct, cache or default."""
+    if not _ARM.fullmatch(arm):
+        raise BadInput(
+            "not an arm", where="event batch", got=arm[:40], wanted="lower-case letters, digits, - and _, 32 at most"
+        )  # fmt: skip
 
 
 def _count(conn: Connection, batch: Batch) -> None:

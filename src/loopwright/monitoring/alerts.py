@@ -1,9 +1,9 @@
 """What deserves a person's attention, and when it no longer does. Pure.
 
-Tiers: P0 the model does not answer, P1 quality has dropped, an incident stands on the data it is made of, approvals
-were passed over or a bundle's bytes have changed, P2 features or predictions have drifted, or features break their
-rules. One condition has at most one standing alert: while it lasts, the alert's detail is renewed; when it ends, the
-alert is resolved; if it comes back, that is a new alert.
+Tiers: P0 the model does not answer, P1 stand-ins answer for it, quality has dropped, an incident stands on the data it
+is made of, approvals were passed over or a bundle's bytes have changed, P2 features or predictions have drifted, or
+features break their rules. One condition has at most one standing alert: while it lasts, the alert's detail is renewed;
+when it ends, the alert is resolved; if it comes back, that is a new alert.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ class Tier(StrEnum):
 
 class Kind(StrEnum):
     UNAVAILABLE = "unavailable"
+    DEGRADED = "degraded"
     QUALITY = "quality"
     DRIFT = "drift"
     PREDICTION = "prediction"
@@ -34,8 +35,8 @@ class Kind(StrEnum):
 
 
 TIERS = {
-    Kind.UNAVAILABLE: Tier.P0, Kind.QUALITY: Tier.P1, Kind.DRIFT: Tier.P2, Kind.PREDICTION: Tier.P2,
-    Kind.FEATURE: Tier.P2, Kind.DATA: Tier.P1,
+    Kind.UNAVAILABLE: Tier.P0, Kind.DEGRADED: Tier.P1, Kind.QUALITY: Tier.P1, Kind.DRIFT: Tier.P2,
+    Kind.PREDICTION: Tier.P2, Kind.FEATURE: Tier.P2, Kind.DATA: Tier.P1,
     Kind.BROKEN_GLASS: Tier.P1, Kind.REVIEW: Tier.P1, Kind.INTEGRITY: Tier.P1,
 }  # fmt: skip
 GOVERNANCE = (Kind.BROKEN_GLASS, Kind.REVIEW, Kind.INTEGRITY)

@@ -1,13 +1,12 @@
 """What a model's judged windows and hours say about it: the conditions alerts are made of. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
 from loopwright.kernel.verdict import Verdict
 from loopwright.monitoring.alerts import Cleared, Condition, Kind, Raised
-from loopwright.monitoring.windows import LATEST, SUSTAINED, Window, sustained
+from loopwright.monitoring.windows import LATEST, SUSTAINED, StableHour, Window, sustained
 from loopwright.stats.drift import Level
 from loopwright.stats.profile import PREDICTION
 
@@ -109,36 +108,39 @@ def quality_condition(latest: Sequence[Judged]) -> Condition | None:
     return None
 
 
-def availability_condition(
-    hours: Sequence[tuple[datetime, int, int, int]], availability: float
-) -> Condition | None:
-    """From (hour, version, requests, errors) of the stable arm, oldest first: the newest hours that hold 20
-    requests.
+def availability_conditions(hours: Sequence[StableHour], availability: float) -> list[Condition]:
+    """From the stable arm's hours, oldest first: the newest that hold 20 requests.
 
-    `availability` is the promised share (0.999). Errors here reached users: nothing stands in for stable.
+    `availability` is the promised share (0.999). Two things are told apart: requests that got no answer at all, and
+    requests that got a stand-in (a kept or the default answer) because no model answered. Nobody who looks at errors
+    alone would see the second, so it is an alert of its own, as soon as it would have been an outage.
     """
-    n = errors = 0
+    n = errors = stood_in = 0
     newest, version = None, 0
-    for hour, served_by, requests, failed in reversed(hours):
+    for each in reversed(hours):
         if newest is None:
-            newest, version = hour, served_by
-        n, errors = n + requests, errors + failed
+            newest, version = each.hour, each.version
+        n, errors, stood_in = n + each.n, errors + each.errors, stood_in + each.stood_in
         if n >= MIN_REQUESTS:
             break
     if newest is None or n < MIN_REQUESTS:
-        return None
-    share, budget = errors / n, 1 - availability
-    if errors >= MIN_ERRORS and share >= FAST_BURN * budget:
-        return Raised(
-            Kind.UNAVAILABLE,
-            version,
-            newest,
-            f"{share:.1%} of requests got no answer ({errors} of {n}), {budget:.2%} is promised at most",
-            {"errors": errors, "requests": n, "burn_rate": share / budget if budget else None},
-        )
-    if share <= budget:
-        return Cleared(Kind.UNAVAILABLE, newest, f"{n - errors} of the last {n} requests were answered")
-    return None
+        return []
+    budget, failed = 1 - availability, errors - stood_in
+    found: list[Condition] = []
+    for kind, count, told, over in (
+        (Kind.UNAVAILABLE, failed, "got no answer", f"{n - failed} of the last {n} requests were answered"),
+        (Kind.DEGRADED, stood_in, "got a kept or the default answer instead of a model's",
+         f"{n - errors} of the last {n} requests were answered by the model"),
+    ):  # fmt: skip
+        share = count / n
+        if count >= MIN_ERRORS and share >= FAST_BURN * budget:
+            title = f"{share:.1%} of requests {told} ({count} of {n}), {budget:.2%} is promised at most"
+            figures = {"errors": errors, "stood_in": stood_in, "requests": n}
+            burn = share / budget if budget else None
+            found.append(Raised(kind, version, newest, title, {**figures, "burn_rate": burn}))
+        elif share <= budget:
+            found.append(Cleared(kind, newest, over))
+    return found
 
 
 def _told(latest: Sequence[Judged], is_bad: Callable[[Judged], bool]) -> Judged:

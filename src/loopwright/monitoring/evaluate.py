@@ -7,7 +7,7 @@ per window, to join labels.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from loopwright.ledger.store import append
 from loopwright.monitoring import store
 from loopwright.monitoring.alerts import Alert, Condition, Open, Renew, Resolve, changes
 from loopwright.monitoring.conditions import (
-    availability_condition,
+    availability_conditions,
     drift_condition,
     prediction_condition,
     quality_condition,
@@ -39,6 +39,7 @@ from loopwright.monitoring.windows import (
     LATENESS,
     LATEST,
     QualityLimits,
+    StableHour,
     Window,
     complete_windows,
     judge_quality,
@@ -159,8 +160,7 @@ def evaluate(
     with ledger.write() as conn:
         fresh = [each for each in judged if store.record_window(conn, each)]
         conditions = _conditions(conn, spec, fresh)
-        if hours and (outage := availability_condition(hours, spec.monitoring.slo.availability)) is not None:
-            conditions.append(outage)
+        conditions += availability_conditions(hours, spec.monitoring.slo.availability)
         opened, resolved = apply_conditions(conn, spec.model, conditions, now)
         store.save_progress(conn, spec.model, look.progress)
     return Evaluation(spec.model, reached, tuple(fresh), tuple(opened), tuple(resolved))
@@ -225,7 +225,7 @@ class _Look:
         counts = sum(days, store.FoldCounts())
         try:
             columns = judge_drift(
-                _without_failed(reference),
+                _comparable(reference, counts.profile),
                 counts.profile,
                 warn=min(0.1, settings.psi),
                 alarm=settings.psi,
@@ -289,7 +289,7 @@ class _Look:
             self.progress["tried"] = [self.attempt[0], len(left), self.attempt[2]]
         return judged
 
-    def new_hours(self) -> list[tuple[datetime, int, int, int]]:
+    def new_hours(self) -> list[StableHour]:
         """The stable arm's last day of complete hours, when another hour has become complete."""
         if to_us(self.hour) <= self.progress["hour"]:
             return []
@@ -311,14 +311,14 @@ class _Look:
         return from_us(self.progress[what])
 
 
-def _without_failed(reference: Reference) -> Reference:
-    """A reference whose own rows have no predictions says nothing about predictions."""
-    empty = [name for name, counts in reference.counts.columns.items() if not counts.sum()]
-    if not empty:
-        return reference
-    kept = {name: bins for name, bins in reference.bins.items() if name not in empty}
-    counts = {name: counts for name, counts in reference.counts.columns.items() if name not in empty}
-    return replace(reference, bins=kept, counts=Counts(reference.rows, counts))
+def _comparable(reference: Reference, profile: Counts) -> Reference:
+    """The reference less columns that cannot be compared: a reference whose own rows have no predictions says nothing
+    about predictions, and an input that is not to be logged is in no profile.
+    """
+    empty = {name for name, counts in reference.counts.columns.items() if not counts.sum()}
+    if profile.columns:
+        empty |= set(reference.columns) - set(profile.columns)
+    return reference.without(empty) if empty else reference
 
 
 def _worst(verdicts: set[Verdict]) -> Verdict:

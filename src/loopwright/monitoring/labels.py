@@ -132,7 +132,7 @@ answered AS (
     WHERE status <> 'error' AND len(outputs) > 0
       AND epoch_us(event_time) >= $start AND epoch_us(event_time) < $end
       AND ($version IS NULL OR version = $version)
-      AND CASE WHEN $arm IS NULL THEN arm <> 'shadow' ELSE arm = $arm END
+      AND CASE WHEN $arm IS NULL THEN arm NOT IN ('shadow', 'cache', 'default') ELSE arm = $arm END
     GROUP BY id
 )"""
 
@@ -162,7 +162,8 @@ def outcomes(
 ) -> Outcomes:
     """Join answers with event time in [start, end) to the labels available by `until`.
 
-    version None: whichever version answered. arm None: everything but shadow traffic, which nobody saw.
+    version None: whichever version answered. arm None: everything but shadow traffic, which nobody saw, and
+    kept or default answers, which no model gave.
     """
     predictions = log.files(model, start, end)
     if not predictions:

@@ -7,6 +7,7 @@ whole or not at all. Reads name the days they need, so a query over a week opens
 """
 
 import io
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,9 +39,11 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
         ("inputs", pa.string()),
         ("outputs", pa.list_(pa.float64())),
+        ("uid", pa.string()),
     ]
 )
-"""`inputs` is a JSON list in the order of the bundle's schema."""
+"""`inputs` is a JSON list in the order of the bundle's schema, null in place of what is not logged. `uid` is the event's
+one name in every sink; null in files of before it had one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,15 @@ class PredictionLog:
 
     root: Path
 
-    def append(self, events: Iterable[Event], name: str) -> int:
-        """Write `events` as the batch `name` and return how many there were. Is idempotent."""
-        parts: dict[tuple[str, int], list[Event]] = defaultdict(list)
-        for event in events:
-            parts[event.model, event.event_time // _DAY_US].append(event)
+    def append(self, events: Iterable[Event], name: str, uids: Iterable[str] | None = None) -> int:
+        """Write `events` as the batch `name` and return how many there were. Is idempotent.
+
+        uids: one for each event; left out, they are named by the batch and their place in it.
+        """
+        parts: dict[tuple[str, int], list[tuple[Event, str]]] = defaultdict(list)
+        named = (f"{name}/{place}" for place in itertools.count()) if uids is None else uids
+        for event, uid in zip(events, named, strict=uids is not None):
+            parts[event.model, event.event_time // _DAY_US].append((event, uid))
         for (model, day), members in parts.items():
             folder = self.root / plain_name(model) / f"day={_day(day).isoformat()}"
             write_atomic(folder / f"{plain_name(name)}.parquet", _parquet(members))
@@ -111,8 +118,9 @@ def _day(number: int) -> date:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=number)).date()
 
 
-def _parquet(events: Sequence[Event]) -> bytes:
+def _parquet(members: Sequence[tuple[Event, str]]) -> bytes:
     encode = msgspec.json.Encoder().encode
+    events = [event for event, _ in members]
     columns = [
         [e.id for e in events],
         [e.unit for e in events],
@@ -125,6 +133,7 @@ def _parquet(events: Sequence[Event]) -> bytes:
         [e.error for e in events],
         [encode(e.inputs).decode() for e in events],
         [e.outputs for e in events],
+        [uid for _, uid in members],
     ]
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return _bytes(pa.Table.from_arrays(arrays, schema=SCHEMA))

@@ -19,9 +19,13 @@ Array = NDArray[Any]
 
 _READ = """
 WITH spanned AS (
-    SELECT id, unit, epoch_us(event_time) AS moment, epoch_us("at") AS answered, version, inputs, outputs, status,
+    SELECT id, unit, epoch_us(event_time) AS moment, epoch_us("at") AS answered, version, inputs, status,
+        -- A kept or default answer is none of the version's.
+        CASE WHEN arm IN ('cache', 'default') THEN [] ELSE outputs END AS outputs,
         -- Of several answers the first counts, and of those at one moment the one that was an answer.
-        row_number() OVER (PARTITION BY id ORDER BY "at", status = 'error', version, arm) AS place
+        row_number() OVER (
+            PARTITION BY id ORDER BY "at", arm IN ('cache', 'default'), status = 'error', version, arm
+        ) AS place
     FROM read_parquet($files, hive_partitioning = false)
     WHERE epoch_us(event_time) >= $start AND epoch_us(event_time) < $end AND arm <> 'shadow'
         AND ($version IS NULL OR version = $version)

@@ -23,13 +23,18 @@ from loopwright.kernel.verdict import Verdict
 from loopwright.ledger.schema import alerts, folds, label_batches, projects, watermarks, windows
 from loopwright.ledger.store import get_meta, put_meta
 from loopwright.monitoring.alerts import TIERS, Alert, AlertState, Kind, Raised, Tier
-from loopwright.monitoring.windows import Window
+from loopwright.monitoring.windows import StableHour, Window
 from loopwright.project.spec import Spec
+from loopwright.serving.fold import STAND_INS as _STAND_INS
 from loopwright.serving.wire import Fold
 from loopwright.stats.histogram import LatencyHistogram
 from loopwright.stats.profile import EMPTY, Counts
 
 SHADOW = "shadow"
+STAND_INS = tuple(sorted(_STAND_INS))
+NOT_ITS_ANSWERS = (SHADOW, *STAND_INS)
+"""Arms under which nobody was given an answer of the version: copies that nobody saw, and answers of no model."""
+MAX_COLUMNS = 20_000
 _pack, _unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder().decode
 
 
@@ -51,6 +56,10 @@ class FoldCounts:
     def __add__(self, other: "FoldCounts") -> "FoldCounts":
         try:
             profile, lost = self.profile + other.profile, 0
+            if len(profile.columns) > MAX_COLUMNS:
+                raise BadInput(
+                    "more columns than a profile has", where="profile merge", got=len(profile.columns)
+                )
         except BadInput:
             # Counted on another reference. Its rows cannot be compared, and refusing the batch would make
             # serving send it for ever.
@@ -101,11 +110,11 @@ def apply_fold(conn: Connection, fold: Fold) -> None:
 def arm_counts(
     conn: Connection, model: str, version: int, arm: str | None, since: datetime, until: datetime
 ) -> FoldCounts:
-    """Sum the folds of hours that begin in [since, until). arm None: every arm but shadow."""
+    """Sum the folds of hours that begin in [since, until). arm None: every arm whose answers are the version's."""
     query = select(folds.c.payload).where(
         folds.c.model == model,
         folds.c.version == version,
-        folds.c.arm != SHADOW if arm is None else folds.c.arm == arm,
+        folds.c.arm.not_in(NOT_ITS_ANSWERS) if arm is None else folds.c.arm == arm,
         folds.c.bucket >= to_us(since),
         folds.c.bucket < to_us(until),
     )
@@ -145,15 +154,13 @@ def arm_tally(
 def daily_counts(
     conn: Connection, model: str, version: int, since: datetime, until: datetime
 ) -> list[FoldCounts]:
-    """What `arm_counts` of every arm but shadow sums, day by day (UTC), oldest first; days without answers
-    are absent.
-    """
+    """What `arm_counts` without an arm sums, day by day (UTC), oldest first; days without answers are absent."""
     query = (
         select(folds.c.bucket, folds.c.payload)
         .where(
             folds.c.model == model,
             folds.c.version == version,
-            folds.c.arm != SHADOW,
+            folds.c.arm.not_in(NOT_ITS_ANSWERS),
             folds.c.bucket >= to_us(since),
             folds.c.bucket < to_us(until),
         )
@@ -166,34 +173,54 @@ def daily_counts(
     return list(days.values())
 
 
-def stable_hours(
-    conn: Connection, model: str, since: datetime, until: datetime
-) -> list[tuple[datetime, int, int, int]]:
-    """(hour, version, n, errors) of the stable arm for hours in [since, until), oldest first."""
+def stable_hours(conn: Connection, model: str, since: datetime, until: datetime) -> list[StableHour]:
+    """The stable arm's hours in [since, until), oldest first.
+
+    A stand-in's answer follows an error of stable, unless stable was not even asked (its breaker was open).
+    """
     query = (
-        select(folds.c.bucket, folds.c.version, folds.c.payload)
+        select(folds.c.bucket, folds.c.version, folds.c.arm, folds.c.payload)
         .where(
             folds.c.model == model,
-            folds.c.arm == "stable",
+            folds.c.arm.in_(("stable", *STAND_INS)),
             folds.c.bucket >= to_us(since),
             folds.c.bucket < to_us(until),
         )
         .order_by(folds.c.bucket)
     )
-    rows = ((bucket, version, _counts(payload)) for bucket, version, payload in conn.execute(query))
-    return [(from_us(bucket), version, counts.n, counts.errors) for bucket, version, counts in rows]
+    asked: dict[int, list[tuple[int, int, int]]] = {}
+    stood_in: Counter[int] = Counter()
+    for bucket, version, arm, payload in conn.execute(query):
+        counts = _counts(payload)
+        if arm == "stable":
+            asked.setdefault(bucket, []).append((version, counts.n, counts.errors))
+        else:
+            stood_in[bucket] += counts.n
+            asked.setdefault(bucket, [])
+    hours = []
+    for bucket, versions in sorted(asked.items()):
+        left = stood_in[bucket]
+        for version, n, errors in versions:
+            covered = min(left, errors)
+            left -= covered
+            hours.append(StableHour(from_us(bucket), version, n, errors, covered))
+        if left:
+            # Nobody asked stable for these.
+            version = max(versions)[0] if versions else (hours[-1].version if hours else 0)
+            hours.append(StableHour(from_us(bucket), version, left, left, left))
+    return hours
 
 
 def served_hours(
     conn: Connection, model: str, since: datetime, until: datetime
 ) -> list[tuple[datetime, int]]:
-    """Distinct (hour, version) with answers other than shadow in [since, until), oldest first."""
+    """Distinct (hour, version) in which the version answered somebody in [since, until), oldest first."""
     query = (
         select(folds.c.bucket, folds.c.version)
         .distinct()
         .where(
             folds.c.model == model,
-            folds.c.arm != SHADOW,
+            folds.c.arm.not_in(NOT_ITS_ANSWERS),
             folds.c.bucket >= to_us(since),
             folds.c.bucket < to_us(until),
         )
@@ -206,7 +233,7 @@ def first_hour(conn: Connection, model: str, *, version: int | None = None) -> d
     """The earliest hour the model, or one version of it (shadow traffic aside), answered in."""
     query = select(func.min(folds.c.bucket)).where(folds.c.model == model)
     if version is not None:
-        query = query.where(folds.c.version == version, folds.c.arm != SHADOW)
+        query = query.where(folds.c.version == version, folds.c.arm.not_in(NOT_ITS_ANSWERS))
     earliest = conn.execute(query).scalar_one_or_none()
     return None if earliest is None else from_us(earliest)
 

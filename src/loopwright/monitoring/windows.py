@@ -37,6 +37,20 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class StableHour:
+    """What became in one hour of the requests that stable was the last model for.
+
+    errors: those that it did not answer. stood_in: those that were given a kept or the default answer.
+    """
+
+    hour: datetime
+    version: int
+    n: int
+    errors: int
+    stood_in: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class QualityLimits:
     """What quality is judged by: `expected` is the metric's value when the version was registered."""
 

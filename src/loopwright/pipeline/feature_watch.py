@@ -1,6 +1,6 @@
 """Counts a model's features in a window: as it was asked with, and as it is trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 
 import numpy as np
@@ -50,10 +50,12 @@ def measure(
     version: int | None,
     fields: Sequence[Field],
     window: Window,
+    unlogged: Collection[str] = (),
 ) -> list[FeatureStatistics]:
     """Statistics of the model's inputs in `window`; a source without rows there gives none.
 
     `version` None: whichever version answered. `fields`: the inputs in the order that requests were logged in.
+    `unlogged`: those that the log is to be without; nothing is said of how requests had them.
     """
     views = views_of(module)
     files = {
@@ -68,7 +70,7 @@ def measure(
     )
     found: list[FeatureStatistics] = []
     if len(requests):
-        dtypes = {field.name: field.dtype for field in fields}
+        dtypes = {field.name: field.dtype for field in fields if field.name not in unlogged}
         found += statistics_of(
             requests.inputs, dtypes, views=views, source="requests", window=window, newest=newest
         )

@@ -28,7 +28,7 @@ from loopwright.features.module import FeatureModule, load_features
 from loopwright.features.registry import remember_views
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, parse_time
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.errors import BadInput, did_you_mean
 from loopwright.kernel.home import Home
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
@@ -183,6 +183,7 @@ def run_project(
         with ledger.read() as conn:
             require_no_incident(conn, spec.model, module.tables())
     check_rules(project.spec.monitoring.features, views_of(module))
+    _check_redacted(spec.serving.log.redact, module)
     parts = _parts(setting, module, pinned, gold=snapshot is None)
     run = _tracked(setting, tracking_uri, pinned.digest, retrain_id)
     with run, recorded(setting, run.run_id, pinned.digest):
@@ -508,3 +509,13 @@ def _registered(
             },
         )
     return version
+
+
+def _check_redacted(names: tuple[str, ...], module: FeatureModule) -> None:
+    """Raise BadInput for a name that is no input: misspelled, it would keep nothing out of the log."""
+    for name in names:
+        if name not in module.inputs:
+            raise BadInput(
+                "an input that there is not", where="loop.yaml: serving.log.redact", got=name,
+                wanted=", ".join(module.inputs), next=did_you_mean(name, module.inputs),
+            )  # fmt: skip

@@ -14,6 +14,10 @@ from loopwright.stats.histogram import LatencyHistogram
 from loopwright.stats.profile import PREDICTION, Reference
 
 HOUR_US = 3_600_000_000
+STAND_INS = frozenset(("cache", "default"))
+"""Arms whose answers no model gave just then: they are counted, and in no profile."""
+
+Redacted = Callable[[str, list[Event]], frozenset[str]]
 
 
 class Profiler:
@@ -25,24 +29,35 @@ class Profiler:
         # A reference over columns that are not logged cannot be counted here.
         self._reference = reference if reference and names.issuperset(reference.columns) else None
 
-    def count(self, events: list[Event]) -> dict[str, Any] | None:
-        """Return `Counts.to_json()` for events with outputs, or None without a usable reference."""
+    def count(self, events: list[Event], redacted: frozenset[str] = frozenset()) -> dict[str, Any] | None:
+        """Return `Counts.to_json()` for events with outputs, or None without a usable reference.
+
+        Inputs that were `redacted` are not in it: their nulls say nothing about the traffic.
+        """
         if self._reference is None or not events:
             return None
         columns: dict[str, Any] = {}
         for position, field in enumerate(self._schema.inputs):
+            if field.name in redacted:
+                continue
             kind = object if field.dtype == "string" else np.float64
             # float64 turns None into NaN, which is how numbers are null.
             columns[field.name] = np.array([event.inputs[position] for event in events], dtype=kind)
         columns[PREDICTION] = np.array([event.outputs[0] for event in events], dtype=np.float64)
-        return self._reference.count(columns).to_json()
+        reference = self._reference.without(redacted) if redacted else self._reference
+        return reference.count(columns).to_json()
 
 
-def fold_events(events: Iterable[Event], profiler: Callable[[str, int], Profiler | None]) -> list[Fold]:
+def fold_events(
+    events: Iterable[Event],
+    profiler: Callable[[str, int], Profiler | None],
+    redacted: Redacted | None = None,
+) -> list[Fold]:
     """Return one fold per (model, version, arm, hour) in `events`, in that order.
 
     profiler(model, version) gives the version's profiler, or None when its bundle is gone: then counts come without a
-    profile. Events whose inputs do not fit the schema are counted, not profiled.
+    profile. Events whose inputs do not fit the schema are counted, not profiled; nor are answers of `STAND_INS`.
+    redacted(model, events) names the inputs that some of the events were written without.
     """
     groups: dict[tuple[str, int, str, int], list[Event]] = defaultdict(list)
     for event in events:
@@ -52,9 +67,10 @@ def fold_events(events: Iterable[Event], profiler: Callable[[str, int], Profiler
         latency = LatencyHistogram()
         latency.add([event.latency_us for event in members if event.latency_us > 0])
         answered = [event for event in members if event.outputs]
-        counting = profiler(model, version)
+        counting = profiler(model, version) if answered and arm not in STAND_INS else None
+        hidden = redacted(model, answered) if redacted and counting else frozenset()
         try:
-            profile = counting.count(answered) if counting else None
+            profile = counting.count(answered, hidden) if counting else None
         except (BadInput, IndexError, TypeError, ValueError):
             profile = None
         folds.append(

@@ -24,7 +24,7 @@ FORGET_US = 90 * 86_400_000_000
 
 
 def in_sample(id: str, share: float) -> bool:
-    """Whether the rows of the event id are in a sample of this size: the same on every server, for all events of the id.
+    """Whether the rows of the event id are in a sample of this size; every server says the same of all its events.
 
     Monotone: what is in a sample is in every larger one.
     """
@@ -64,7 +64,7 @@ class LogRule:
         return shown
 
     def error(self, why: str) -> str:
-        """What may be written of an error: its text may quote an input, so where inputs are redacted only its kind is."""
+        """What may be written of an error: where inputs are redacted only its kind, because the text may quote one."""
         return why.partition(":")[0] if self.redacted else why
 
 

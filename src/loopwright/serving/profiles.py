@@ -1,4 +1,4 @@
-"""Which bundle's reference an event is counted on."""
+"""What the shipping side knows of the versions that answered: their inputs, their references, their log policies."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from loopwright.kernel.errors import BadInput
 from loopwright.kernel.files import write_atomic
 from loopwright.serving.cache import Cache
 from loopwright.serving.fold import Profiler
+from loopwright.serving.logrule import LogRules
 from loopwright.stats.profile import Reference
 
 
@@ -25,12 +26,15 @@ class Profiles:
         self._say = say
         self._path = cache.folder / "versions.json"
         self._digests: dict[str, str] = {}
-        self._loaded: dict[str, Profiler | None] = {}
+        self._loaded: dict[str, Profiler] = {}
+        self._inputs: dict[str, tuple[str, ...]] = {}
+        self.rules = LogRules(cache.folder / "log-rules.json")
         with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
             self._digests = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
 
     def remember(self, table: RouteTable) -> None:
-        """Note which bundle each version of the table is."""
+        """Note which bundle each version of the table is, and what of its answers is to be kept."""
+        self.rules.follow(table)
         known = {
             f"{name}:{version}": entry.bundle
             for name, route in table.models.items()
@@ -43,14 +47,26 @@ class Profiles:
 
     def profiler(self, model: str, version: int) -> Profiler | None:
         """Return the version's profiler, or None when its bundle is not here."""
+        digest = self._digest(model, version)
+        return None if digest is None else self._loaded[digest]
+
+    def inputs(self, model: str, version: int) -> tuple[str, ...] | None:
+        """Return the names of the version's inputs in logged order, or None when its bundle is not here."""
+        digest = self._digest(model, version)
+        return None if digest is None else self._inputs[digest]
+
+    def _digest(self, model: str, version: int) -> str | None:
+        """The version's bundle, loaded; None when it is not here."""
         digest = self._digests.get(f"{model}:{version}")
-        if digest is None or not self._cache.depot.has(digest):
+        if digest is None:
             return None
         if digest not in self._loaded:
-            self._loaded[digest] = self._load(digest)
-        return self._loaded[digest]
+            if not self._cache.depot.has(digest):
+                return None
+            self._load(digest)
+        return digest
 
-    def _load(self, digest: str) -> Profiler:
+    def _load(self, digest: str) -> None:
         path = self._cache.depot.path(digest)
         raw = (path / MANIFEST).read_bytes()[:MAX_MANIFEST]
         schema = parse_manifest(raw, where=str(path)).schema
@@ -60,4 +76,6 @@ class Profiles:
         except BadInput as error:
             self._say(f"bundle {digest[:12]} is not profiled: {error}")
             reference = None
-        return Profiler(schema, reference)
+        # In this order: other threads ask for the inputs of what is loaded.
+        self._inputs[digest] = tuple(field.name for field in schema.inputs)
+        self._loaded[digest] = Profiler(schema, reference)

@@ -1,28 +1,39 @@
 """Ships the prediction log to the control plane: at least once over the wire, exactly once in effect (see `wire`)."""
 
 import contextlib
-import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from loopwright.kernel.digest import canonical_json
-from loopwright.kernel.errors import BadInput
-from loopwright.serving.events import read_frames, whole_frames
-from loopwright.serving.fold import Profiler, fold_events
+from loopwright.kernel.errors import BadInput, LoopwrightError
+from loopwright.kernel.files import write_atomic
+from loopwright.serving.events import Event
+from loopwright.serving.fold import Profiler, Redacted, fold_events
+from loopwright.serving.segments import (
+    REFUSED,
+    Reader,
+    Stretch,
+    read_stretch,
+    segment_files,
+    still_written,
+)
 from loopwright.serving.wire import BatchHeader, pack_batch
 
 BATCH_BYTES = 4 << 20
 AHEAD_US = 3_600_000_000  # an event may be dated an hour ahead of the clock, and still move event time
+KEEP_BYTES = 4 << 30
 
 
 class Shipper:
     """Reads the segments in a folder and sends what the control plane does not have yet. One thread at a time.
 
-    send: delivers a packed batch and returns the offset the control plane has recorded; raises when it does not answer.
-    profiler: see `fold_events`. is_writing(name): a process that writes segments `<name>-<number>` may be alive.
+    send: delivers a packed batch and returns the offset the control plane has recorded; raises BadInput for a batch
+    that it will never take, and something else when it does not answer. profiler, redacted: see `fold_events`.
+    in_sample(event): whether its row goes along; all are counted. is_writing(name): a process that writes segments
+    `<name>-<number>` may be alive. readers: who else needs the segments; `keep` bytes at most stay for their sake.
     """
 
     def __init__(
@@ -34,6 +45,10 @@ class Shipper:
         profiler: Callable[[str, int], Profiler | None],
         is_writing: Callable[[str], bool],
         complain: Callable[[str], None],
+        redacted: Redacted | None = None,
+        in_sample: Callable[[Event], bool] | None = None,
+        readers: Sequence[Reader] = (),
+        keep: int = KEEP_BYTES,
     ) -> None:
         self._folder = folder
         self._source = source
@@ -41,10 +56,15 @@ class Shipper:
         self._profiler = profiler
         self._is_writing = is_writing
         self._complain = complain
+        self._redacted = redacted
+        self._in_sample = in_sample
+        self._readers = readers
+        self._keep = keep
         self._offsets_path = folder / "offsets.json"
         self._offsets: dict[str, int] = {}
         # How far each model's event time has come, as far as the control plane was not told yet.
         self._untold: dict[str, int] = {}
+        self._damaged: set[str] = set()
         if self._offsets_path.exists():
             # Losing this file is harmless: the control plane answers the true offset to the first batch.
             try:
@@ -55,108 +75,184 @@ class Shipper:
     def backlog(self) -> int:
         """Return how many bytes wait to be shipped."""
         waiting = 0
-        for path in self._segments():
+        for path in segment_files(self._folder):
             with contextlib.suppress(FileNotFoundError):  # shipped and deleted by `ship` in another thread
                 waiting += max(0, path.stat().st_size - self._offsets.get(path.stem, 0))
         return waiting
 
+    def set_aside(self) -> int:
+        """Return how many files of events lie on disk that a receiver refused."""
+        return sum(1 for _ in (self._folder / REFUSED).glob("*.seg"))
+
     def ship(self) -> int:
         """Send everything that is in the segments now; return the bytes accepted. Raises what `send` raises.
 
-        A segment nobody writes any more is deleted once the control plane has all of it. Only the last batch of a round
-        says how far event time has come: until then another worker's earlier rows may still be waiting here.
+        A segment nobody writes any more is deleted once the control plane and every reader have all of it. Only the
+        last batch of a round says how far event time has come: until then another worker's earlier rows may still be
+        waiting here. What the control plane refuses is set aside, event by event; where even that cannot be agreed
+        with it, the segment stays, the others go on, and the error is raised at the end.
         """
         sent = 0
-        segments = self._segments()
-        newest = {path.stem.rpartition("-")[0]: path for path in segments}
+        segments = segment_files(self._folder)
         # Asked before the sizes are taken, so that a last append is not deleted unread.
-        still_open = {
-            path: newest[(writer := path.stem.rpartition("-")[0])] == path and self._is_writing(writer)
-            for path in segments
-        }
+        still_open = still_written(segments, self._is_writing)
         sizes = {path: path.stat().st_size for path in segments}
         waiting = [path for path, size in sizes.items() if size > self._offsets.get(path.stem, 0)]
+        stuck: LoopwrightError | None = None
         for path, size in sizes.items():
-            sent += self._ship_segment(path, size, is_last=path == waiting[-1] if waiting else False)
-            if not still_open[path] and path.exists():
+            try:
+                sent += self._ship_segment(path, size, is_last=path == waiting[-1] if waiting else False)
+            except BadInput as error:
+                stuck = stuck or error
+                continue
+            if path not in still_open and path.exists():
                 self._retire(path)
+        self._make_room(still_open)
+        if stuck is not None:
+            raise stuck
         return sent
 
     def _ship_segment(self, path: Path, size: int, *, is_last: bool) -> int:
-        sent, rewinds = 0, 0
+        sent, rewinds, most = 0, 0, 0
         offset = self._offsets.get(path.stem, 0)
-        with path.open("rb") as stream:
-            while offset < size:
-                # No further than the size taken when the round began: later rows may be ahead of another worker's.
-                data = os.pread(stream.fileno(), min(BATCH_BYTES, size - offset), offset)
-                try:
-                    end = whole_frames(data)
-                except BadInput as error:
-                    self._quarantine(path, error)
-                    return sent
-                if end == 0:
-                    if len(data) < BATCH_BYTES:
-                        break  # a torn tail, or a frame still being written
-                    data = os.pread(stream.fileno(), size - offset, offset)
-                    end = whole_frames(data)
-                    if end == 0:
-                        break
-                frames = data[:end]
-                ends_round = is_last and offset + len(frames) >= size
-                accepted = self._send(self._pack(path.stem, offset, frames, ends_round=ends_round))
-                if accepted == offset + len(frames):
-                    sent += len(frames)
-                    if ends_round:
-                        self._untold = {}
-                elif rewinds > 3 or accepted > size:
-                    raise BadInput(
-                        "the control plane's offset does not fit the log",
-                        where=path.name,
-                        got=accepted,
-                        wanted=f"{offset + len(frames)}",
-                    )
-                else:
-                    rewinds += 1
-                offset = accepted
-                self._offsets[path.stem] = offset
-                self._save()
+        while offset < size:
+            # No further than the size taken when the round began: later rows may be ahead of another worker's.
+            try:
+                stretch = read_stretch(path, offset, size, BATCH_BYTES)
+            except BadInput as error:
+                self._note_damage(path, error)
+                break
+            if stretch is None:
+                break
+            if most:
+                stretch = stretch.first(most)
+            ends_round = is_last and stretch.end >= size
+            try:
+                accepted = self._send(self._pack(stretch, ends_round=ends_round))
+                self._untold = self._reached(stretch, accepted)
+                if ends_round and accepted == stretch.end:
+                    self._untold = {}
+            except BadInput as error:
+                if len(stretch.placed) > 1:
+                    most = len(stretch.placed) // 2  # which of them is it?
+                    continue
+                accepted = self._pass_over(stretch, error)
+            if accepted == stretch.end:
+                sent += len(stretch.frames)
+                most *= 2
+            elif rewinds > 3 or accepted > size:
+                raise BadInput(
+                    "the control plane's offset does not fit the log",
+                    where=path.name,
+                    got=accepted,
+                    wanted=f"{stretch.end}",
+                )
+            else:
+                rewinds += 1
+            offset = accepted
+            self._offsets[path.stem] = offset
+            self._save()
         return sent
 
-    def _pack(self, segment: str, start: int, frames: bytes, *, ends_round: bool) -> bytes:
-        events = list(read_frames(frames))
-        for event in events:
-            if event.event_time > event.at + AHEAD_US:
-                continue  # one row dated in the future must not complete every window until then
-            self._untold[event.model] = max(self._untold.get(event.model, event.event_time), event.event_time)
+    def _pack(self, stretch: Stretch, *, ends_round: bool) -> bytes:
+        folds = fold_events([each.event for each in stretch.placed], self._profiler, self._redacted)
+        kept = [each for each in stretch.placed if self._in_sample is None or self._in_sample(each.event)]
+        frames, offsets = stretch.frames, list[int]()
+        if len(kept) < len(stretch.placed):
+            frames = b"".join(frames[each.start - stretch.start : each.end - stretch.start] for each in kept)
+            offsets = [each.start for each in kept]
         header = BatchHeader(
             source=self._source,
-            segment=segment,
-            start=start,
-            end=start + len(frames),
-            events=len(events),
+            segment=stretch.segment,
+            start=stretch.start,
+            end=stretch.end,
+            events=len(kept),
             crc32=zlib.crc32(frames),
-            event_times=dict(self._untold) if ends_round else {},
-            folds=fold_events(events, self._profiler),
+            event_times=self._reached(stretch, stretch.end) if ends_round else {},
+            folds=folds,
+            offsets=offsets,
         )
         return pack_batch(header, frames)
 
+    def _reached(self, stretch: Stretch, end: int) -> dict[str, int]:
+        """How far event time has come with what lies before `end`, as far as it was not told."""
+        reached = dict(self._untold)
+        for each in stretch.placed:
+            event = each.event
+            # One row dated in the future must not complete every window until then.
+            if each.end <= end and event.event_time <= event.at + AHEAD_US:
+                reached[event.model] = max(reached.get(event.model, event.event_time), event.event_time)
+        return reached
+
+    def _pass_over(self, stretch: Stretch, error: BadInput) -> int:
+        """Set an event aside that the control plane refuses, and agree with it to go on behind it.
+
+        The file comes first: a kill in between leaves an event both here and still to be sent, and never nowhere.
+        """
+        kept = self._folder / REFUSED / f"{stretch.segment}_{stretch.start:012d}.seg"
+        write_atomic(kept, stretch.frames, mode=0o600)
+        write_atomic(kept.with_suffix(".txt"), f"{error}\n".encode(), mode=0o600)
+        nothing = BatchHeader(
+            source=self._source, segment=stretch.segment, start=stretch.start, end=stretch.end, events=0, crc32=0,
+            event_times={}, folds=[],
+        )  # fmt: skip
+        accepted = self._send(pack_batch(nothing, b""))
+        self._complain(
+            f"the control plane refuses an event: {error}. It is set aside at {kept}; the others go on."
+        )
+        return accepted
+
     def _retire(self, path: Path) -> None:
-        size, offset = path.stat().st_size, self._offsets.get(path.stem, 0)
-        with path.open("rb") as stream:
-            rest = os.pread(stream.fileno(), size - offset, offset)
-        # What is left can only be a frame that a killed worker did not finish: it was never answered.
-        if offset == size or whole_frames(rest) == 0:
+        """Delete a segment that nobody writes, when all who need it have all of it."""
+        offset = self._offsets.get(path.stem, 0)
+        if any(reader.reached(path.stem) < offset for reader in self._readers):
+            return
+        if path.stem in self._damaged:
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(path.with_suffix(".damaged"))
+        elif self._is_through(path, offset):
             path.unlink()
-            self._offsets.pop(path.stem, None)
-            self._save()
+        else:
+            return
+        self._damaged.discard(path.stem)
+        self._offsets.pop(path.stem, None)
+        for reader in self._readers:
+            reader.forget(path.stem)
+        self._save()
 
-    def _quarantine(self, path: Path, error: BadInput) -> None:
+    def _is_through(self, path: Path, offset: int) -> bool:
+        # What is left can only be a frame that a killed worker did not finish: it was never answered.
+        size = path.stat().st_size
+        if offset == size or path.stem in self._damaged:
+            return True
+        return read_stretch(path, offset, size, BATCH_BYTES) is None
+
+    def _make_room(self, still_open: set[Path]) -> None:
+        """Have readers that lag give up the oldest segments that stay for their sake alone, beyond `keep` bytes."""
+        if not self._readers:
+            return
+        held = []
+        for path in segment_files(self._folder):
+            with contextlib.suppress(FileNotFoundError):
+                if path not in still_open and self._is_through(path, self._offsets.get(path.stem, 0)):
+                    held.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+        total = sum(size for _, size, _ in held)
+        for _, size, path in sorted(held):
+            if total <= self._keep:
+                return
+            end = self._offsets.get(path.stem, 0)
+            for reader in self._readers:
+                if reader.reached(path.stem) < end:
+                    reader.give_up(path.stem, end)
+            self._retire(path)
+            total -= size
+
+    def _note_damage(self, path: Path, error: BadInput) -> None:
+        if path.stem in self._damaged:
+            return
+        self._damaged.add(path.stem)
         kept = path.with_suffix(".damaged")
-        path.rename(kept)
         self._complain(f"{error}. The rest of this segment is not shipped; it is kept at {kept}.")
-
-    def _segments(self) -> list[Path]:
-        return sorted(self._folder.glob("*.seg"))
 
     def _save(self) -> None:
         # Not synced to disk on purpose: a sync makes the workers' own appends wait, and a lost offset is harmless.

@@ -8,7 +8,7 @@ slot for nulls.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -116,25 +116,21 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         """Merge; commutative and associative, with an empty profile as its zero.
 
-        Raises BadInput when the two were counted on different bins: their sum would mean nothing.
+        A column that only one of them has (the other's was not to be looked at) keeps its counts, which then are of
+        fewer rows. Raises BadInput when the two were counted on different bins: their sum would mean nothing.
         """
-        if not self.columns:
-            return Counts(self.rows + other.rows, other.columns)
-        if not other.columns:
-            return Counts(self.rows + other.rows, self.columns)
-        mine, theirs = _shape(self), _shape(other)
-        if mine != theirs:
-            differing = sorted(set(mine.items()) ^ set(theirs.items()))
+        differing = [name for name, c in self.columns.items() if len(other.columns.get(name, c)) != len(c)]
+        if differing:
             raise BadInput(
                 "two profiles were counted on different bins",
                 where="profile merge",
-                got=", ".join(sorted({name for name, _ in differing})),
+                got=", ".join(sorted(differing)),
                 wanted="profiles of one reference",
                 next="Count both with the reference of the same bundle.",
             )
-        return Counts(
-            self.rows + other.rows, {name: c + other.columns[name] for name, c in self.columns.items()}
-        )
+        merged = {**other.columns, **self.columns}
+        merged |= {name: self.columns[name] + c for name, c in other.columns.items() if name in self.columns}
+        return Counts(self.rows + other.rows, merged)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -204,6 +200,12 @@ class Reference:
         return Counts(
             rows, {name: bins.count(name, np.asarray(columns[name])) for name, bins in self.bins.items()}
         )
+
+    def without(self, names: Collection[str]) -> "Reference":
+        """This reference less the columns named."""
+        bins = {name: bins for name, bins in self.bins.items() if name not in names}
+        counts = {name: counts for name, counts in self.counts.columns.items() if name not in names}
+        return Reference(bins, Counts(self.rows, counts))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -317,7 +319,3 @@ def _rows(arrays: Mapping[str, Column]) -> int:
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
         raise BadInput("columns of a profile must be flat and equally long", where="profile", got=shapes)
     return next(iter(shapes.values()))[0] if shapes else 0
-
-
-def _shape(counts: Counts) -> dict[str, int]:
-    return {name: len(c) for name, c in counts.columns.items()}

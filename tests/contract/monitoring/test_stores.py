@@ -11,7 +11,7 @@ from loopwright.ledger.engine import Ledger
 from loopwright.monitoring import store
 from loopwright.monitoring.alerts import AlertState, Kind, Raised
 from loopwright.monitoring.store import JudgedWindow
-from loopwright.monitoring.windows import Window
+from loopwright.monitoring.windows import StableHour, Window
 from loopwright.retraining import store as retrains
 from loopwright.retraining.policy import Cause, Run, Suppress, Trigger
 from loopwright.serving.wire import Fold
@@ -48,7 +48,7 @@ def test_folds_and_watermarks_add_up(any_ledger: Ledger) -> None:
         counts = store.arm_counts(conn, "m", 1, None, NOON, NOON + WEEK)
         assert (counts.n, counts.profile.rows, counts.latency.n) == (7, 7, 7)
         assert store.arm_tally(conn, "m", 1, "stable", NOON, NOON + WEEK)[0] == 7
-        assert store.stable_hours(conn, "m", NOON, NOON + WEEK) == [(NOON, 1, 7, 0)]
+        assert store.stable_hours(conn, "m", NOON, NOON + WEEK) == [StableHour(NOON, 1, 7, 0)]
         assert store.first_hour(conn, "m", version=1) == NOON
         assert list(store.monitored_models(conn)) == [("m", NOON - timedelta(hours=3))]
 

@@ -19,6 +19,7 @@ from loopwright.control.context import Context
 from loopwright.control.explaining import Explainable, columns_of, open_version
 from loopwright.control.faults import explain as in_words
 from loopwright.kernel.errors import LoopwrightError
+from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.explanations import (
     MERGED,
     SCHEMA,
@@ -27,6 +28,7 @@ from loopwright.monitoring.explanations import (
     explanation_rows,
 )
 from loopwright.monitoring.log import SCHEMA as LOGGED
+from loopwright.monitoring.store import STAND_INS
 from loopwright.pipeline import store as pipeline_store
 
 ROWS_A_ROUND = 20_000
@@ -118,7 +120,9 @@ class ExplanationsController:
             except FileNotFoundError:
                 waiting.pop(0)
                 continue
-            answered = [bool(outputs) for outputs in rows.column("outputs").to_pylist()]
+            # A kept or default answer is no model's to explain.
+            given = zip(rows.column("outputs").to_pylist(), rows.column("arm").to_pylist(), strict=True)
+            answered = [bool(outputs) and arm not in STAND_INS for outputs, arm in given]
             if source.name == MERGED:
                 known = explanations.known(model, source)
                 keys = zip(*(rows.column(name).to_pylist() for name in ("id", "version", "arm")), strict=True)
@@ -149,6 +153,10 @@ class ExplanationsController:
 
     def _version(self, ctx: Context, model: str, version: int) -> Explainable | str:
         """The opened version, or why it cannot be; asked for once."""
+        with ctx.ledger.read() as conn:
+            spec = monitoring_store.load_spec(conn, model)
+        if spec is not None and spec.serving.log.redact:
+            return f"{', '.join(spec.serving.log.redact)} are not logged (serving.log.redact)"
         key = (model, version)
         if key not in self._open:
             try:

@@ -12,6 +12,7 @@ from loopwright.kernel.digest import canonical_json
 from loopwright.ledger.schema import feature_statistics as table
 from loopwright.ledger.schema import folds
 from loopwright.monitoring.feature_health.statistics import FeatureStatistics, Source
+from loopwright.monitoring.store import NOT_ITS_ANSWERS
 from loopwright.monitoring.windows import Window
 
 
@@ -66,7 +67,7 @@ def main_version(conn: Connection, model: str, window: Window) -> int | None:
     query = (
         select(folds.c.version)
         .where(
-            folds.c.model == model, folds.c.arm != "shadow",
+            folds.c.model == model, folds.c.arm.not_in(NOT_ITS_ANSWERS),
             folds.c.bucket >= to_us(window.start), folds.c.bucket < to_us(window.end),
         )
         .group_by(folds.c.version)
