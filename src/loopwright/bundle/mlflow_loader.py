@@ -34,8 +34,7 @@ class LoadedBundle:
                 )
         if "model.onnx" not in manifest["files"]:
             raise RuntimeError(
-                f"{root}: the bundle holds pickled objects, which run what they please when they are loaded; "
-                "only Loopwright, which knows who trusts them with what, loads it"
+                f"{root}: the model is no ONNX graph; only Loopwright, which knows who trusts it with what, loads it"
             )
         self.schema: dict[str, Any] = manifest["schema"]
         self.state: dict[str, Any] = json.loads(read("state.json"))

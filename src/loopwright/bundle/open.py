@@ -8,22 +8,29 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from loopwright.bundle.archive import scan_archive
 from loopwright.bundle.folder import verify_folder
+from loopwright.bundle.forms import ISOLATED, ONNX, PICKLED, TRUST, TRUSTED_ONLY, model_file
+from loopwright.bundle.isolated import IsolatedRunner, Limits
 from loopwright.bundle.keys import PublicKey
 from loopwright.bundle.manifest import Golden, Manifest
-from loopwright.bundle.runners import ONNX, PICKLED, TRUST, OnnxRunner, PickledRunner, Runner, model_file
+from loopwright.bundle.pickles import scan_bytes
+from loopwright.bundle.runners import OnnxRunner, Runner
 from loopwright.bundle.signature import Schema, as_columns
 from loopwright.bundle.transform import Transform, identity, load_transform, stack
-from loopwright.bundle.trust import SignedTrust, load_trusted
+from loopwright.bundle.trust import SignedTrust, check_trusted
 from loopwright.kernel.errors import BadInput, Refused, Tampered
 
 _NEEDED = ("state.json", "golden.json", "reference.json", "card.md")
-_LOADED = (ONNX, *PICKLED, TRUST, "transform.py", *_NEEDED)
+_LOADED = (ONNX, *ISOLATED, TRUST, "transform.py", *_NEEDED)
 _ASK = "Export the model to ONNX, or ask for trust: loopwright trust request FILE --reason …"
 
 
 class Bundle:
-    """A loaded model. Safe to use from several threads; the same inputs give the same outputs on one machine."""
+    """A loaded model. Safe to use from several threads; the same inputs give the same outputs on one machine.
+
+    isolated: the model answers from a process of its own, so a call waits; everything else runs here.
+    """
 
     def __init__(
         self, manifest: Manifest, digest: str, contents: Mapping[str, bytes], runner: Runner
@@ -38,6 +45,8 @@ class Bundle:
         source = contents.get("transform.py")
         self._transform = load_transform(source.decode()) if source else Transform(identity, None)
         self._runner = runner
+        self.isolated: bool = runner.isolated
+        self._bytes = sum(map(len, contents.values())) - max(map(len, contents.values()))
 
     def features(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Return what the model sees: float32 (n, len(schema.features))."""
@@ -88,10 +97,18 @@ class Bundle:
                 wanted=f"at most {self.golden.tolerance:g}",
             )
 
+    def memory(self) -> int:
+        """About how many bytes are in memory because it is loaded; of an isolated model, its process's with them."""
+        return self._runner.memory() + 4 * self._bytes
+
+    def close(self) -> None:
+        """End the model's process, if it has one: calls fail from then on. Is idempotent."""
+        self._runner.close()
+
     @property
     def pickled(self) -> str | None:
-        """The digest of its pickled model, which somebody has to trust; None for ONNX."""
-        return next((digest for name, digest in self.manifest.files.items() if name in PICKLED), None)
+        """The digest of the model that somebody has to trust; None for forms that need no trust."""
+        return trusted_digest(self.manifest)
 
     @property
     def name(self) -> str:
@@ -103,43 +120,73 @@ class Bundle:
         return stack(self._transform.transform(columns, self.state), self.schema.features, rows)
 
 
+def trusted_digest(manifest: Manifest) -> str | None:
+    """The digest of the one file in a bundle that runs what it pleases when it is loaded; None where there is none."""
+    return next((digest for name, digest in manifest.files.items() if name in TRUSTED_ONLY), None)
+
+
 def open_bundle(
-    path: Path, keys: Sequence[PublicKey], *, threads: int = 1, trusted: Container[str] | None = None
+    path: Path,
+    keys: Sequence[PublicKey],
+    *,
+    threads: int = 1,
+    trusted: Container[str] | None = None,
+    limits: Limits | None = None,
 ) -> Bundle:
     """Verify digests, file list and seal of the bundle at `path`, then load it.
 
-    keys: the public keys trusted to seal. threads: ONNX Runtime threads per prediction. trusted: digests of pickled
-    models that may be loaded now; None: whatever a signed record in the bundle allows. Raises NotFound when nothing is
-    there, Tampered when one byte differs, Refused for a pickled model without trust; nothing of it was executed then.
+    keys: the public keys trusted to seal. threads: ONNX Runtime threads per prediction. trusted: digests of models that
+    run code and may be loaded now; None: whatever a signed record in the bundle allows. limits: what the process of a
+    model may take that does not run here. Raises NotFound when nothing is there, Tampered when one byte differs,
+    Refused for a model that needs trust and has none; nothing of it was executed then, nor seen by another process.
     """
     manifest, digest, contents = verify_folder(path, keys, keep=_LOADED)
-    missing = [name for name in _NEEDED if name not in contents]
-    model = model_file(contents)
-    if missing or model is None:
-        raise Tampered(
-            "the manifest names no such file", where=str(path), got=", ".join(missing) or "one model"
-        )
+    model, trust = _checked(manifest, contents, keys, trusted, where=str(path))
+    runner: Runner
     if model == ONNX:
-        return Bundle(manifest, digest, contents, OnnxRunner(contents[ONNX], threads))
-    return Bundle(manifest, digest, contents, _pickled(manifest, model, contents, keys, trusted))
+        runner = OnnxRunner(contents[ONNX], threads)
+    else:
+        runner = IsolatedRunner(
+            model, contents[model], manifest.schema, limits=limits, trust=trust, keys=keys
+        )
+    try:
+        return Bundle(manifest, digest, contents, runner)
+    except BaseException:
+        runner.close()
+        raise
 
 
-def _pickled(
+def check_bundle(
+    path: Path, keys: Sequence[PublicKey], *, trusted: Container[str] | None = None
+) -> tuple[Manifest, str]:
+    """Verify the bundle at `path` as `open_bundle` does, load nothing, and return its manifest and digest."""
+    manifest, digest, contents = verify_folder(path, keys, keep=_LOADED)
+    _checked(manifest, contents, keys, trusted, where=str(path))
+    return manifest, digest
+
+
+def _checked(
     manifest: Manifest,
-    model: str,
     contents: Mapping[str, bytes],
     keys: Sequence[PublicKey],
     trusted: Container[str] | None,
-) -> PickledRunner:
-    where = f"{manifest.model}: {model}"
+    *,
+    where: str,
+) -> tuple[str, SignedTrust | None]:
+    """The model's file, and the record it is trusted by when it needs one."""
+    missing = [name for name in _NEEDED if name not in contents]
+    model = model_file(contents)
+    if missing or model is None:
+        raise Tampered("the manifest names no such file", where=where, got=", ".join(missing) or "one model")
+    if model not in TRUSTED_ONLY:
+        return model, None
+    about = f"{manifest.model}: {model}"
     if TRUST not in contents:
-        raise Refused("pickled objects without a trust record are not loaded", where=where, next=_ASK)
+        raise Refused("a model that runs code is not loaded without a trust record", where=about, next=_ASK)
     if trusted is not None and manifest.files[model] not in trusted:
         raise Refused(
-            "nobody trusts these pickled objects (any more)",
-            where=where,
-            got=manifest.files[model],
-            next=_ASK,
+            "nobody trusts this model (any more)", where=about, got=manifest.files[model], next=_ASK
         )
-    signed = SignedTrust.from_bytes(contents[TRUST], where=where)
-    return PickledRunner(load_trusted(contents[model], signed, keys), manifest.schema)
+    signed = SignedTrust.from_bytes(contents[TRUST], where=about)
+    check_trusted(contents[model], signed, keys, scan=scan_bytes if model in PICKLED else scan_archive)
+    return model, signed

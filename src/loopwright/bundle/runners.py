@@ -1,75 +1,58 @@
-"""What answers inside a bundle: an ONNX graph, or pickled objects that a person approved."""
+"""What answers inside a bundle: an ONNX graph in the worker itself, or another form in a process of its own."""
 
-from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from loopwright.bundle.signature import Schema
 from loopwright.kernel.errors import BadInput
 
-ONNX = "model.onnx"
-PICKLED = ("model.joblib", "model.pkl")
-TRUST = "trust.json"
+_SESSION = 256 << 10
+"""Bytes a session takes besides its graph, measured over 50 of them (benchmarks/models.py)."""
 
 
 class Runner(Protocol):
-    """A model alone. Safe to use from several threads."""
+    """A model alone. Safe to use from several threads.
+
+    isolated: whether it answers from another process, so that a call waits instead of computing.
+    """
+
+    isolated: bool
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[Any]:
         """Return one row of numbers per row of float32 (n, f)."""
+        ...
+
+    def memory(self) -> int:
+        """About how many bytes are in memory on its behalf."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is not this process's own. Is idempotent."""
         ...
 
 
 class OnnxRunner:
     """Runs a graph on ONNX Runtime's CPU provider."""
 
+    isolated = False
+
     def __init__(self, model: bytes, threads: int) -> None:
         self._session = _session(model, threads)
         self._input = self._session.get_inputs()[0].name
         self._outputs = [_pick_output(self._session)]
+        self._memory = _SESSION + 2 * len(model)
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[Any]:
         return np.asarray(self._session.run(self._outputs, {self._input: features})[0])
 
+    def memory(self) -> int:
+        """An estimate: a session's own share, and the graph with what the runtime makes of its weights."""
+        return self._memory
 
-class PickledRunner:
-    """Calls an estimator in scikit-learn's manner: `predict_proba` for classes, `predict` for numbers."""
-
-    def __init__(self, model: Any, schema: Schema) -> None:
-        method = "predict" if schema.task == "regression" else "predict_proba"
-        predict = getattr(model, method, None)
-        if not callable(predict):
-            raise BadInput(
-                f"a {schema.task} model without `{method}`", got=type(model).__name__, wanted="an estimator"
-            )
-        self._predict: Callable[..., Any] = predict
-        self._order = _order(model, schema)
-
-    def __call__(self, features: NDArray[np.float32]) -> NDArray[Any]:
-        answer = np.asarray(self._predict(features))
-        return answer if self._order is None else answer[:, self._order]
-
-
-def model_file(files: Mapping[str, object]) -> str | None:
-    """The name of the one model among a bundle's files; None for none or several."""
-    found = [name for name in (ONNX, *PICKLED) if name in files]
-    return found[0] if len(found) == 1 else None
-
-
-def _order(model: Any, schema: Schema) -> list[int] | None:
-    """Where the schema's classes stand in the estimator's answers."""
-    known = getattr(model, "classes_", None)
-    if schema.task != "multiclass" or known is None:
-        return None
-    names = [str(name) for name in known]
-    if sorted(names) != sorted(schema.classes):
-        raise BadInput(
-            "the model knows other classes", got=", ".join(names), wanted=", ".join(schema.classes)
-        )
-    return [names.index(name) for name in schema.classes]
+    def close(self) -> None:
+        """Nothing lives outside this process."""
 
 
 def _session(model: bytes, threads: int) -> ort.InferenceSession:

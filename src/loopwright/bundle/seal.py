@@ -14,10 +14,21 @@ from typing import Any
 
 import msgspec
 
+from loopwright.bundle.archive import scan_archive
 from loopwright.bundle.folder import safe_name
+from loopwright.bundle.forms import (
+    EXPORTED,
+    LIGHTGBM,
+    NATIVES,
+    ONNX,
+    PICKLED,
+    PYFUNC,
+    TORCHSCRIPT,
+    TRUST,
+    XGBOOST,
+)
 from loopwright.bundle.keys import PublicKey, SigningKey
 from loopwright.bundle.manifest import FORMAT, MANIFEST, SEAL, Golden, Manifest, seal_manifest
-from loopwright.bundle.runners import ONNX, PICKLED, TRUST
 from loopwright.bundle.signature import Schema
 from loopwright.bundle.transform import load_transform
 from loopwright.bundle.trust import SignedTrust, check_trusted
@@ -28,6 +39,13 @@ from loopwright.kernel.errors import BadInput, Conflict, Unavailable
 _LOADER = "loopwright_bundle_v1"
 _LIBRARIES = ("numpy", "onnxruntime", "pandas")
 _PICKLED_LIBRARIES = ("joblib", "numpy", "pandas", "scikit-learn")
+_NATIVE_LIBRARIES = {
+    TORCHSCRIPT: ("numpy", "pandas", "torch"),
+    EXPORTED: ("numpy", "pandas", "torch"),
+    LIGHTGBM: ("lightgbm", "numpy", "pandas"),
+    XGBOOST: ("numpy", "pandas", "xgboost"),
+    PYFUNC: ("mlflow", "numpy", "pandas"),
+}
 _PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
@@ -55,16 +73,18 @@ def build_bundle(
     key: SigningKey,
     extra_files: Mapping[str, bytes] = MappingProxyType({}),
     pickled: bytes | None = None,
+    native: tuple[str, bytes] | None = None,
     trust: SignedTrust | None = None,
     trusted: Sequence[PublicKey] = (),
 ) -> SealedBundle:
     """Write a sealed bundle to `dest` (must not exist) and return it; `dest` appears whole or not at all.
 
     transform: numpy-only source, or None when features are inputs by the same name. extra_files: by path in the bundle,
-    sealed like the rest and never loaded by serving. pickled: an estimator in the place of `onnx`, with the signed
-    record that it may be loaded, checked with `key` and `trusted`. The same arguments give the same digest. Raises
-    BadInput for a transform or golden rows that cannot work, Refused for a pickle nobody may trust, Conflict when
-    `dest` exists.
+    sealed like the rest and never loaded by serving. In the place of `onnx`, a bundle may hold `native`, a model in
+    another form under its name (`runners.NATIVES`, or PYFUNC), or `pickled`, an estimator; the latter and PYFUNC with
+    `trust`, the signed record that they may be loaded, checked with `key` and `trusted`. The same
+    arguments give the same digest. Raises BadInput for a transform or golden rows that cannot work, Refused for a model
+    nobody may trust, Conflict when `dest` exists.
     """
     if dest.exists():
         raise Conflict(
@@ -74,7 +94,7 @@ def build_bundle(
         load_transform(transform)
     _check_golden(golden, schema)
     contents: dict[str, bytes] = {
-        **_model(onnx, pickled, trust, (key.public, *trusted)),
+        **_model(onnx, pickled, native, trust, (key.public, *trusted)),
         "state.json": canonical_json(dict(state)),
         "golden.json": canonical_json(msgspec.to_builtins(golden)),
         "reference.json": canonical_json(dict(reference)),
@@ -83,7 +103,9 @@ def build_bundle(
         f"code/{_LOADER}.py": Path(__file__).with_name("mlflow_loader.py").read_bytes(),
         # A file where Python would make a folder: whoever imports the loader leaves no bytecode in the sealed bundle.
         "code/__pycache__": b"",
-        "requirements.txt": _requirements(_LIBRARIES if onnx is not None else _PICKLED_LIBRARIES),
+        "requirements.txt": _requirements(
+            _LIBRARIES if onnx is not None else _NATIVE_LIBRARIES[native[0]] if native else _PICKLED_LIBRARIES
+        ),
         "python_env.yaml": _python_env(),
     }
     if transform is not None:
@@ -107,19 +129,34 @@ def build_bundle(
 
 
 def _model(
-    onnx: bytes | None, pickled: bytes | None, trust: SignedTrust | None, keys: Sequence[PublicKey]
+    onnx: bytes | None,
+    pickled: bytes | None,
+    native: tuple[str, bytes] | None,
+    trust: SignedTrust | None,
+    keys: Sequence[PublicKey],
 ) -> dict[str, bytes]:
-    """The model's files: the graph, or the pickled objects and why they may be loaded."""
-    if onnx is not None and pickled is None:
-        return {ONNX: onnx}
-    if pickled is None or onnx is not None or trust is None:
+    """The model's files: the graph, or another form of it and, where that runs code, why it may be loaded."""
+    given = [form for form in (onnx, pickled, native) if form is not None]
+    name, data = native or ("", b"")
+    if len(given) != 1 or (native and name not in (*NATIVES, PYFUNC)):
         raise BadInput(
             "a bundle holds one model",
             where="bundle",
-            wanted="`onnx`, or `pickled` and the signed `trust` in it",
+            got=name or f"{len(given)} models",
+            wanted="`onnx`, `native`, or `pickled` with the signed `trust` in it",
         )
-    found = check_trusted(pickled, trust, keys)
-    return {PICKLED[0] if found.format.startswith("joblib") else PICKLED[1]: pickled, TRUST: trust.to_bytes()}
+    if onnx is not None:
+        return {ONNX: onnx}
+    if name in NATIVES:
+        return {name: data}
+    if trust is None:
+        raise BadInput("a model that runs code wants the signed `trust` in it", where="bundle", got=name)
+    if pickled is not None:
+        found = check_trusted(pickled, trust, keys)
+        name, data = PICKLED[0] if found.format.startswith("joblib") else PICKLED[1], pickled
+    else:
+        check_trusted(data, trust, keys, scan=scan_archive)
+    return {name: data, TRUST: trust.to_bytes()}
 
 
 def _write(dest: Path, contents: Mapping[str, bytes]) -> None:

@@ -12,7 +12,7 @@ import io
 import pickle
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -85,10 +85,17 @@ def verify_trust(signed: SignedTrust, keys: Iterable[PublicKey]) -> TrustRecord:
     return record
 
 
-def check_trusted(data: bytes, signed: SignedTrust, keys: Iterable[PublicKey]) -> Scan:
+def check_trusted(
+    data: bytes,
+    signed: SignedTrust,
+    keys: Iterable[PublicKey],
+    *,
+    scan: Callable[[bytes], Scan] = scan_bytes,
+) -> Scan:
     """Return the scan of `data` when a signed record covers exactly these bytes and exactly what they import.
 
-    Nothing is loaded. Raises Tampered for another key's signature or other bytes, Refused for anything never trusted.
+    scan: how this kind of file is read; as pickled objects, unless said otherwise. Nothing is loaded. Raises Tampered
+    for another key's signature or other bytes, Refused for anything never trusted.
     """
     record = verify_trust(signed, keys)
     digest = sha256_bytes(data)
@@ -96,7 +103,7 @@ def check_trusted(data: bytes, signed: SignedTrust, keys: Iterable[PublicKey]) -
         raise Tampered(
             "the trust record is for other bytes", where="trust record", got=digest, wanted=record.digest
         )
-    found = scan_bytes(data)
+    found = scan(data)
     if found.objections:
         raise Refused(
             "pickled objects that nobody can be trusted with", where=digest[:12], got="; ".join(found.objections[:3]),

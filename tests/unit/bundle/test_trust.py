@@ -16,12 +16,12 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from loopwright.bundle.depot import BundleDepot
+from loopwright.bundle.forms import TRUST
 from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.manifest import Golden
 from loopwright.bundle.open import open_bundle
 from loopwright.bundle.pickles import scan_bytes
 from loopwright.bundle.routes import Arm
-from loopwright.bundle.runners import TRUST
 from loopwright.bundle.seal import SealedBundle, build_bundle
 from loopwright.bundle.signature import Field, Schema
 from loopwright.bundle.testing import CREATED, route_for, table_of
@@ -183,7 +183,7 @@ def test_trust_that_was_withdrawn_stops_the_bundle(tmp_path: Path) -> None:
     sealed = bundle(tmp_path / "b", FOREST)
     digest = scan_bytes(dumped(FOREST)).digest
     assert len(predicted(sealed, trusted=[digest])) == len(ROWS)
-    with pytest.raises(Refused, match=r"nobody trusts these pickled objects \(any more\)"):
+    with pytest.raises(Refused, match=r"nobody trusts this model \(any more\)"):
         open_bundle(sealed.path, [KEY.public], trusted=[])
 
 
@@ -221,7 +221,7 @@ def test_plain_mlflow_does_not_load_it(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode != 0
-    assert "the bundle holds pickled objects" in done.stderr
+    assert "the model is no ONNX graph" in done.stderr
 
 
 def test_whoever_serves_onnx_never_meets_scikit_learn() -> None:

@@ -184,7 +184,7 @@ def test_withdrawn_trust_stops_the_control_plane_too(
     assert smoke_test(path, keys, [FOUND.digest]) is not Verdict.ERROR
     do(people["bob"], "trust.revoke", digest=FOUND.digest, reason="a gadget was found")
     for act in (open_it, baseline):
-        with pytest.raises(Refused, match="nobody trusts these pickled objects"):
+        with pytest.raises(Refused, match="nobody trusts this model"):
             act()
     assert smoke_test(path, keys, []) is Verdict.ERROR
 

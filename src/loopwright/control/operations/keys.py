@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from loopwright.bundle.depot import BundleDepot
-from loopwright.bundle.runners import TRUST
+from loopwright.bundle.forms import TRUST
 from loopwright.bundle.trust import SignedTrust, verify_trust
 from loopwright.control.context import Context
 from loopwright.control.controllers.keys import note_key_acts

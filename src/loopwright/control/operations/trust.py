@@ -6,11 +6,12 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
+from loopwright.bundle.archive import PROGRAM
 from loopwright.bundle.depot import BundleDepot
+from loopwright.bundle.forms import TRUSTED_ONLY
 from loopwright.bundle.gadgets import denied
 from loopwright.bundle.manifest import MANIFEST, parse_manifest
 from loopwright.bundle.pickles import split
-from loopwright.bundle.runners import PICKLED
 from loopwright.bundle.trust import TrustRecord, sign_trust
 from loopwright.control.context import Context
 from loopwright.control.operation import operation
@@ -38,7 +39,7 @@ def list_trusts(ctx: Context, state: str | None = None) -> list[dict[str, Any]]:
 
 @operation("trust.request", "POST", "/trusts", role=Role.DEVELOPER)
 def request(ctx: Context, digest: str, name: str, globals: list[str], reason: str) -> dict[str, Any]:
-    """Ask that a file of pickled objects may be loaded, importing exactly `globals`.
+    """Ask that a file of pickled objects may be loaded, importing exactly `globals`; of an MLflow model, "any code".
 
     What is loaded later is scanned again and has to import exactly these: a list that says less or more is no use.
     """
@@ -50,7 +51,7 @@ def request(ctx: Context, digest: str, name: str, globals: list[str], reason: st
         raise BadInput("imports more than any plain model", got=len(globals))
     if not reason.strip():
         raise BadInput("trust is asked for with a reason", wanted="--reason")
-    never = [f"{each}: {why}" for each in globals if (why := denied(*split(each)))]
+    never = [f"{each}: {why}" for each in globals if each != PROGRAM and (why := denied(*split(each)))]
     if never:
         raise Refused("it imports what nobody can be trusted with", where=name, got="; ".join(never[:3]))
     with ctx.ledger.write() as conn:
@@ -120,7 +121,7 @@ def _carriers(ctx: Context, conn: Connection, digest: str) -> list[str]:
                 continue
             raw = (depot.path(version.bundle) / MANIFEST).read_bytes()
             files = parse_manifest(raw, where=version.subject).files
-            if digest in (files.get(name) for name in PICKLED):
+            if digest in (files.get(name) for name in TRUSTED_ONLY):
                 found.append(version.subject)
     return found
 
