@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from loopwright.kernel.errors import BadInput, NotFound
 from loopwright.serving.callers import Callers, Right
 from loopwright.serving.counters import Counters
 from loopwright.serving.engine import Answer, Call, Engine
-from loopwright.serving.http import Bounds
+from loopwright.serving.http import Bounds, Headers
 from loopwright.serving.models import Model, Served
 from loopwright.serving.rows import Rows
 
@@ -166,6 +167,27 @@ def answer_parameters(model: Model, answer: Answer) -> tuple[int, dict[str, Any]
     parameters["arm"] = "mixed"
     extra = {"_version": list(map(str, answer.versions)), "_arm": answer.arms}
     return stable.version if stable else version, parameters, extra
+
+
+def answer_headers(model: Model, answer: Answer) -> Headers:
+    """Return x-loopwright-model, -version, -arm, -request-id, and -fallback when another answered in an arm's place.
+
+    They say what `answer_parameters` says. Characters beyond ASCII are percent-encoded.
+    """
+    version, parameters, _ = answer_parameters(model, answer)
+    headers = [
+        (b"x-loopwright-model", _header(model.name)),
+        (b"x-loopwright-version", b"%d" % version),
+        (b"x-loopwright-arm", _header(parameters["arm"])),
+        (b"x-loopwright-request-id", _header(answer.request_id)),
+    ]
+    if parameters.get("fallback"):
+        headers.append((b"x-loopwright-fallback", b"true"))
+    return headers
+
+
+def _header(text: str) -> bytes:
+    return text.encode() if text.isascii() and text.isprintable() else quote(text, safe="/ ").encode()
 
 
 def _milliseconds(text: bytes) -> float:

@@ -1,6 +1,6 @@
 """What every protocol turns a request into: checked rows of one model's inputs, in schema order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import isinf
@@ -15,6 +15,8 @@ from loopwright.kernel.errors import BadInput, did_you_mean
 
 Value = float | int | bool | str | None
 Columns = dict[str, NDArray[Any]]
+Place = str | Callable[[int], str]
+"""Where values stand in a request: the V2 tensor ("inputs[0]"), or a function that tells where a row's value stands."""
 
 RESERVED = ("_id", "_unit", "_event_time")
 MAX_TEXT = 4096
@@ -62,7 +64,7 @@ def v2_datatype(field: Field) -> str:
     return _PREFERRED[field.dtype]
 
 
-def check_values(values: Sequence[Any], field: Field, datatype: str, where: str) -> list[Value]:
+def check_values(values: Sequence[Any], field: Field, datatype: str, where: Place) -> list[Value]:
     """Return `values` as logged (NaN becomes None); raises BadInput naming the first row that does not fit."""
     if datatype not in _DATATYPES[field.dtype]:
         raise BadInput(
@@ -81,33 +83,37 @@ def check_values(values: Sequence[Any], field: Field, datatype: str, where: str)
     return list(values)
 
 
-def _check_value(value: Any, field: Field, allowed: frozenset[type], where: str, row: int) -> Value:
+def _check_value(value: Any, field: Field, allowed: frozenset[type], where: Place, row: int) -> Value:
     if value is None or value != value:
         if not field.nullable:
             raise BadInput(
-                f"input `{field.name}` may not be null", where=f"{where}.data[{row}]", wanted=field.dtype
+                f"input `{field.name}` may not be null", where=_place(where, row), wanted=field.dtype
             )
         return None
     kind = type(value)
     if kind not in allowed:
-        raise BadInput("a value of another kind", where=f"{where}.data[{row}]", got=value, wanted=field.dtype)
+        raise BadInput("a value of another kind", where=_place(where, row), got=value, wanted=field.dtype)
     if kind is str and len(value) > MAX_TEXT:
         raise BadInput(
             "text too long",
-            where=f"{where}.data[{row}]",
+            where=_place(where, row),
             got=f"{len(value)} characters",
             wanted=f"at most {MAX_TEXT}",
         )
-    if kind is int and abs(value) > MAX_INT:
-        raise BadInput("a number too large", where=f"{where}.data[{row}]", wanted="at most 64 bits")
     if kind is float and isinf(value):
-        raise BadInput("not finite", where=f"{where}.data[{row}]", got=value, wanted=field.dtype)
+        raise BadInput("not finite", where=_place(where, row), got=value, wanted=field.dtype)
+    if (kind is int or field.dtype == "int64") and abs(value) > MAX_INT:
+        raise BadInput("a number too large", where=_place(where, row), wanted="at most 64 bits")
     if field.dtype == "int64" and kind is float and not value.is_integer():
-        raise BadInput("not a whole number", where=f"{where}.data[{row}]", got=value, wanted="int64")
+        raise BadInput("not a whole number", where=_place(where, row), got=value, wanted="int64")
     if field.dtype == "bool" and kind is float and value not in (0.0, 1.0):
-        raise BadInput("not a boolean", where=f"{where}.data[{row}]", got=value, wanted="true or false")
+        raise BadInput("not a boolean", where=_place(where, row), got=value, wanted="true or false")
     checked: Value = value
     return checked
+
+
+def _place(where: Place, row: int) -> str:
+    return f"{where}.data[{row}]" if isinstance(where, str) else where(row)
 
 
 class Reader:
