@@ -10,6 +10,7 @@ SECTIONS = (
         "apply": ("start:apply", "Make a changed loop.yaml count without training."),
         "up": ("processes:up", "Start the control plane: API, MLflow, controllers."),
         "serve": ("processes:serve", "Start the data plane: V2 serving on worker processes."),
+        "export": ("exports:export", "Write configurations for what runs around: HAProxy."),
         "status": ("status:status", "One line per model: stage, traffic, health, drift, alerts."),
         "doctor": ("status:doctor", "Check this machine and the home, and say what to mend."),
     }),

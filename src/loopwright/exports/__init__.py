@@ -1,0 +1,1 @@
+"""Configurations for what runs around Loopwright, written from parsed values: HAProxy."""
