@@ -12,8 +12,9 @@ from loopwright.kernel.digest import canonical_json
 from loopwright.kernel.errors import BadInput, Tampered
 
 _ARM = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-RESERVED_ARMS = frozenset(("direct", "cache", "default"))
-"""Names under which answers are logged that no arm gave: asked for by version, kept from before, or configured."""
+RESERVED_ARMS = frozenset(("direct", "cache", "default", "job"))
+"""Names under which answers are logged that no arm gave: asked for by version, kept from before, configured, or given
+by a worker to the rows of a job."""
 
 
 class Arm(msgspec.Struct, frozen=True):
