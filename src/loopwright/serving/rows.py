@@ -27,7 +27,7 @@ EARLIEST_US = to_us(datetime(1900, 1, 1, tzinfo=UTC))
 LATEST_US = to_us(datetime(2200, 1, 1, tzinfo=UTC))
 
 _INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
-_FLOATS = frozenset(("FP16", "FP32", "FP64"))
+_FLOATS = frozenset(("FP16", "BF16", "FP32", "FP64"))
 _DATATYPES: dict[str, frozenset[str]] = {
     "float64": _FLOATS | _INTEGERS,
     # Floats carry integers and booleans that may be null: NaN is the only null a binary tensor has.
@@ -148,19 +148,25 @@ class Reader:
         return columns
 
 
-def check_names(given: Sequence[str], schema: Schema) -> None:
-    """Raise BadInput unless `given` are the schema's inputs (reserved names aside), each once."""
+def check_names(
+    given: Sequence[str], schema: Schema, *, at: Callable[[str], str] | None = None, within: str = "inputs"
+) -> None:
+    """Raise BadInput unless `given` are the schema's inputs (reserved names aside), each once.
+
+    at: tells where a name stands; without it, names are those of V2 tensors. within: what lacks a missing one.
+    """
     wanted = [field.name for field in schema.inputs]
     known = set(wanted)
     seen: set[str] = set()
     for position, name in enumerate(given):
+        where = at(name) if at else f"inputs[{position}].name"
         if name in seen:
-            raise BadInput("an input given twice", where=f"inputs[{position}].name", got=name)
+            raise BadInput("an input given twice", where=where, got=name)
         seen.add(name)
         if name not in known and name not in RESERVED:
             raise BadInput(
-                f"the model has no input `{name}`",
-                where=f"inputs[{position}].name",
+                f"the model has no input `{short_name(name)}`",
+                where=where,
                 wanted=", ".join(wanted),
                 next=did_you_mean(name, [*wanted, *RESERVED]),
             )
@@ -168,10 +174,15 @@ def check_names(given: Sequence[str], schema: Schema) -> None:
     if missing:
         raise BadInput(
             f"input `{missing[0]}` is missing" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
-            where="inputs",
+            where=within,
             wanted=", ".join(wanted),
             next="Send null where a nullable value is unknown.",
         )
+
+
+def short_name(name: str) -> str:
+    """A name out of a request, for messages."""
+    return name if len(name) <= MAX_ID else f"{name[:MAX_ID]}…"
 
 
 def check_id(text: object, where: str) -> str:

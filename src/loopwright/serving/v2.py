@@ -1,12 +1,19 @@
-"""Open Inference Protocol V2 over HTTP: JSON requests and answers, with the binary tensor extension."""
+"""Open Inference Protocol V2 over HTTP: JSON requests and answers, with the binary tensor extension.
 
+A request brings one tensor per input, [rows] or [rows, 1]; for a model all of whose inputs are numbers also one tensor
+of any name, [rows, inputs], whose columns are the inputs in the order of the metadata.
+"""
+
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from loopwright import __version__
 from loopwright.bundle.signature import Field, Schema
 from loopwright.kernel.errors import BadInput, did_you_mean
 from loopwright.serving.http import Malformed, TooLarge
@@ -28,7 +35,12 @@ _BINARY: dict[str, str] = {
     "BOOL": "?",
     **{f"{u}INT{8 * size}": f"<{'u' if u else 'i'}{size}" for u in ("", "U") for size in (1, 2, 4, 8)},
     **{f"FP{8 * size}": f"<f{size}" for size in (2, 4, 8)},
+    # The upper half of a float32, which numpy has no type for.
+    "BF16": "<u2",
 }
+EXTENSIONS = ("binary_tensor_data", "model_repository")
+MAX_VALUES = 1 << 24
+"""Values of one binary tensor, whatever its shape says."""
 
 
 class Tensor(msgspec.Struct):
@@ -81,8 +93,8 @@ _request_decoder = msgspec.json.Decoder(InferRequest)
 encode = msgspec.json.Encoder().encode
 
 
-def parse_request(body: bytes, json_length: int | None) -> InferRequest:
-    """Parse a body; json_length: the binary extension's header, or None. Raises Malformed or BadInput."""
+def parse_request(body: bytes, json_length: int | None, *, max_rows: int = MAX_VALUES) -> InferRequest:
+    """Parse a body; json_length: the binary extension's header, or None. Raises Malformed, BadInput, TooLarge."""
     head = body
     if json_length is not None:
         if not 0 < json_length <= len(body):
@@ -101,7 +113,7 @@ def parse_request(body: bytes, json_length: int | None) -> InferRequest:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise Malformed(f"not JSON ({reason})", where="body") from None
     if json_length is not None:
-        _attach_binary(request, memoryview(body)[json_length:])
+        _attach_binary(request, memoryview(body)[json_length:], max_rows)
     return request
 
 
@@ -109,6 +121,9 @@ def read_rows(request: InferRequest, reader: Reader, *, max_rows: int) -> Rows:
     """Check a request against the schema; raises BadInput or TooLarge saying which tensor and row is wrong."""
     tensors = {tensor.name: tensor for tensor in request.inputs}
     if len(tensors) != len(request.inputs) or tensors.keys() != reader.names:
+        matrix = _matrix(request, reader.schema)
+        if matrix is not None:
+            return _matrix_rows(request, matrix, tensors, reader, max_rows)
         check_names([tensor.name for tensor in request.inputs], reader.schema)
     n = -1
     columns: list[list[Value]] = []
@@ -180,7 +195,7 @@ def _with_reserved(
             units = [check_id(parameters["unit"], "parameters.unit")] * n
         if parameters.get("event_time") is not None:
             times = [check_event_time(parameters["event_time"], "parameters.event_time")] * n
-    for name in RESERVED if len(tensors) > len(values[0]) else ():
+    for name in RESERVED if len(tensors) > 1 else ():
         if name not in tensors:
             continue
         tensor = tensors[name]
@@ -206,9 +221,7 @@ def _flat(tensor: Tensor, request: InferRequest, n: int, max_rows: int) -> list[
     where = _where(request, tensor)
     data = tensor.data
     if data is None:
-        raise BadInput(
-            f"tensor `{tensor.name}` has no data", where=f"{where}.data", wanted="one value per row"
-        )
+        raise _no_data(tensor, where, "one value per row")
     shape = tensor.shape
     if not 1 <= len(shape) <= 2 or shape[0] < 0 or (len(shape) == 2 and shape[1] != 1):
         raise BadInput(
@@ -237,10 +250,73 @@ def _flat(tensor: Tensor, request: InferRequest, n: int, max_rows: int) -> list[
     return data
 
 
+# One tensor of all inputs.
+
+
+def _matrix(request: InferRequest, schema: Schema) -> Tensor | None:
+    """The tensor that holds all inputs at once, when the request is of that form."""
+    given = [tensor for tensor in request.inputs if tensor.name not in RESERVED]
+    if len(given) != 1 or len(schema.inputs) < 2 or len(given[0].shape) != 2 or given[0].shape[1] < 2:
+        return None
+    texts = [field.name for field in schema.inputs if field.dtype == "string"]
+    if texts:
+        raise BadInput(
+            f"one tensor of all inputs is for numbers, and input `{texts[0]}` is text",
+            where="inputs",
+            got=given[0].shape,
+            wanted="one tensor of shape [rows] per input",
+        )
+    return given[0]
+
+
+def _matrix_rows(
+    request: InferRequest, tensor: Tensor, tensors: Mapping[str, Tensor], reader: Reader, max_rows: int
+) -> Rows:
+    where = _where(request, tensor)
+    n, width = tensor.shape
+    if width != len(reader.fields):
+        raise BadInput(
+            "another number of inputs", where=f"{where}.shape", got=tensor.shape,
+            wanted=f"[rows, {len(reader.fields)}]: " + ", ".join(name for _, name, _ in reader.fields),
+        )  # fmt: skip
+    _check_rows(n, tensor.name, where, max_rows)
+    data = tensor.data
+    if data is None:
+        raise _no_data(tensor, where, f"{n * width} values")
+    if data and type(data[0]) is list:
+        if any(type(row) is not list or len(row) != width for row in data):
+            raise BadInput("rows of another length", where=f"{where}.data", wanted=f"{width} values each")
+        data = [value for row in data for value in row]
+    if len(data) != n * width:
+        raise BadInput(
+            "data and shape differ", where=f"{where}.data", got=f"{len(data)} values", wanted=f"{n * width}"
+        )
+    columns = [
+        check_values(data[i::width], field, tensor.datatype, f"{where} column {i}")
+        for i, (field, _, _) in enumerate(reader.fields)
+    ]
+    return _with_reserved(request, tensors, n, [list(row) for row in zip(*columns, strict=True)])
+
+
+def _check_rows(n: int, name: str, where: str, max_rows: int) -> None:
+    if n > max_rows:
+        raise TooLarge("too many rows", where=f"{where}.shape", got=n, wanted=f"at most {max_rows}")
+    if n < 1:
+        raise BadInput(f"tensor `{name}` has no rows", where=f"{where}.shape", got=n, wanted="at least one")
+
+
+def _no_data(tensor: Tensor, where: str, wanted: str) -> BadInput:
+    shared = "shared_memory_region" in (tensor.parameters or {})
+    return BadInput(
+        f"tensor `{tensor.name}` has no data", where=f"{where}.data", wanted=wanted,
+        next="Shared memory is not read here: send the values." if shared else "",
+    )  # fmt: skip
+
+
 # The binary tensor extension: tensors follow the JSON, in order, little-endian; BYTES as 4-byte length + UTF-8.
 
 
-def _attach_binary(request: InferRequest, payload: memoryview) -> None:
+def _attach_binary(request: InferRequest, payload: memoryview, max_rows: int) -> None:
     offset = 0
     for position, tensor in enumerate(request.inputs):
         size = (tensor.parameters or {}).get("binary_data_size")
@@ -251,32 +327,59 @@ def _attach_binary(request: InferRequest, payload: memoryview) -> None:
             raise BadInput(
                 "more than the body holds", where=where, got=size, wanted=f"{len(payload) - offset}"
             )
-        tensor.data = unpack_tensor(payload[offset : offset + size], tensor.datatype, f"inputs[{position}]")
-        if len(tensor.shape) == 2 and tensor.shape[1:] != [1]:
-            raise BadInput("one tensor per input", where=f"inputs[{position}].shape", got=tensor.shape)
+        if tensor.data is not None:
+            raise BadInput("data in JSON and in binary", where=where, got=size, wanted="one of them")
+        tensor.data = unpack_tensor(
+            payload[offset : offset + size], tensor.datatype, f"inputs[{position}]",
+            shape=tensor.shape, max_rows=max_rows,
+        )  # fmt: skip
         offset += size
     if offset != len(payload):
         raise BadInput("bytes after the last tensor", where="body", got=len(payload) - offset)
 
 
-def unpack_tensor(payload: memoryview | bytes, datatype: str, where: str) -> list[Any]:
-    """Return a binary tensor's values; raises BadInput."""
+def unpack_tensor(
+    payload: memoryview | bytes,
+    datatype: str,
+    where: str,
+    *,
+    shape: Sequence[int],
+    max_rows: int = MAX_VALUES,
+) -> list[Any]:
+    """Return a binary tensor's values, as many as `shape` says; raises BadInput, TooLarge before anything is unpacked."""
+    if not shape or min(shape) < 0:
+        raise BadInput("not a shape", where=f"{where}.shape", got=list(shape), wanted="[rows]")
+    if shape[0] > max_rows:
+        raise TooLarge("too many rows", where=f"{where}.shape", got=shape[0], wanted=f"at most {max_rows}")
+    count = math.prod(shape)
+    if count > MAX_VALUES:
+        raise TooLarge("too many values", where=f"{where}.shape", got=list(shape), wanted=f"{MAX_VALUES}")
     if datatype == "BYTES":
-        return _unpack_texts(bytes(payload), where)
+        return _unpack_texts(bytes(payload), count, where)
     if datatype not in _BINARY:
         near = did_you_mean(datatype, [*_BINARY, "BYTES"])
         raise BadInput("no such datatype", where=f"{where}.datatype", got=datatype, next=near)
     layout = np.dtype(_BINARY[datatype])
     if len(payload) % layout.itemsize:
         raise BadInput(f"not a whole number of {datatype}", where=where, got=f"{len(payload)} bytes")
-    values: list[Any] = np.frombuffer(payload, dtype=layout).tolist()
+    if len(payload) != count * layout.itemsize:
+        raise BadInput(
+            "data and shape differ",
+            where=f"{where}.data",
+            got=f"{len(payload) // layout.itemsize} values",
+            wanted=f"{count}",
+        )
+    array: NDArray[Any] = np.frombuffer(payload, dtype=layout)
+    if datatype == "BF16":
+        array = (array.astype("<u4") << 16).view("<f4")
+    values: list[Any] = array.tolist()
     return values
 
 
-def _unpack_texts(payload: bytes, where: str) -> list[str]:
+def _unpack_texts(payload: bytes, count: int, where: str) -> list[str]:
     texts: list[str] = []
     offset = 0
-    while offset < len(payload):
+    while offset < len(payload) and len(texts) < count:
         if offset + 4 > len(payload):
             raise BadInput("text cut off", where=where)
         (length,) = struct.unpack_from("<I", payload, offset)
@@ -287,6 +390,9 @@ def _unpack_texts(payload: bytes, where: str) -> list[str]:
             texts.append(payload[offset - length : offset].decode())
         except UnicodeDecodeError:
             raise BadInput("not UTF-8", where=f"{where}.data[{len(texts)}]") from None
+    if offset < len(payload) or len(texts) < count:
+        got = f"{len(texts)} texts" + (f" and {len(payload) - offset} bytes" if offset < len(payload) else "")
+        raise BadInput("data and shape differ", where=f"{where}.data", got=got, wanted=f"{count} texts")
     return texts
 
 
@@ -335,10 +441,18 @@ def respond(
 
 
 def check_outputs(request: InferRequest, schema: Schema) -> None:
-    """Raise BadInput when the client asks for an output the model does not have, or for one twice."""
+    """Raise BadInput when the client asks for an output the model does not have, for one twice, or for classes."""
     known = (*schema.outputs, "_version", "_arm")
     seen: set[str] = set()
     for position, wanted in enumerate(request.outputs or ()):
+        for option in ("classification", "shared_memory_region"):
+            if option in (wanted.parameters or {}):
+                raise BadInput(
+                    "not offered here",
+                    where=f"outputs[{position}].parameters",
+                    got=option,
+                    wanted="the output's values, in JSON or in binary",
+                )
         if wanted.name in seen:
             # A small request could otherwise ask for an answer of any size.
             raise BadInput("an output asked for twice", where=f"outputs[{position}].name", got=wanted.name)
@@ -358,16 +472,20 @@ def _select(wanted: Sequence[WantedOutput], tensors: list[OutTensor]) -> list[Ou
 
 
 def _binary_names(request: InferRequest, tensors: Sequence[OutTensor]) -> set[str]:
-    if request.outputs:
-        return {want.name for want in request.outputs if (want.parameters or {}).get("binary_data") is True}
-    if (request.parameters or {}).get("binary_data_output") is True:
-        return {tensor.name for tensor in tensors}
-    return set()
+    everything = (request.parameters or {}).get("binary_data_output") is True
+    said = {
+        want.name: want.parameters["binary_data"]
+        for want in request.outputs or ()
+        if want.parameters and "binary_data" in want.parameters
+    }
+    if not everything and not said:
+        return set()
+    return {tensor.name for tensor in tensors if said.get(tensor.name, everything) is True}
 
 
 def server_metadata() -> dict[str, Any]:
     """Return V2 server metadata."""
-    return {"name": "loopwright", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
+    return {"name": "loopwright", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
 def metadata(name: str, versions: Sequence[int], schema: Schema) -> dict[str, Any]:

@@ -202,7 +202,8 @@ def test_a_binary_body_that_does_not_add_up_is_refused() -> None:
 
 @given(st.lists(st.text(max_size=20), max_size=20))
 def test_texts_survive_packing(values: list[str]) -> None:
-    assert v2.unpack_tensor(v2.pack_tensor(values, "BYTES"), "BYTES", "x") == values
+    packed = v2.pack_tensor(values, "BYTES")
+    assert v2.unpack_tensor(packed, "BYTES", "x", shape=[len(values)]) == values
 
 
 @given(st.binary(max_size=200), st.none() | st.integers(-5, 250))
@@ -294,3 +295,105 @@ def test_one_row_may_be_written_as_a_row_of_its_own_in_every_tensor() -> None:
     inputs[1]["data"] = [[[6]]]
     with pytest.raises(BadInput, match="another kind"):
         read(json.dumps({"inputs": inputs}).encode())
+
+
+# Halves, whole matrices, and what a client may ask of outputs.
+
+NUMBERS = Schema(
+    inputs=(Field("a", "float64"), Field("b", "int64"), Field("c", "float64", nullable=False)),
+    features=("a", "b", "c"),
+    outputs=("prediction",),
+    task="regression",
+)
+
+
+def matrix(
+    datatype: str, payload: bytes, shape: list[int], name: str = "x", **more: Any
+) -> tuple[bytes, int]:
+    tensor = {"name": name, "datatype": datatype, "shape": shape}
+    head = json.dumps(
+        {"inputs": [{**tensor, "parameters": {"binary_data_size": len(payload)}}], **more}
+    ).encode()
+    return head + payload, len(head)
+
+
+def numbers(raw: bytes, length: int | None, max_rows: int = 100) -> Rows:
+    asked = v2.parse_request(raw, length, max_rows=max_rows)
+    return v2.read_rows(asked, Reader(NUMBERS), max_rows=max_rows)
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32", "FP64"])
+def test_one_tensor_may_bring_all_numeric_inputs(datatype: str) -> None:
+    values = np.array([[1.5, 2.0, -3.25], [np.nan, 7.0, 0.5]], dtype="<f4")
+    if datatype == "BF16":
+        payload = (values.view("<u4") >> 16).astype("<u2").tobytes()
+    else:
+        payload = values.astype(f"<f{int(datatype[2:]) // 8}").tobytes()
+    rows = numbers(*matrix(datatype, payload, [2, 3], parameters={"unit": "u"}))
+    assert rows.values == [[1.5, 2.0, -3.25], [None, 7.0, 0.5]]
+    assert rows.units == ["u", "u"]
+
+
+@pytest.mark.parametrize("data", [[1.5, 2, 3.5, 4.5, 5, 6.5], [[1.5, 2, 3.5], [4.5, 5, 6.5]]])
+def test_a_matrix_in_json_is_the_same_as_its_columns(data: list[Any]) -> None:
+    whole = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [2, 3], "data": data}]}
+    columns = {
+        "inputs": [
+            tensor("a", "FP64", [1.5, 4.5]),
+            tensor("b", "FP64", [2, 5]),
+            tensor("c", "FP64", [3.5, 6.5]),
+        ]
+    }
+    given = [numbers(json.dumps(form).encode(), None).values for form in (whole, columns)]
+    assert given[0] == given[1] == [[1.5, 2, 3.5], [4.5, 5, 6.5]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "values", "message"),
+    [
+        ([1, 4], [1.0] * 4, r"another number of inputs; got \[1, 4\], wanted \[rows, 3\]: a, b, c"),
+        ([2, 3], [1.0] * 3, "data and shape differ; got 3 values, wanted 6"),
+        ([1, 3], [1.0, 2.5, 1.0], r"inputs\[0\] column 1\.data\[0\]: not a whole number; got 2\.5"),
+        ([1, 3], [1.0, 2.0, np.nan], r"column 2\.data\[0\]: input `c` may not be null"),
+        ([101, 3], [1.0] * 303, "too many rows; got 101"),
+        ([2**60, 3], [1.0] * 3, "too many rows"),
+        ([-1, 3], [1.0] * 3, "not a shape"),
+    ],
+)
+def test_a_matrix_that_does_not_fit_is_named(shape: list[int], values: list[float], message: str) -> None:
+    with pytest.raises(LoopwrightError, match=message):
+        numbers(*matrix("FP64", np.array(values).tobytes(), shape))
+
+
+def test_a_matrix_for_a_model_with_text_says_why_not() -> None:
+    raw, length = matrix("FP64", np.ones(3).tobytes(), [1, 3])
+    with pytest.raises(
+        BadInput, match="one tensor of all inputs is for numbers, and input `carrier` is text"
+    ):
+        read(raw, length)
+
+
+def test_a_binary_tensor_is_measured_before_it_is_unpacked() -> None:
+    for datatype, payload in (("UINT8", b"\0" * 1000), ("BYTES", b"\0" * 4000)):
+        raw, length = binary([("distance", datatype, payload, 10)])
+        with pytest.raises(BadInput, match="data and shape differ"):
+            v2.parse_request(raw, length)
+    with pytest.raises(v2.TooLarge, match="too many rows; got 101, wanted at most 100"):
+        v2.parse_request(*binary([("distance", "UINT8", b"\0" * 101, 101)]), max_rows=100)
+
+
+def test_one_output_may_differ_from_what_is_asked_for_all() -> None:
+    chosen = [{"name": "p"}, {"name": "q", "parameters": {"binary_data": False}}]
+    document, payload = answer(
+        {"parameters": {"binary_data_output": True}, "outputs": chosen}, [[0.1, 0.9], [0.2, 0.8]]
+    )
+    assert document["outputs"][0]["parameters"] == {"binary_data_size": 16}
+    assert np.frombuffer(payload).tolist() == [0.1, 0.2]
+    assert document["outputs"][1]["data"] == [0.9, 0.8]
+
+
+@pytest.mark.parametrize("option", ["classification", "shared_memory_region"])
+def test_what_is_not_offered_is_refused_not_ignored(option: str) -> None:
+    wanted = {"inputs": [], "outputs": [{"name": "probability", "parameters": {option: 3}}]}
+    with pytest.raises(BadInput, match=rf"outputs\[0\].parameters: not offered here; got {option}"):
+        v2.check_outputs(v2.parse_request(json.dumps(wanted).encode(), None), TINY_SCHEMA)

@@ -1,13 +1,14 @@
 """Open Inference Protocol V2 over HTTP: where it answers, and the way from a body to an answer's body."""
 
+import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
 from time import perf_counter_ns
 from typing import Any
 
-from loopwright.kernel.errors import Unavailable
+from loopwright.kernel.errors import BadInput, Unavailable
 from loopwright.serving import v2
 from loopwright.serving.engine import Answer, Call
-from loopwright.serving.front import Front, Target, answer_parameters
+from loopwright.serving.front import LONGEST_MS, Front, Target, answer_parameters
 from loopwright.serving.http import Reply, Request, Route, json_reply
 
 BINARY = "application/octet-stream"
@@ -48,11 +49,13 @@ class OpenInference:
         length = None
         if json_length is not None:
             length = int(json_length) if json_length.isdecimal() and len(json_length) < 20 else -1
-        asked = v2.parse_request(body, length)
+        asked = v2.parse_request(body, length, max_rows=self._front.bounds.rows)
         reader = target.served.reader
         if asked.outputs:
             v2.check_outputs(asked, reader.schema)
         rows = v2.read_rows(asked, reader, max_rows=self._front.bounds.rows)
+        if asked.parameters and "timeout" in asked.parameters:
+            call = _in_time(call, asked.parameters["timeout"])
         begun = self._front.engine.start(target.model, rows, call)
         if isinstance(begun, Answer):
             return self._reply(target, asked, begun, started)
@@ -107,3 +110,15 @@ class OpenInference:
     async def server(self, request: Request, names: Mapping[str, str]) -> Reply:
         """Who answers, and what it understands."""
         return json_reply(v2.server_metadata())
+
+
+def _in_time(call: Call, microseconds: object) -> Call:
+    """The call with the protocol's own time limit, which is 0 where there is none."""
+    if type(microseconds) is not int or not 0 <= microseconds <= 1000 * LONGEST_MS:
+        raise BadInput(
+            "not a time to wait", where="parameters.timeout", got=microseconds, wanted="microseconds above 0"
+        )
+    if not microseconds:
+        return call
+    until = asyncio.get_running_loop().time() + microseconds / 1e6
+    return Call(call.version, call.arm, min(call.until, until))
