@@ -71,6 +71,15 @@ def up(session: Session, host: str, port: int, require_token: bool, behind_proxy
     help="Connections that one worker holds at once, idle ones included.",
 )  # fmt: skip
 @click.option(
+    "--log-to", multiple=True, metavar="URL",
+    help="Send predictions there too: kafka://BROKER:9092/TOPIC or clickhouse://USER@HOST:8123/DATABASE/TABLE. "
+    "Passwords come from LOOPWRIGHT_KAFKA_PASSWORD and LOOPWRIGHT_CLICKHOUSE_PASSWORD. May be given several times.",
+)  # fmt: skip
+@click.option(
+    "--log-keep", default="4GiB", show_default=True, metavar="SIZE",
+    help="Predictions that stay on this disk for the sake of such a receiver while it is away.",
+)  # fmt: skip
+@click.option(
     "--public-key", type=click.Path(path_type=Path), help="The control plane's public key, to pin it."
 )
 def serve(
@@ -87,6 +96,8 @@ def serve(
     max_memory: str,
     drain_seconds: float,
     max_connections: int,
+    log_to: tuple[str, ...],
+    log_keep: str,
     public_key: Path | None,
 ) -> int:
     """Start the data plane: V2 serving on worker processes."""
@@ -105,6 +116,7 @@ def serve(
             public_key=public_key, token=session.token, say=session.note, callers=callers,
             hang_seconds=hang_seconds, start_seconds=start_seconds, drain_seconds=drain_seconds,
             max_memory=parse_size(max_memory, where="--max-memory"), max_connections=max_connections,
+            log_to=log_to, log_keep=parse_size(log_keep, where="--log-keep"),
             verify_every=0.0 if verify_every.strip() == "0" else parse_duration(verify_every).total_seconds(),
         )
     )  # fmt: skip

@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
         ("uid", pa.string()),
     ]
 )
-"""`inputs` is a JSON list in the order of the bundle's schema, null in place of what is not logged. `uid` is the event's
+"""`inputs` is a JSON list in the order of the bundle's schema, null in place of what is not logged. `uid` is an event's
 one name in every sink; null in files of before it had one."""
 
 

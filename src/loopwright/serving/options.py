@@ -9,6 +9,7 @@ from loopwright.kernel.errors import BadInput
 from loopwright.kernel.sizes import said_size
 from loopwright.serving.callers import Callers
 from loopwright.serving.ports import listen
+from loopwright.serving.sinks.address import parse_sink
 
 LEAST_MEMORY = 64_000_000
 """Below this no worker comes up at all."""
@@ -27,8 +28,9 @@ class ServeOptions:
     key is pinned at the first contact. wait: seconds to wait for the control plane when nothing is cached. port 0: any.
     verify_every: seconds between two looks at the bundles on disk; 0: never. callers: a file with those who may ask.
     hang_seconds: a worker that is silent for so long is killed. start_seconds: so is one that does not come up.
-    max_memory: bytes a worker may take before it is replaced; 0: any. drain_seconds: after SIGTERM, how long to go on
-    answering while saying not ready. max_connections: open at once to one worker, idle ones included.
+    max_memory: bytes a worker may take before it is replaced; 0: any; never before it is rest_seconds old. drain_seconds: after SIGTERM, how long to go on
+    answering while saying not ready. max_connections: open at once to one worker, idle ones included. log_to: sinks of
+    the prediction log besides the control plane. log_keep: bytes of it that stay for the sake of a sink that lags.
     """
 
     control: str
@@ -52,8 +54,11 @@ class ServeOptions:
     hang_seconds: float = 10.0
     start_seconds: float = 300.0
     max_memory: int = 0
+    rest_seconds: float = 60.0
     drain_seconds: float = 0.0
     max_connections: int = 10_000
+    log_to: tuple[str, ...] = ()
+    log_keep: int = 4 << 30
     say: Callable[[str], None] = field(default=_say)
 
     def check(self) -> None:
@@ -83,6 +88,7 @@ class ServeOptions:
                 "not a number of connections", where="--max-connections", got=self.max_connections,
                 wanted="16 to 1000000",
             )  # fmt: skip
+        self._check_sinks()
         for name, port in (("--port", self.port), ("--grpc-port", self.grpc_port)):
             if not 0 <= port <= 65535:
                 raise BadInput("not a port", where=name, got=port, wanted="0 to 65535")
@@ -94,3 +100,12 @@ class ServeOptions:
                     "gRPC is not installed", where="--grpc-port", next="Run: pip install 'loopwright[grpc]'"
                 ) from None
             listen(self.host, self.grpc_port, 1)[0].close()
+
+    def _check_sinks(self) -> None:
+        if self.log_keep < 0:
+            raise BadInput(
+                "not an amount of bytes", where="--log-keep", got=self.log_keep, wanted="0 or more"
+            )
+        names = [parse_sink(url).name for url in self.log_to]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise BadInput("a sink named twice", where="--log-to", got=", ".join(sorted(twice)))

@@ -1,6 +1,7 @@
 """Ships the prediction log to the control plane: at least once over the wire, exactly once in effect (see `wire`)."""
 
 import contextlib
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,12 @@ from loopwright.serving.wire import BatchHeader, pack_batch
 BATCH_BYTES = 4 << 20
 AHEAD_US = 3_600_000_000  # an event may be dated an hour ahead of the clock, and still move event time
 KEEP_BYTES = 4 << 30
+
+
+def disk_room(folder: Path) -> tuple[int, int]:
+    """Bytes free on the disk of `folder`, and how few of them are nearly none: a twentieth of it, 256 MB at most."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize, min(256 << 20, disk.f_blocks * disk.f_frsize // 20)
 
 
 class Shipper:
@@ -228,7 +235,9 @@ class Shipper:
         return read_stretch(path, offset, size, BATCH_BYTES) is None
 
     def _make_room(self, still_open: set[Path]) -> None:
-        """Have readers that lag give up the oldest segments that stay for their sake alone, beyond `keep` bytes."""
+        """Have readers that lag give up the oldest segments that stay for their sake alone: those beyond `keep` bytes,
+        and as many as it takes when the disk is nearly full.
+        """
         if not self._readers:
             return
         held = []
@@ -236,16 +245,18 @@ class Shipper:
             with contextlib.suppress(FileNotFoundError):
                 if path not in still_open and self._is_through(path, self._offsets.get(path.stem, 0)):
                     held.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-        total = sum(size for _, size, _ in held)
+        free, low = disk_room(self._folder)
+        # A full disk stops answers: what is kept for a sink that is away must not bring that about.
+        over = max(sum(size for _, size, _ in held) - self._keep, low - free)
         for _, size, path in sorted(held):
-            if total <= self._keep:
+            if over <= 0:
                 return
             end = self._offsets.get(path.stem, 0)
             for reader in self._readers:
                 if reader.reached(path.stem) < end:
                     reader.give_up(path.stem, end)
             self._retire(path)
-            total -= size
+            over -= size
 
     def _note_damage(self, path: Path, error: BadInput) -> None:
         if path.stem in self._damaged:

@@ -18,11 +18,11 @@ from loopwright.serving.cache import Cache
 from loopwright.serving.complaints import Complaints, in_words
 from loopwright.serving.following import Following
 from loopwright.serving.options import ServeOptions
+from loopwright.serving.outflow import Outflow
 from loopwright.serving.pinning import trusted_keys
 from loopwright.serving.ports import listen
 from loopwright.serving.profiles import Profiles
 from loopwright.serving.recheck import Recheck
-from loopwright.serving.shipping import Shipper
 from loopwright.serving.slots import Slot, WorkerProcess, Workers
 from loopwright.serving.upstream import Upstream
 from loopwright.serving.worker import WorkerConfig
@@ -33,7 +33,7 @@ OWN_FILES = 512
 
 
 def serve(options: ServeOptions) -> int:
-    """Serve until SIGTERM or SIGINT, then drain and return 0.
+    """Serve until SIGTERM or SIGINT, then drain and return 0. SIGHUP replaces the workers, one after another.
 
     Raises what keeps it from starting: Unavailable (control plane, port, disk), Unauthenticated, Refused (another key),
     Conflict (another server uses the folder), BadInput.
@@ -107,20 +107,18 @@ class Supervisor:
             complain=self._complain,
         )
         # Its own connection: shipping and polling run in different threads.
-        self._shipper = Shipper(
-            cache.segments,
-            cache.source(),
-            send=Upstream(options.control, options.token).send,
-            profiler=profiles.profiler,
-            is_writing=self.workers.writing.__contains__,
-            complain=options.say,
-        )
+        self._outflow = Outflow(
+            options, cache, profiles, self._complain,
+            send=Upstream(options.control, options.token).send, is_writing=self.workers.writing.__contains__,
+        )  # fmt: skip
+        self._shipper = self._outflow.shipper
 
     async def run(self) -> int:
         """Serve until told to stop; raises Unavailable when no worker comes up."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self.workers.recycle_all, "is to be replaced (SIGHUP)")
         await self.following.begin()
         jobs: list[Coroutine[Any, Any, None]] = [
             *(self.workers.keep_alive(slot) for slot in self.workers.slots),
@@ -129,6 +127,7 @@ class Supervisor:
         ]  # fmt: skip
         tasks = [asyncio.create_task(job) for job in jobs]
         self._recheck.start()
+        self._outflow.start()
         await _either(self._told, self.workers.failed)
         if not self.workers.failed.is_set():
             await self._drain()
@@ -140,6 +139,7 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._last_shipment()
+        await asyncio.to_thread(self._outflow.stop, 10.0)
         if self.workers.failure is not None:
             raise self.workers.failure
         return 0
@@ -214,7 +214,10 @@ class Supervisor:
         )
 
     def _greet(self) -> list[dict[str, Any]]:
-        greetings: list[dict[str, Any]] = [{"apply": self.following.unfetched}]
+        greetings: list[dict[str, Any]] = [
+            {"apply": self.following.unfetched},
+            {"ping": self._numbers()},
+        ]
         if self._not_ready:
             greetings.append({"not_ready": self._not_ready})
         self.workers.tell({"not_started": self.workers.not_started()})
@@ -260,23 +263,28 @@ class Supervisor:
 
     async def _measure(self) -> None:
         """Keep the numbers fresh that pings bring to the workers. Apart from pinging: a disk may hang."""
-        backlog = 0
+        log: dict[str, float] = {}
         while True:
             try:
-                backlog = await asyncio.to_thread(self._shipper.backlog)
+                log = await asyncio.to_thread(self._outflow.gauges)
                 self._complain.over("backlog")
             except OSError as error:
                 self._complain("backlog", f"the log's folder cannot be read: {in_words(error)}")
-            self.workers.gauges = {
-                "control_up": float(self.following.control_up),
-                "unshipped_bytes": float(backlog),
-                "workers_ready": float(self.workers.ready),
-                "refused_bundles": float(len(self.following.unfetched)),
-                "bundles_missing": float(len(self.following.missing())),
-                **self.workers.restarts(),
-                **self._recheck.gauges(),
-            }
+            self.workers.gauges = self._numbers(backlog)
             await asyncio.sleep(1.0)
+
+    def _numbers(self, backlog: int | None = None) -> dict[str, float]:
+        """What /metrics says of the whole server; without `backlog` as it was last."""
+        known = self.workers.gauges.get("unshipped_bytes", 0.0)
+        return {
+            "control_up": float(self.following.control_up),
+            "unshipped_bytes": known if backlog is None else float(backlog),
+            "workers_ready": float(self.workers.ready),
+            "refused_bundles": float(len(self.following.unfetched)),
+            "bundles_missing": float(len(self.following.missing())),
+            **self.workers.restarts(),
+            **self._recheck.gauges(),
+        }
 
     async def _announce(self) -> None:
         while self.workers.ready < len(self.workers.slots):

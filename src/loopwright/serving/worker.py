@@ -28,6 +28,7 @@ from loopwright.serving.engine import Engine
 from loopwright.serving.events import SegmentWriter
 from loopwright.serving.leaving import see_off
 from loopwright.serving.loading import load_models
+from loopwright.serving.log_health import log_warnings
 
 GRACE_SECONDS = 20
 
@@ -109,12 +110,14 @@ class Worker:
 
     def warnings(self) -> list[str]:
         """What a person should know though all answers are right."""
+        found = log_warnings(self._gauges)
         missing = int(self._gauges.get("bundles_missing", 0))
         if not missing:
-            return []
+            return found
         return [
+            *found,
             f"{missing} bundles that routes need are not whole on disk and could not be fetched again: what is loaded "
-            "answers from memory, a worker that starts now cannot load them"
+            "answers from memory, a worker that starts now cannot load them",
         ]
 
     def gauges(self) -> Mapping[str, float]:

@@ -203,9 +203,8 @@ def test_a_segment_deleted_while_the_backlog_is_counted_is_no_error(
 ) -> None:
     shipping = shipper(tmp_path, lambda body: 0)
     (tmp_path / "w0-000001.seg").write_bytes(b"12345")
-    monkeypatch.setattr(
-        shipping, "_segments", lambda: [tmp_path / "w0-000000.seg", tmp_path / "w0-000001.seg"]
-    )
+    both = [tmp_path / "w0-000000.seg", tmp_path / "w0-000001.seg"]
+    monkeypatch.setattr("loopwright.serving.shipping.segment_files", lambda folder: both)
     assert shipping.backlog() == 5
 
 

@@ -1,0 +1,25 @@
+"""What the log's gauges mean to a person."""
+
+from collections.abc import Mapping
+
+from loopwright.kernel.sizes import said_size
+
+
+def log_warnings(gauges: Mapping[str, float]) -> list[str]:
+    """What a person should know about the log though answers are right."""
+    found = []
+    if gauges.get("log_disk_low"):
+        found.append(
+            f"the log's disk has {said_size(gauges.get('log_disk_free_bytes', 0.0))} left: when it is full, models are "
+            "not answered for, or answered without a record where serving.log.disk_full is shed"
+        )
+    if files := int(gauges.get("log_refused_files", 0)):
+        found.append(f"{files} files of predictions that a receiver refused lie in segments/refused")
+    for name, value in sorted(gauges.items()):
+        kind, _, label = name.partition("{")
+        sink = label.removeprefix('sink="').removesuffix('"}')
+        if kind == "log_sink_up" and not value:
+            found.append(f"{sink} does not take predictions; they wait on this disk")
+        elif kind == "log_sink_given_up_total" and value:
+            found.append(f"{int(value)} predictions were given up for {sink}: it lagged beyond --log-keep")
+    return found
