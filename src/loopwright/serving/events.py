@@ -93,8 +93,26 @@ def read_placed(data: bytes) -> Iterator[tuple[int, int, Event]]:
     whole_frames(view, end)
 
 
+def count_frames(frames: bytes) -> int:
+    """How many whole frames there are; trusts their lengths."""
+    offset = count = 0
+    while offset + _HEAD.size <= len(frames):
+        offset += _HEAD.size + _HEAD.unpack_from(frames, offset)[0]
+        count += 1
+    return count
+
+
+class NotLogged(Unavailable):
+    """What cannot be logged is not answered; it may be asked for again after `retry_after` seconds."""
+
+    retry_after = 1.0
+
+
 class SegmentWriter:
-    """Appends events to `folder/<name>-<number>.seg`, a new file every `rotate` bytes. One writer per name."""
+    """Appends events to `folder/<name>-<number>.seg`, a new file every `rotate` bytes. One writer per name.
+
+    failing: why the last append failed, "" when it went well.
+    """
 
     def __init__(self, folder: Path, name: str, *, rotate: int = 16 << 20, durable: bool = False) -> None:
         self._folder = folder
@@ -104,9 +122,10 @@ class SegmentWriter:
         self._number = 0
         self._size = 0
         self._descriptor = -1
+        self.failing = ""
 
     def append(self, frames: bytes) -> None:
-        """Write `frames` whole or not at all; raises Unavailable when the disk is full or read-only."""
+        """Write `frames` whole or not at all; raises NotLogged when the disk is full or read-only."""
         try:
             if self._descriptor < 0 or self._size >= self._rotate:
                 self._next_file()
@@ -117,8 +136,11 @@ class SegmentWriter:
             self._size += written
             if self._durable:
                 os.fdatasync(self._descriptor)
+            if self.failing:
+                self.failing = ""
         except OSError as error:
-            raise Unavailable(
+            self.failing = error.strerror or str(error)
+            raise NotLogged(
                 f"predictions cannot be logged ({error.strerror or error}), so none is given",
                 where=str(self._folder),
                 next="Free disk space or make the folder writable; serving resumes by itself.",

@@ -5,9 +5,14 @@ from collections.abc import Mapping
 from loopwright.kernel.sizes import said_size
 
 
-def log_warnings(gauges: Mapping[str, float]) -> list[str]:
-    """What a person should know about the log though answers are right."""
+def log_warnings(gauges: Mapping[str, float], failing: str = "") -> list[str]:
+    """What a person should know about the log. failing: why this worker could not write to it just now."""
     found = []
+    if failing:
+        found.append(
+            f"PREDICTIONS CANNOT BE LOGGED ({failing}): models are not answered for, or answered without a record where "
+            "serving.log.disk_full is shed. Free disk space; it goes on by itself"
+        )
     if gauges.get("log_disk_low"):
         found.append(
             f"the log's disk has {said_size(gauges.get('log_disk_free_bytes', 0.0))} left: when it is full, models are "

@@ -18,6 +18,7 @@ import uvloop
 
 from loopwright.bundle.keys import PublicKey
 from loopwright.kernel.errors import Tampered
+from loopwright.serving.access_log import AccessLog
 from loopwright.serving.app import App, Bounds
 from loopwright.serving.cache import Cache
 from loopwright.serving.callers import Callers
@@ -29,6 +30,7 @@ from loopwright.serving.events import SegmentWriter
 from loopwright.serving.leaving import see_off
 from loopwright.serving.loading import load_models
 from loopwright.serving.log_health import log_warnings
+from loopwright.serving.tracing import Tracing
 
 GRACE_SECONDS = 20
 
@@ -51,6 +53,9 @@ class WorkerConfig(msgspec.Struct, kw_only=True):
     max_connections: int = 10_000
     durable: bool = False
     callers: str = ""
+    access_log: str = ""
+    otlp: str = ""
+    trace_share: float = 1.0
 
 
 class Worker:
@@ -75,6 +80,11 @@ class Worker:
         self.bounds = Bounds(body=config.max_body, rows=config.max_rows)
         callers = Callers.read(Path(config.callers)) if config.callers else Callers()
         self.app = App(self.engine, self.counters, self, self._cache.counters, self.bounds, callers)
+        self._access = AccessLog(config.access_log) if config.access_log else None
+        if self._access is not None:
+            self.app.front.watchers.append(self._access)
+        if config.otlp:
+            self.app.front.watchers.append(Tracing(config.otlp, share=config.trace_share))
         self.stopping = asyncio.Event()
         self.linger = 0.0
         self._unready = ""
@@ -110,7 +120,7 @@ class Worker:
 
     def warnings(self) -> list[str]:
         """What a person should know though all answers are right."""
-        found = log_warnings(self._gauges)
+        found = log_warnings(self._gauges, self._log.failing)
         missing = int(self._gauges.get("bundles_missing", 0))
         if not missing:
             return found
@@ -155,6 +165,8 @@ class Worker:
             await self.engine.drained()
             listening.cancel()
             self._log.close()
+            for watcher in self.app.front.watchers:
+                await asyncio.to_thread(watcher.close)
 
     def begin_stop(self, linger: float = 0.0) -> None:
         """Accept no more connections. Requests under way are answered; idle connections stay `linger` seconds, and the
@@ -176,6 +188,9 @@ class Worker:
                 self._channel.send({"drained": message["drain"]})
             elif "ping" in message:
                 self._gauges = message["ping"]
+                self.engine.measure()
+                if self._access is not None:
+                    self._access.flush()
                 self._channel.send({"pong": True})
             elif "leave" in message:
                 self.begin_stop(message["leave"])
