@@ -80,6 +80,18 @@ def up(session: Session, host: str, port: int, require_token: bool, behind_proxy
     help="Predictions that stay on this disk for the sake of such a receiver while it is away.",
 )  # fmt: skip
 @click.option(
+    "--access-log", default="", metavar="FILE",
+    help="Write a line of JSON for every request there; - is standard output. Without it: none.",
+)  # fmt: skip
+@click.option(
+    "--otlp", default="", metavar="URL",
+    help="Send OpenTelemetry traces there, like http://collector:4318/v1/traces (extra: otel).",
+)  # fmt: skip
+@click.option(
+    "--trace-share", type=float, default=1.0, show_default=True, metavar="N",
+    help="Of requests that no caller traces, how many are traced, from 0 to 1.",
+)  # fmt: skip
+@click.option(
     "--public-key", type=click.Path(path_type=Path), help="The control plane's public key, to pin it."
 )
 def serve(
@@ -98,6 +110,9 @@ def serve(
     max_connections: int,
     log_to: tuple[str, ...],
     log_keep: str,
+    access_log: str,
+    otlp: str,
+    trace_share: float,
     public_key: Path | None,
 ) -> int:
     """Start the data plane: V2 serving on worker processes."""
@@ -116,6 +131,7 @@ def serve(
             public_key=public_key, token=session.token, say=session.note, callers=callers,
             hang_seconds=hang_seconds, start_seconds=start_seconds, drain_seconds=drain_seconds,
             max_memory=parse_size(max_memory, where="--max-memory"), max_connections=max_connections,
+            access_log=access_log, otlp=otlp, trace_share=trace_share,
             log_to=log_to, log_keep=parse_size(log_keep, where="--log-keep"),
             verify_every=0.0 if verify_every.strip() == "0" else parse_duration(verify_every).total_seconds(),
         )

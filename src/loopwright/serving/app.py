@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 from loopwright.kernel.errors import LoopwrightError
@@ -28,6 +29,9 @@ from loopwright.serving.http import (
     json_reply,
 )
 from loopwright.serving.protocols.inference import OpenInference
+from loopwright.serving.protocols.mlflow import Mlflow
+from loopwright.serving.protocols.typed import Typed
+from loopwright.serving.watching import Asked, answered
 
 __all__ = ["App", "Bounds", "Host"]
 
@@ -52,15 +56,20 @@ class App:
         self._bounds = bounds
         self._router = Router([*self._own(), *self._protocols()])
         self.hot: dict[str, Target] = {}
-        """Targets by the path of their V2 inference."""
+        """Targets by the path of their V2 inference; empty while somebody watches, who must see every request."""
 
     def _protocols(self) -> Iterable[Route]:
         """Everything that predicts."""
         yield from self.inference.routes()
+        yield from Mlflow(self.front).routes()
+        yield from Typed(self.front).routes()
 
     def publish(self) -> None:
         """Make the engine's current models reachable."""
         hot: dict[str, Target] = {}
+        if self.front.watchers:
+            self.hot = hot
+            return
         for name, model in self.front.models.items():
             with suppress(LoopwrightError):  # no version of it may answer: the slow way says so
                 hot[f"/v2/models/{name}/infer"] = self.front.target(model, None)
@@ -74,18 +83,40 @@ class App:
             return
         if scope["type"] != "http":
             return
+        if self.front.watchers:
+            await self._watched(scope, receive, send)
+            return
+        reply = await self._reply(scope, receive)
+        if reply is not None:
+            await self.send(reply, scope["method"], send)
+
+    async def _reply(self, scope: Scope, receive: Receive) -> Reply | None:
+        """What to answer; None when there is nobody left to answer."""
         try:
             request = Request(scope, receive, self._bounds)
             target = self.hot.get(scope["path"])
             if target is not None and scope["method"] == "POST":
-                reply = await self.inference.infer_at(target, request)
-            else:
-                reply = await self._other(request)
+                return await self.inference.infer_at(target, request)
+            return await self._other(request)
         except LoopwrightError as error:
-            reply = error_reply(error)
+            return error_reply(error)
         except ClientGone:
-            return
-        await self.send(reply, scope["method"], send)
+            return None
+
+    async def _watched(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer while everyone in `front.watchers` looks on."""
+        started = perf_counter_ns()
+        client = (scope.get("client") or ("",))[0] or ""
+        asked = Asked("http", scope["method"], scope["path"], client, scope["headers"])
+        begun = [(watcher, watcher.begin(asked)) for watcher in self.front.watchers]
+        answered.set(None)
+        reply = await self._reply(scope, receive)
+        if reply is not None:
+            await self.send(reply, scope["method"], send)
+        status, size = (499, 0) if reply is None else (reply.status, _size(reply))
+        took = (perf_counter_ns() - started) // 1000
+        for watcher, what in begun:
+            watcher.end(what, asked, status, size, took, answered.get())
 
     async def send(self, reply: Reply, method: str, send: Send) -> None:
         """Send an answer and count it."""
@@ -171,6 +202,10 @@ class App:
         self.front.allow("admin", request.headers, request.client)
         status, answer = await self._host.ask(request.path.strip("/").removeprefix("admin/"))
         return json_reply(answer, status)
+
+
+def _size(reply: Reply) -> int:
+    return len(reply.body) if isinstance(reply.body, bytes) else -1
 
 
 async def _stream(body: AsyncIterator[bytes], send: Send) -> None:

@@ -4,6 +4,7 @@ Counts lie in ten slices of the window, so that what is old falls away by itself
 some 300 ns. Not safe to share between threads.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from loopwright.bundle.routes import Breaker as Policy
@@ -18,14 +19,15 @@ LONGEST_US = 60_000_000
 
 
 class Breaker:
-    """One arm's. Times are microseconds of any clock that does not go back far."""
+    """One arm's. Times are microseconds of any clock that goes on; changed(state): told of every change."""
 
     __slots__ = (
-        "_failed", "_n", "_open_us", "_policy", "_probes", "_probing_until", "_slice", "_slice_us", "_slow",
+        "_changed", "_failed", "_n", "_open_us", "_policy", "_probes", "_probing_until", "_slice", "_slice_us", "_slow",
         "_slow_us", "_until", "opened", "state",
     )  # fmt: skip
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, changed: Callable[[State], None] = lambda state: None) -> None:
+        self._changed = changed
         self._policy = policy
         self._slice_us = max(1, int(policy.window_s * 1_000_000 / SLICES))
         self._slow_us = float("inf") if policy.slow_ms is None else policy.slow_ms * 1000
@@ -44,6 +46,7 @@ class Breaker:
             if now < self._until:
                 return False
             self.state, self._probes, self._probing_until = "half_open", 0, 0
+            self._changed("half_open")
         if now < self._probing_until:
             return False
         # One at a time; a probe that is never reported does not hold the arm for ever.
@@ -91,10 +94,12 @@ class Breaker:
             self.state = "closed"
             self._open_us = int(self._policy.open_s * 1_000_000)
             self._clear()
+            self._changed("closed")
 
     def _open(self, now: int) -> None:
         self.state, self._until = "open", now + self._open_us
         self.opened += 1
+        self._changed("open")
 
     def _clear(self) -> None:
         self._slice, self._probes = -1, 0

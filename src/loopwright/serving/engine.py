@@ -8,18 +8,19 @@ import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter_ns
 from typing import Any, Literal, Protocol
 
 from loopwright.kernel.errors import LoopwrightError, NotFound, Refused, Unavailable
 from loopwright.kernel.ids import new_id
-from loopwright.serving.breaker import Breaker
+from loopwright.serving.breaker import Breaker, State
 from loopwright.serving.counters import Counters
-from loopwright.serving.events import Event, SegmentWriter, Status, frame
+from loopwright.serving.events import Event, SegmentWriter, Status, count_frames, frame
 from loopwright.serving.lanes import CHUNK, Lane, Limit, Outcome, Overloaded
 from loopwright.serving.logrule import LogRule
 from loopwright.serving.models import Model, Served
-from loopwright.serving.router import is_shadowed, pick, position
+from loopwright.serving.router import assign, is_shadowed
 from loopwright.serving.rows import Rows, Value
 
 __all__ = ["PLAIN", "SHADOW_QUEUE", "Answer", "Call", "Engine", "Model", "ModelFailed", "Served"]
@@ -408,7 +409,7 @@ class Engine:
             return model.versions[forced.version], forced.name
         if not arms:
             return self.target(model, None), "stable"
-        arm = arms[0] if len(arms) == 1 else pick(position(model.salt, unit), arms)
+        arm = assign(model.salt, unit, arms)
         return model.versions[arm.version], arm.name
 
     # What stands behind an arm.
@@ -424,16 +425,12 @@ class Engine:
         self._let_go(served)
         if bundle is None:
             return None
-        labels = (model.name, str(served.version))
+        labels = ("batch", model.name, str(served.version))
         served.lane = Lane(
             bundle, served.reader, model.policy.batching, limit=self._limit, timeout=self._seconds(model),
-            stuck=self._stuck, batched=lambda rows: self._count_batch(labels, rows),
+            stuck=self._stuck, batched=partial(self._counters.observe_size, labels),
         )  # fmt: skip
         return served.lane
-
-    def _count_batch(self, labels: tuple[str, str], rows: int) -> None:
-        self._counters.add(("batches", *labels))
-        self._counters.add(("batch_rows", *labels), rows)
 
     async def _warm(self, model: Model, served: Served, until: float) -> Lane:
         if self.warmer is None:
@@ -466,8 +463,21 @@ class Engine:
         key = (model.name, served.version, arm)
         found = self.breakers.get(key)
         if found is None:
-            found = self.breakers[key] = Breaker(model.policy.breaker)
+            found = self.breakers[key] = Breaker(model.policy.breaker, partial(self._count_breaker, key))
         return found
+
+    def _count_breaker(self, key: tuple[str, int, str], state: State) -> None:
+        labels = (key[0], str(key[1]), key[2])
+        if state == "open":
+            self._counters.add(("breaker_opened", *labels))
+        self._counters.put(("breaker_open", *labels), int(state != "closed"))
+
+    def measure(self) -> None:
+        """Note for the metrics what waits now."""
+        for model in self.models.values():
+            for served in model.versions.values():
+                if served.lane is not None and not served.lane.inline:
+                    self._counters.put(("queue_rows", model.name, str(served.version)), served.lane.waiting)
 
     def _keep(self, model: Model, values: list[Value], version: int, outputs: list[float]) -> None:
         key = (model.name, tuple(values))
@@ -499,9 +509,12 @@ class Engine:
         try:
             self._log.append(frames)
         except Unavailable:
-            if model.policy.log.disk_full == "refuse":
+            refused = model.policy.log.disk_full == "refuse"
+            self._counters.add(
+                ("log_refused" if refused else "log_dropped", model.name), count_frames(frames)
+            )
+            if refused:
                 raise
-            self._counters.add(("log_dropped", model.name))
 
     # Shadows are predicted between requests, from copies, in small batches; when too many wait, copies are dropped.
 

@@ -1,30 +1,60 @@
 """Prometheus text of one server: the sum over its workers, whichever of them is asked."""
 
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from loopwright.serving.counters import BOUNDS, Series, read_counters, worker_pids
+from loopwright.serving.counters import BOUNDS, SIZES, Series, read_counters, worker_pids
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK = os.sysconf("SC_CLK_TCK")
 
-_HELP = {
+_COUNTERS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "predictions": (
-        "loopwright_predictions_total",
-        "Predictions by arm; a canary's error counts though stable answered.",
+        "predictions_total",
+        ("model", "version", "arm", "status"),
+        "Predictions by arm; an arm's error counts though another answered in its place.",
     ),
-    "http": ("loopwright_http_requests_total", "HTTP answers by status code."),
+    "http": ("http_requests_total", ("code",), "HTTP answers by status code."),
+    "grpc": ("grpc_requests_total", ("code",), "gRPC answers by status."),
     "shadow_dropped": (
-        "loopwright_shadow_dropped_total",
+        "shadow_dropped_total",
+        ("model", "version"),
         "Copies that were not predicted because too many waited.",
     ),
+    "log_dropped": (
+        "log_dropped_total",
+        ("model",),
+        "Predictions given without a record, because the disk is full and the policy says shed.",
+    ),
+    "log_refused": (
+        "log_refused_total",
+        ("model",),
+        "Predictions not given because they cannot be logged: the disk is full, the policy says refuse.",
+    ),
+    "breaker_opened": (
+        "breaker_opened_total",
+        ("model", "version", "arm"),
+        "How often an arm was left alone because it failed or lagged.",
+    ),
+    "overflow": ("series_overflow_total", (), "Events counted together because there were too many series."),
 }
-_LABELS = {
-    "predictions": ("model", "version", "arm", "status"),
-    "http": ("code",),
-    "shadow_dropped": ("model", "version"),
-    "latency": ("model",),
+_GAUGES: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "queue_rows": ("queue_rows", ("model", "version"), "Rows that wait for a prediction or are in one."),
+    "breaker_open": (
+        "breaker_open_workers",
+        ("model", "version", "arm"),
+        "Workers in which an arm is left alone, or only tried.",
+    ),
+}
+_HISTOGRAMS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "latency": (
+        "request_seconds",
+        ("model", "version", "arm"),
+        "Time from request to answer inside the worker; one bucket ends at the model's objective.",
+    ),
+    "batch": ("batch_rows", ("model", "version"), "Rows predicted together by a version with a queue."),
 }
 
 
@@ -32,14 +62,19 @@ def render(folder: Path, gauges: Mapping[str, float]) -> str:
     """Return the exposition of the counters in `folder`, each worker's memory and CPU, and `gauges`."""
     series = read_counters(folder)
     lines: list[str] = []
-    for kind, (metric, text) in _HELP.items():
-        lines += [f"# HELP {metric} {text}", f"# TYPE {metric} counter"]
-        lines += [
-            f"{metric}{_labels(_LABELS[kind], key[1:])} {value.count}"
-            for key, value in sorted(series.items())
-            if key[0] == kind
-        ]
-    lines += _histogram({key: value for key, value in series.items() if key[0] == "latency"})
+    for families, kind_of in ((_COUNTERS, "counter"), (_GAUGES, "gauge")):
+        for kind, (name, labels, text) in families.items():
+            lines += [f"# HELP loopwright_{name} {text}", f"# TYPE loopwright_{name} {kind_of}"]
+            lines += [
+                f"loopwright_{name}{_labels(labels, key[1:])} {value.count}"
+                for key, value in sorted(series.items())
+                if key[0] == kind
+            ]
+    for kind, (name, labels, text) in _HISTOGRAMS.items():
+        lines += [f"# HELP loopwright_{name} {text}", f"# TYPE loopwright_{name} histogram"]
+        for key, value in sorted(series.items()):
+            if key[0] == kind:
+                lines += _histogram(f"loopwright_{name}", dict(zip(labels, key[1:], strict=False)), value)
     lines += _processes(worker_pids(folder))
     typed = ""
     for name, number in sorted(gauges.items()):
@@ -51,17 +86,30 @@ def render(folder: Path, gauges: Mapping[str, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _histogram(series: Mapping[tuple[str, ...], Series]) -> list[str]:
-    metric = "loopwright_request_seconds"
-    lines = [f"# HELP {metric} Time from request to answer inside the worker.", f"# TYPE {metric} histogram"]
-    for key, value in sorted(series.items()):
-        below = 0
-        for bound, count in zip([*map(str, BOUNDS), "+Inf"], value.buckets, strict=True):
-            below += count
-            lines.append(f"{metric}_bucket{_labels(('model', 'le'), (key[1], bound))} {below}")
-        label = _labels(("model",), key[1:])
-        lines += [f"{metric}_sum{label} {value.sum_us / 1e6:.6f}", f"{metric}_count{label} {value.count}"]
-    return lines
+def _histogram(metric: str, labels: Mapping[str, str], series: Series) -> list[str]:
+    """One series' buckets, cumulative; durations have one more, at the objective, where none ends there anyway."""
+    sizes = metric.endswith("_rows")
+    bounds: Sequence[float] = SIZES if sizes else BOUNDS
+    buckets: list[tuple[float, int]] = []
+    below = 0
+    for bound, count in zip(bounds, series.buckets, strict=False):
+        objective = series.slo_us / 1e6
+        if not sizes and objective and (buckets[-1][0] if buckets else 0.0) < objective < bound:
+            buckets.append((objective, below + series.within))
+        below += count
+        buckets.append((bound, below))
+    if not sizes and series.slo_us / 1e6 > bounds[-1]:
+        buckets.append((series.slo_us / 1e6, below + series.within))
+    lines = [
+        f"{metric}_bucket{_labels((*labels, 'le'), (*labels.values(), f'{bound:.15g}'))} {count}"
+        for bound, count in [*buckets, (math.inf, series.count)]
+    ]
+    total = f"{series.sum}" if sizes else f"{series.sum / 1e6:.6f}"
+    plain = _labels(labels, labels.values())
+    return [line.replace('le="inf"', 'le="+Inf"') for line in lines] + [
+        f"{metric}_sum{plain} {total}",
+        f"{metric}_count{plain} {series.count}",
+    ]
 
 
 def _processes(pids: Mapping[str, int]) -> list[str]:
@@ -83,6 +131,6 @@ def _labels(names: Iterable[str], values: Iterable[str]) -> str:
     def escape(text: str) -> str:
         return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
-    return (
-        "{" + ",".join(f'{name}="{escape(value)}"' for name, value in zip(names, values, strict=False)) + "}"
-    )
+    if not (labels := list(zip(names, values, strict=False))):
+        return ""
+    return "{" + ",".join(f'{name}="{escape(value)}"' for name, value in labels) + "}"

@@ -14,9 +14,13 @@ from loopwright.serving.engine import Answer, Call, Engine
 from loopwright.serving.http import Bounds, Headers
 from loopwright.serving.models import Model, Served
 from loopwright.serving.rows import Rows
+from loopwright.serving.watching import Answered, Watcher, answered
 
 ARM, TIMEOUT, AUTHORIZATION = b"x-loopwright-arm", b"x-loopwright-timeout-ms", b"authorization"
 _ASKED = frozenset((ARM, TIMEOUT, AUTHORIZATION))
+MIXED = "mixed"
+"""The arm of an answer whose rows were answered by several."""
+
 LONGEST_MS = 86_400_000.0
 
 
@@ -66,6 +70,9 @@ class Front:
         self.host = host
         self.bounds = bounds
         self.callers = callers or Callers()
+        self.watchers: list[Watcher] = []
+        """Who is told of every request; while there is one, none takes the hot way."""
+        self._latency_keys: dict[tuple[str, int, str], tuple[str, str, str, str]] = {}
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -133,8 +140,16 @@ class Front:
         return answer
 
     def observe(self, model: Model, answer: Answer, us: int) -> None:
-        """Count how long a request took, inside the worker."""
-        self.counters.observe(("latency", model.name), us)
+        """Count how long a request took, inside the worker, and tell the watchers who answered it."""
+        version, arm = answerer(model, answer)
+        key = self._latency_keys.get((model.name, version, arm))
+        if key is None:
+            key = self._latency_keys[model.name, version, arm] = ("latency", model.name, str(version), arm)
+        self.counters.observe(key, us, round(model.policy.slo_ms * 1000))
+        if self.watchers:
+            answered.set(
+                Answered(model.name, version, arm, answer.request_id, len(answer.arms), any(answer.fallbacks))
+            )
 
     def describe(self, model: Model) -> dict[str, Any]:
         """What is routed where, for people and tools."""
@@ -152,21 +167,27 @@ class Front:
         )
 
 
+def answerer(model: Model, answer: Answer) -> tuple[int, str]:
+    """Return the version and arm that answered; stable's version and MIXED when rows were answered by several."""
+    version, arm = answer.versions[0], answer.arms[0]
+    if len(answer.arms) == 1 or len(set(zip(answer.versions, answer.arms, strict=True))) == 1:
+        return version, arm
+    stable = model.stable
+    return stable.version if stable else version, MIXED
+
+
 def answer_parameters(model: Model, answer: Answer) -> tuple[int, dict[str, Any], dict[str, list[str]]]:
     """Return an answer's version, its parameters, and the tensors _version and _arm when its rows differ in them.
 
     The version of a mixed answer is stable's.
     """
-    arm, version = answer.arms[0], answer.versions[0]
+    version, arm = answerer(model, answer)
     parameters: dict[str, Any] = {"arm": arm, "request_id": answer.request_id}
     if any(source != "model" for source in answer.sources):
         parameters["fallback"] = True
-    if len(answer.arms) == 1 or len(set(zip(answer.versions, answer.arms, strict=True))) == 1:
+    if arm != MIXED:
         return version, parameters, {}
-    stable = model.stable
-    parameters["arm"] = "mixed"
-    extra = {"_version": list(map(str, answer.versions)), "_arm": answer.arms}
-    return stable.version if stable else version, parameters, extra
+    return version, parameters, {"_version": list(map(str, answer.versions)), "_arm": answer.arms}
 
 
 def answer_headers(model: Model, answer: Answer) -> Headers:

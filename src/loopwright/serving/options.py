@@ -7,9 +7,11 @@ from pathlib import Path
 
 from loopwright.kernel.errors import BadInput
 from loopwright.kernel.sizes import said_size
+from loopwright.serving.access_log import AccessLog
 from loopwright.serving.callers import Callers
 from loopwright.serving.ports import listen
 from loopwright.serving.sinks.address import parse_sink
+from loopwright.serving.tracing import Tracing
 
 LEAST_MEMORY = 64_000_000
 """Below this no worker comes up at all."""
@@ -28,9 +30,11 @@ class ServeOptions:
     key is pinned at the first contact. wait: seconds to wait for the control plane when nothing is cached. port 0: any.
     verify_every: seconds between two looks at the bundles on disk; 0: never. callers: a file with those who may ask.
     hang_seconds: a worker that is silent for so long is killed. start_seconds: so is one that does not come up.
-    max_memory: bytes a worker may take before it is replaced; 0: any; never before it is rest_seconds old. drain_seconds: after SIGTERM, how long to go on
-    answering while saying not ready. max_connections: open at once to one worker, idle ones included. log_to: sinks of
-    the prediction log besides the control plane. log_keep: bytes of it that stay for the sake of a sink that lags.
+    max_memory: bytes a worker may take before it is replaced, at the earliest after rest_seconds; 0: any.
+    drain_seconds: after SIGTERM, how long to go on answering while saying not ready. max_connections: open at once to
+    one worker, idle ones included. log_to: sinks of the prediction log besides the control plane. log_keep: bytes of it
+    that stay for the sake of a sink that lags. access_log: a file for a line a request, or "-"; otlp: where traces go,
+    trace_share: of requests nobody traces yet, how many (0 to 1).
     """
 
     control: str
@@ -59,6 +63,9 @@ class ServeOptions:
     max_connections: int = 10_000
     log_to: tuple[str, ...] = ()
     log_keep: int = 4 << 30
+    access_log: str = ""
+    otlp: str = ""
+    trace_share: float = 1.0
     say: Callable[[str], None] = field(default=_say)
 
     def check(self) -> None:
@@ -89,6 +96,10 @@ class ServeOptions:
                 wanted="16 to 1000000",
             )  # fmt: skip
         self._check_sinks()
+        if self.access_log:
+            AccessLog(self.access_log).close()
+        if self.otlp:
+            Tracing(self.otlp, share=self.trace_share).close()
         for name, port in (("--port", self.port), ("--grpc-port", self.grpc_port)):
             if not 0 <= port <= 65535:
                 raise BadInput("not a port", where=name, got=port, wanted="0 to 65535")

@@ -88,6 +88,7 @@ class Supervisor:
         self._told_again = asyncio.Event()
         self._drains = 0
         self._not_ready = ""
+        self._log_numbers: dict[str, float] = {}
         self._answers: set[asyncio.Task[None]] = set()
         self._shipping = asyncio.Lock()
         profiles = Profiles(cache, options.say)
@@ -211,6 +212,9 @@ class Supervisor:
             max_connections=options.max_connections,
             durable=options.durable,
             callers=str(options.callers.absolute()) if options.callers else "",
+            access_log=options.access_log,
+            otlp=options.otlp,
+            trace_share=options.trace_share,
         )
 
     def _greet(self) -> list[dict[str, Any]]:
@@ -263,22 +267,20 @@ class Supervisor:
 
     async def _measure(self) -> None:
         """Keep the numbers fresh that pings bring to the workers. Apart from pinging: a disk may hang."""
-        log: dict[str, float] = {}
         while True:
             try:
-                log = await asyncio.to_thread(self._outflow.gauges)
+                self._log_numbers = await asyncio.to_thread(self._outflow.gauges)
                 self._complain.over("backlog")
             except OSError as error:
                 self._complain("backlog", f"the log's folder cannot be read: {in_words(error)}")
-            self.workers.gauges = self._numbers(backlog)
+            self.workers.gauges = self._numbers()
             await asyncio.sleep(1.0)
 
-    def _numbers(self, backlog: int | None = None) -> dict[str, float]:
-        """What /metrics says of the whole server; without `backlog` as it was last."""
-        known = self.workers.gauges.get("unshipped_bytes", 0.0)
+    def _numbers(self) -> dict[str, float]:
+        """What /metrics says of the whole server; of the log, what was measured last."""
         return {
+            **self._log_numbers,
             "control_up": float(self.following.control_up),
-            "unshipped_bytes": known if backlog is None else float(backlog),
             "workers_ready": float(self.workers.ready),
             "refused_bundles": float(len(self.following.unfetched)),
             "bundles_missing": float(len(self.following.missing())),

@@ -1,0 +1,89 @@
+"""One line of JSON for every request, off by default: who asked for what, and what they were told.
+
+No inputs, no outputs, no tokens: the prediction log holds the former under its own policy, and nothing the latter.
+"""
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loopwright.kernel.errors import Unavailable
+from loopwright.serving.watching import Answered, Asked
+
+FLUSH_LINES = 100
+MAX_PATH = 512
+
+_encode = msgspec.json.Encoder().encode
+
+
+class AccessLog:
+    """Appends to a file, or to standard output for "-". Lines of several workers in one file stay whole.
+
+    Lines are written in one write(2) once `FLUSH_LINES` wait or `flush` is called, so that a request costs none.
+    Lines that cannot be written are counted in `lost` and said once on standard error.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lines: list[bytes] = []
+        self.lost = 0
+        if path == "-":
+            self._descriptor = sys.stdout.fileno()
+            return
+        try:
+            self._descriptor = os.open(
+                Path(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640
+            )
+        except OSError as error:
+            raise Unavailable(
+                f"the access log cannot be written ({error.strerror or error})", where=path,
+                next="Name a writable file with --access-log.",
+            ) from error  # fmt: skip
+
+    def begin(self, asked: Asked) -> None:
+        """Nothing is noted before the answer."""
+
+    def end(
+        self, begun: Any, asked: Asked, status: int | str, size: int, us: int, by: Answered | None
+    ) -> None:
+        """Note the request."""
+        line: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "client": asked.client, "protocol": asked.protocol, "method": asked.method,
+            "path": asked.path[:MAX_PATH], "status": status, "bytes": size, "ms": us / 1000,
+        }  # fmt: skip
+        if by is not None:
+            line |= {
+                "model": by.model, "version": by.version, "arm": by.arm, "request_id": by.request_id,
+                "rows": by.rows, "fallback": by.fallback,
+            }  # fmt: skip
+        trace = asked.header(b"traceparent")
+        if trace:
+            line["traceparent"] = trace[:64]
+        self._lines.append(_encode(line) + b"\n")
+        if len(self._lines) >= FLUSH_LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if not self._lines:
+            return
+        lines, self._lines = self._lines, []
+        try:
+            os.write(self._descriptor, b"".join(lines))
+        except OSError as error:
+            if not self.lost:
+                sys.stderr.write(
+                    f"{self._path}: lines of the access log are lost ({error.strerror or error})\n"
+                )
+            self.lost += len(lines)
+
+    def close(self) -> None:
+        """Write what waits and let go of the file."""
+        self.flush()
+        if self._path != "-":
+            os.close(self._descriptor)
