@@ -27,8 +27,29 @@ class Golden(msgspec.Struct, frozen=True):
     tolerance: float = 1e-5
 
 
+class OnlineView(msgspec.Struct, frozen=True, kw_only=True):
+    """A feature view that inputs come from, for whoever looks them up by an entity instead of being sent them.
+
+    `definition`: digest of all that decides the rows an online store has of it for this model; `basis`: of all that
+    decides a value, whichever of its columns the model takes; `view`: of the view's own definition, as the registry
+    knows it. `entity`: the key's parts; `kinds`: their types (string, int64, float64, bool), "" where nothing told.
+    `parts`: part → the input that brings the same value, for parts that are inputs. `inputs`: input → column.
+    `ttl_us`: for how long a row counts (microseconds); None: for ever.
+    """
+
+    name: str
+    definition: str
+    basis: str
+    view: str
+    entity: tuple[str, ...]
+    kinds: tuple[str, ...]
+    inputs: dict[str, str]
+    parts: dict[str, str] = {}
+    ttl_us: int | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What the bundle is. Its bytes' SHA-256 is the bundle's digest."""
+    """What the bundle is. Its bytes' SHA-256 is the bundle's digest. views: none in bundles from before there were."""
 
     format: str
     model: str
@@ -36,6 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, str]
     schema: Schema
     provenance: dict[str, Any]
+    views: tuple[OnlineView, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""

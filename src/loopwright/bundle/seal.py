@@ -28,7 +28,7 @@ from loopwright.bundle.forms import (
     XGBOOST,
 )
 from loopwright.bundle.keys import PublicKey, SigningKey
-from loopwright.bundle.manifest import FORMAT, MANIFEST, SEAL, Golden, Manifest, seal_manifest
+from loopwright.bundle.manifest import FORMAT, MANIFEST, SEAL, Golden, Manifest, OnlineView, seal_manifest
 from loopwright.bundle.signature import Schema
 from loopwright.bundle.transform import load_transform
 from loopwright.bundle.trust import SignedTrust, check_trusted
@@ -76,6 +76,7 @@ def build_bundle(
     native: tuple[str, bytes] | None = None,
     trust: SignedTrust | None = None,
     trusted: Sequence[PublicKey] = (),
+    views: Sequence[OnlineView] = (),
 ) -> SealedBundle:
     """Write a sealed bundle to `dest` (must not exist) and return it; `dest` appears whole or not at all.
 
@@ -121,6 +122,7 @@ def build_bundle(
         files={name: sha256_bytes(data) for name, data in contents.items()},
         schema=schema,
         provenance=dict(provenance),
+        views=tuple(views),
     ).to_bytes()
     contents[MANIFEST] = manifest
     contents[SEAL] = seal_manifest(manifest, key)

@@ -396,6 +396,7 @@ def _put(work: Work, layout: Layout, one: Materialization, stage: Path) -> Done:
             kinds=kinds, columns=layout.names, dtypes=layout.dtypes, as_of=to_us(one.as_of), ttl=layout.ttl,
             lasting=layout.lasting, timed=layout.timed, static=layout.static, absent=layout.absent, tables=tables,
             written_at=to_us(work.clock()), build=one.id, view=str(one.progress["view"]),
+            basis=layout.basis,
         )
     )  # fmt: skip
     now = work.clock()

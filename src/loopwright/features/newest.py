@@ -33,7 +33,8 @@ class Layout:
     """What a view's packed rows mean, but for the types of the key, which only the rows tell.
 
     `names`: what the model's inputs take from the view, in the view's order. `lasting`: those that the TTL does not
-    concern. `absent`: the values of an entity without a row. `definition`: digest of all that decides a value.
+    concern. `absent`: the values of an entity without a row. `definition`: digest of all that decides the rows;
+    `basis`: of all that decides a value, whichever of the view's names the model takes.
     """
 
     view: str
@@ -46,6 +47,7 @@ class Layout:
     static: bool
     absent: tuple[Any, ...]
     definition: str
+    basis: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def layout_of(module: FeatureModule, view: View, label_available_after: timedelt
         entity = [name.strip() for name in as_mapping(view.entity)]
     names = tuple(name for name in given if name in module.inputs)
     dtypes = tuple(module.inputs[name] for name in names)
-    about: dict[str, Any] = {"view": definition_digest(view), "names": list(zip(names, dtypes, strict=True))}
+    about: dict[str, Any] = {"view": definition_digest(view)}
     if isinstance(view, WindowedRate):
         spine = module.spine
         about["spine"] = [spine.table, spine.event_time, spine.label, spine.label_available_at]
@@ -86,7 +88,7 @@ def layout_of(module: FeatureModule, view: View, label_available_after: timedelt
     absent = tuple(_as_dtype(nothing.get(name), dtype) for name, dtype in zip(names, dtypes, strict=True))
     return Layout(
         view.name, tuple(entity), names, dtypes, tuple(n for n in names if n in lasting), ttl if timed else None, timed,
-        static, absent, digest_json(about),
+        static, absent, digest_json({**about, "names": list(zip(names, dtypes, strict=True))}), digest_json(about),
     )  # fmt: skip
 
 

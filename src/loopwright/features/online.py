@@ -33,7 +33,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     `timed`: rows carry an event time of their own; others were all reckoned at `as_of` (windows) or stand without one
     (`static`). `lasting`: columns that the TTL does not concern. `absent`: the values of an entity that has no row,
     where a view defines them. `tables`: table versions that were read. `build`: the materialisation that wrote it last.
-    `view`: digest of the view's own definition, which the registry knows it by.
+    `view`: digest of the view's own definition, which the registry knows it by. `basis`: of all that decides a value,
+    whichever columns are taken; "" in heads from before there was one.
     """
 
     definition: str
@@ -55,6 +56,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     written_at: int = 0
     build: str = ""
     view: str = ""
+    basis: str = ""
 
     def key(self, entity: Mapping[str, Any] | Sequence[Any], where: str = "") -> bytes | None:
         """The packed key; None where a part is null, which equals nothing. Raises BadInput for a part that is missing
@@ -173,10 +175,11 @@ class OnlineStore(Protocol):
         """Let go of connections."""
 
 
-def open_store(url: str) -> OnlineStore:
+def open_store(url: str, *, seconds: float | None = None) -> OnlineStore:
     """Open sqlite:///PATH, redis://HOST:PORT/DB or rediss://…; connects when first used.
 
-    Raises BadInput for another URL, and Unavailable when Redis is named and its client is not installed.
+    seconds: after which a store that does not answer is given up; None: the engine's own patience. Raises BadInput for
+    another URL, and Unavailable when Redis is named and its client is not installed.
     """
     scheme = urlsplit(url).scheme
     if scheme == "sqlite":
@@ -185,11 +188,11 @@ def open_store(url: str) -> OnlineStore:
         path = unquote(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else ""
         if not path:
             raise BadInput("not a place for online features", got=url, wanted="sqlite:////folder/online.db")
-        return SqliteStore(Path(path))
+        return SqliteStore(Path(path), seconds=seconds)
     if scheme in ("redis", "rediss"):
         from loopwright.features.online_redis import RedisStore
 
-        return RedisStore(url)
+        return RedisStore(url, seconds=seconds)
     raise BadInput(
         "no online store of this kind", where="online_url", got=f"{scheme}://" if scheme else "no scheme",
         wanted="sqlite:////folder/online.db, redis://host:6379/0 or rediss://…", next="Mend `online_url` in home.json.",
@@ -236,37 +239,58 @@ class OnlineFeatures:
 
         An entity names at least the parts of every view's key. Raises as `read` does.
         """
-        moment = to_us(at or self.clock())
+        moments = [to_us(at or self.clock())] * len(entities)
         if views is None:
             views = tuple(self.store.heads(model))
+        found = self.read_each(model, dict.fromkeys(views, (entities, moments)))
+        return [
+            {view: readings[place] for view, (_, readings) in found.items()} for place in range(len(entities))
+        ]
+
+    def read_each(
+        self, model: str, asks: Mapping[str, tuple[Sequence[Mapping[str, Any]], Sequence[int]]]
+    ) -> dict[str, tuple[Head, list[Reading]]]:
+        """For each view, what is known about its entities at their moments (µs), in one round trip for all views.
+
+        With the head that the readings were made under. Raises as `read` does.
+        """
+        views = tuple(asks)
         known = self._learn(model, views)
         while True:
             keyed = [
-                [head.key(entity, view) for entity in entities] for view, head in zip(views, known, strict=True)
-            ]  # fmt: skip
-            asks = [
-                (view, [key for key in keys if key is not None])
-                for view, keys in zip(views, keyed, strict=True)
+                [head.key(entity, view) for entity in asks[view][0]]
+                for view, head in zip(views, known, strict=True)
             ]
-            answers = self.store.fetch(model, asks)
+            answers = self.store.fetch(
+                model,
+                [
+                    (view, [key for key in keys if key is not None])
+                    for view, keys in zip(views, keyed, strict=True)
+                ],
+            )
             standing = [head for head, _ in answers if head is not None]
             if len(standing) < len(views):
                 gone = [view for view, (head, _) in zip(views, answers, strict=True) if head is None]
+                for view in gone:
+                    self._heads.pop((model, view), None)
                 raise self._unknown(model, gone)
             for view, head in zip(views, standing, strict=True):
                 self._heads[model, view] = head
             if all((a.entity, a.kinds) == (b.entity, b.kinds) for a, b in zip(known, standing, strict=True)):
                 break
             known = standing
-        out: list[dict[str, Reading]] = [{} for _ in entities]
+        out: dict[str, tuple[Head, list[Reading]]] = {}
         for view, keys, head, (_, rows) in zip(views, keyed, standing, answers, strict=True):
             found = iter(rows)
-            for place, key in enumerate(keys):
-                out[place][view] = (
+            out[view] = (
+                head,
+                [
                     _reading(view, head, None, moment, _NULL_KEY)
                     if key is None
                     else _reading(view, head, next(found), moment)
-                )
+                    for key, moment in zip(keys, asks[view][1], strict=True)
+                ],
+            )
         return out
 
     def _learn(self, model: str, views: Sequence[str]) -> list[Head]:

@@ -17,6 +17,8 @@ from loopwright.kernel.errors import BadInput, Conflict, Unavailable
 try:
     import redis
     from redis import exceptions as faults
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 except ImportError:
     redis = None  # type: ignore[assignment]  # told when a store is opened
 
@@ -31,7 +33,7 @@ _decode_head = msgspec.msgpack.Decoder(Head).decode
 class RedisStore:
     """An `OnlineStore` at a redis:// or rediss:// URL. Safe for several threads: connections come from a pool."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, seconds: float | None = None) -> None:
         self.url = _public(url)
         if redis is None:
             raise Unavailable(
@@ -42,8 +44,9 @@ class RedisStore:
         try:
             self._redis = redis.Redis.from_url(
                 url,
-                socket_connect_timeout=CONNECT_SECONDS,
-                socket_timeout=ANSWER_SECONDS,
+                socket_connect_timeout=min(CONNECT_SECONDS, seconds or CONNECT_SECONDS),
+                socket_timeout=seconds or ANSWER_SECONDS,
+                **({} if seconds is None else {"retry": Retry(NoBackoff(), 1)}),
                 health_check_interval=30,
             )
         except ValueError:

@@ -43,8 +43,9 @@ _decode_head = msgspec.msgpack.Decoder(Head).decode
 class SqliteStore:
     """An `OnlineStore` in the file at `path`; the folder must exist. Threads share nothing but the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, seconds: float | None = None) -> None:
         self.path = path
+        self._seconds = BUSY_SECONDS if seconds is None else seconds
         self.url = f"sqlite:///{path}"
         self._mine = threading.local()
         self._open: list[sqlite3.Connection] = []
@@ -160,7 +161,7 @@ class SqliteStore:
             if not self.path.exists():
                 return None
             found = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS, isolation_level=None,
+                f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=self._seconds, isolation_level=None,
                 check_same_thread=False, cached_statements=256,
             )  # fmt: skip
             found.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
@@ -179,7 +180,7 @@ class SqliteStore:
             if writer is None:
                 new = not self.path.exists()
                 writer = sqlite3.connect(
-                    self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                    self.path, timeout=self._seconds, isolation_level=None, check_same_thread=False
                 )
                 if new:
                     self.path.chmod(0o600)

@@ -26,6 +26,7 @@ from loopwright.features.frame import Frame
 from loopwright.features.lineage import feature_lineage
 from loopwright.features.module import FeatureModule, load_features
 from loopwright.features.registry import remember_views
+from loopwright.features.served import Types
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, parse_time
 from loopwright.kernel.errors import BadInput, did_you_mean
@@ -200,7 +201,8 @@ def run_project(
         context["lineage"]["transform"]["gives"] = list(fitted.names)
         setting.watch.step("Bundle, gates")
         origin = Origin(run.run_id, pinned.digest, actor.name, reason, *span(parts.train))
-        bundle = _sealed(setting, module, fitted, parts, origin)
+        types = {name: table["schema"] for name, table in pinned.tables.items()}
+        bundle = _sealed(setting, module, fitted, parts, origin, types)
         baseline = stable_baseline(ledger, home, setting.trusted, spec.model)
         gates = _gated(setting, bundle, fitted, parts, baseline)
         run.text(gates.to_markdown(), "gates.md")
@@ -370,7 +372,14 @@ def _tracked(setting: Setting, tracking_uri: str, snapshot: str, retrain_id: str
     )
 
 
-def _sealed(setting: Setting, module: FeatureModule, fitted: Fitted, parts: Parts, origin: Origin) -> Bundle:
+def _sealed(
+    setting: Setting,
+    module: FeatureModule,
+    fitted: Fitted,
+    parts: Parts,
+    origin: Origin,
+    tables: Mapping[str, Types],
+) -> Bundle:
     """Build the bundle beside the depot, move it in whole, and open it as serving would."""
     setting.home.cache.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix="building-", dir=setting.home.cache))
@@ -385,6 +394,7 @@ def _sealed(setting: Setting, module: FeatureModule, fitted: Fitted, parts: Part
             created_at=setting.clock(),
             key=setting.key,
             written=setting.written.text if setting.written else "",
+            tables=tables,
         )
         digest = setting.depot.add(sealed.path)
     finally:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from loopwright.bundle.seal import SealedBundle, build_bundle
 from loopwright.bundle.signature import Field, Schema
 from loopwright.features.frame import Frame
 from loopwright.features.module import Dtype, FeatureModule
+from loopwright.features.served import Types, online_views
 from loopwright.kernel.clock import from_us, iso
 from loopwright.pipeline.fit import Fitted, Parts
 from loopwright.pipeline.numbering import recipe
@@ -124,10 +126,11 @@ def seal(
     created_at: datetime,
     key: SigningKey,
     written: str = "",
+    tables: Mapping[str, Types] = MappingProxyType({}),
 ) -> SealedBundle:
     """Build the sealed bundle at `dest`; its golden outputs are what the exported graph answers here.
 
-    `written` is the project's own card.
+    `written` is the project's own card. `tables`: the columns of the tables that were read, with their types.
     """
     holdout = parts.holdout
     chosen = golden_positions(holdout.rows)
@@ -149,6 +152,7 @@ def seal(
         created_at=created_at,
         key=key,
         extra_files=fitted.native,
+        views=online_views(module, project.spec.data.label.available_after, tables),
     )
 
 
