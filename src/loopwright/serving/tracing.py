@@ -40,9 +40,11 @@ class Tracing:
             ) from None
         self._trace = trace
         self._provider = TracerProvider(
-            resource=Resource.create({"service.name": service}), sampler=ParentBased(TraceIdRatioBased(share))
+            resource=Resource.create({"service.name": service}),
+            sampler=ParentBased(TraceIdRatioBased(share)),
+            shutdown_on_exit=False,
         )
-        exporter = OTLPSpanExporter(endpoint=endpoint, timeout=10)
+        exporter = OTLPSpanExporter(endpoint=endpoint, timeout=5)
         self._provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=QUEUE))
         self._tracer = self._provider.get_tracer("loopwright.serving")
         self._propagator = TraceContextTextMapPropagator()
