@@ -120,6 +120,8 @@ class Unavailable(LoopwrightError, OSError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "did you mean `x`?" for the nearest of `known`, or "" when none is near."""
+    if len(name) > 256:  # comparing takes time, and nobody meant that
+        return ""
     spelled = {candidate.lower(): candidate for candidate in known}
     near = get_close_matches(name.lower(), spelled, n=1, cutoff=0.6)
     return f"did you mean `{spelled[near[0]]}`?" if near else ""

@@ -71,9 +71,11 @@ def check_media_type(request: Request, *wanted: str) -> str:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return the document. Raises Malformed."""
+    """Return the document. Raises Malformed, and BadInput for a number beyond every type."""
     try:
         return msgspec.json.decode(body)
+    except msgspec.ValidationError as error:
+        raise BadInput(str(error), where="body") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise not_json(error) from None
 
