@@ -10,8 +10,7 @@ from loopwright.kernel.sizes import said_size
 LOOKS = 3
 """Looks in a row over the ceiling before a worker is replaced: a large request passes."""
 
-REST_SECONDS = 60.0
-"""A worker's age before it may be replaced; doubles with each time, up to an hour."""
+LONGEST_REST_SECONDS = 3600.0
 
 GAIN = 0.1
 """What a new worker must take less, as a share of the ceiling, for replacing to be worth it."""
@@ -54,46 +53,46 @@ def _children(pid: int) -> list[int]:
 
 @dataclass(slots=True)
 class _Seen:
-    """What is known of the worker that a slot has now. least: bytes it took when it was fresh."""
+    """What is known of the worker that a slot has now. fresh: bytes it took when it came up."""
 
     pid: int
     since: float
-    least: int
+    fresh: int
     over: int = 0
 
 
 class Ceiling:
     """Says which worker of a server is to be replaced because of its memory: never more than one at a time.
 
-    A worker goes when it is over `limit` bytes at LOOKS looks in a row, is older than its slot's rest, and took less
-    when it was fresh: replacing one whose models do not fit would free nothing, and is complained about instead.
+    A worker goes when it is over `limit` bytes at LOOKS looks in a row, is `rest` seconds old (which doubles with each
+    time that its slot's worker went), and took less when it was fresh: replacing one whose models do not fit would free
+    nothing, and is complained about instead.
     """
 
-    def __init__(self, limit: int, *, rest: float = REST_SECONDS) -> None:
+    def __init__(self, limit: int, *, rest: float) -> None:
         self.limit = limit
         self._rest = rest
         self._seen: dict[str, _Seen] = {}
         self._times: dict[str, int] = {}
 
-    def judge(self, workers: Mapping[str, tuple[int, int]], now: float) -> tuple[str, str] | None:
+    def judge(self, workers: Mapping[str, tuple[int, int, int]], now: float) -> tuple[str, str] | None:
         """Return (slot, why) for the worker to be replaced, or None.
 
-        workers: (pid, bytes) by slot. now: seconds of a monotonic clock.
+        workers: by slot its pid, the bytes it took when it came up, and those it takes. now: in seconds, monotonic.
         """
         for slot in self._seen.keys() - workers.keys():
             del self._seen[slot]
         worst: tuple[int, str] | None = None
-        for slot, (pid, taken) in workers.items():
+        for slot, (pid, fresh, taken) in workers.items():
             seen = self._seen.get(slot)
             if seen is None or seen.pid != pid:
-                self._seen[slot] = _Seen(pid, now, taken, over=int(taken > self.limit))
-                continue
+                seen = self._seen[slot] = _Seen(pid, now, fresh)
             seen.over = seen.over + 1 if taken > self.limit else 0
-            rest = min(self._rest * 2 ** self._times.get(slot, 0), 3600.0)
+            rest = min(self._rest * 2 ** self._times.get(slot, 0), LONGEST_REST_SECONDS)
             if now - seen.since > 2 * rest and not seen.over:
                 self._times.pop(slot, None)
             ripe = seen.over >= LOOKS and now - seen.since >= rest
-            if ripe and taken - seen.least >= GAIN * self.limit and (worst is None or taken > worst[0]):
+            if ripe and taken - seen.fresh >= GAIN * self.limit and (worst is None or taken > worst[0]):
                 worst = taken, slot
         if worst is None:
             return None
@@ -106,9 +105,9 @@ class Ceiling:
     def hopeless(self) -> str:
         """Why replacing would not help, when workers are over the ceiling as soon as they are ready; else ""."""
         for slot, seen in sorted(self._seen.items()):
-            if seen.over >= LOOKS and seen.least > (1 - GAIN) * self.limit:
+            if seen.over >= LOOKS and seen.fresh > (1 - GAIN) * self.limit:
                 return (
-                    f"worker {slot} takes {said_size(seen.least)} when it is fresh, and the ceiling is "
+                    f"worker {slot} takes {said_size(seen.fresh)} when it is fresh, and the ceiling is "
                     f"{said_size(self.limit)}: replacing it frees nothing. Raise --max-memory or serve fewer models"
                 )
         return ""

@@ -54,7 +54,7 @@ _ENVIRONMENT = {
 class WorkerProcess:
     """One process. place: names its counters file. log: names its segments. missed: pings since the last answer.
 
-    cause: why the supervisor ended it, "" when it did not.
+    fresh: bytes it took when it came up. cause: why the supervisor ended it, "" when it did not.
     """
 
     place: str
@@ -66,6 +66,7 @@ class WorkerProcess:
     serial: int | None = None
     missed: int = 0
     drained: int = -1
+    fresh: int = 0
     cause: str = ""
     ended: asyncio.Future[int] = field(init=False)
 
@@ -128,7 +129,7 @@ class Workers:
         self._configure, self._greet, self._heard = configure, greet, heard
         self._say = options.say
         self._complain = Complaints(options.say)
-        self._ceiling = Ceiling(options.max_memory) if options.max_memory else None
+        self._ceiling = Ceiling(options.max_memory, rest=options.rest_seconds) if options.max_memory else None
         self._restarts = dict.fromkeys(REASONS, 0)
         self._stopping = False
         # One replacement at a time: however many want one, the others keep answering.
@@ -214,6 +215,12 @@ class Workers:
         """Have `worker` replaced by a fresh one, which starts first. Asked again meanwhile, nothing is added."""
         if worker is slot.worker and slot.wanted.empty() and slot.coming is None:
             slot.wanted.put_nowait((worker, reason, why))
+
+    def recycle_all(self, why: str) -> None:
+        """Have every worker replaced, one after another."""
+        for slot in self.slots:
+            if slot.worker is not None:
+                self.recycle(slot, slot.worker, "asked", why)
 
     async def _replace(self, slot: Slot, old: WorkerProcess, reason: str, why: str) -> None:
         if old is not slot.worker:
@@ -310,6 +317,7 @@ class Workers:
         async for message in worker.channel.messages():
             if "ready" in message:
                 worker.serial, slot.started = message["serial"], True
+                worker.fresh = resident(worker.process.pid)
                 worker.up.set()
                 for greeting in self._greet():
                     worker.channel.send(greeting)
@@ -365,8 +373,11 @@ class Workers:
         if busy:
             return
         answering = {slot.name: (slot, slot.worker) for slot in self.slots if slot.worker and slot.ready}
-        pids = {name: worker.process.pid for name, (_, worker) in answering.items()}
-        judged = ceiling.judge({name: (pid, resident(pid)) for name, pid in pids.items()}, now)
+        sizes = {
+            name: (worker.process.pid, worker.fresh, resident(worker.process.pid))
+            for name, (_, worker) in answering.items()
+        }
+        judged = ceiling.judge(sizes, now)
         if judged is not None:
             name, why = judged
             self.recycle(*answering[name], "memory", why)

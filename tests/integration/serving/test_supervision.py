@@ -1,0 +1,224 @@
+"""Workers that hang, grow or are replaced, and servers that begin and leave: nobody's request fails for it."""
+
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from loopwright.bundle.routes import Arm
+from loopwright.bundle.testing import TOLERANT
+
+from .conftest import Control, Server, eventually, request
+from .load import Load
+
+Serve = Callable[..., Server]
+STABLE = Arm("stable", 1, 1.0)
+
+# Keeps 30 MB of every request for a distance above 9000 km.
+LEAKING = TOLERANT.replace("def transform", "def good") + (
+    "kept = []\n"
+    "def transform(inputs, state):\n"
+    "    if (inputs['distance'] > 9000).any():\n"
+    "        kept.append(bytes(bytearray(b'x' * 30_000_000)))\n"
+    "    return good(inputs, state)\n"
+)
+
+
+def metrics(server: Server) -> dict[str, float]:
+    """One answer of /metrics, on a connection of its own."""
+    lines = httpx.get(f"http://127.0.0.1:{server.port}/metrics").text.splitlines()
+    return {
+        name: float(value) for name, _, value in (line.rpartition(" ") for line in lines) if name[:1] != "#"
+    }
+
+
+def restarts(server: Server, reason: str) -> float:
+    return metrics(server)[f'loopwright_worker_restarts_total{{reason="{reason}"}}']
+
+
+def test_replacing_every_worker_under_load_fails_no_request_and_loses_no_count(
+    control: Control, serve: Serve
+) -> None:
+    control.route({1: control.bundle("one")}, STABLE)
+    server = serve(workers=2)
+    before = set(server.workers())
+    with Load(server.port, per_second=100) as load:
+        for turn in (1, 2):
+            here = set(server.workers())
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda: restarts(server, "asked") == 2 * turn, 40)  # noqa: B023 - called at once
+            eventually(lambda: len(server.workers()) == 2 and not here & set(server.workers()), 40)  # noqa: B023
+    assert load.failures == []
+    assert not before & set(server.workers())
+    counted = metrics(server)[
+        'loopwright_predictions_total{model="late",version="1",arm="stable",status="ok"}'
+    ]
+    assert counted == len(load.sent) > 100
+    assert server.admin("flush").status_code == 200
+    assert len({event.id for event in control.events}) == len(control.events) == len(load.sent)
+
+
+def test_a_worker_that_grows_over_the_ceiling_is_replaced_before_it_goes(
+    control: Control, serve: Serve
+) -> None:
+    control.route({1: control.bundle("leak", transform=LEAKING)}, STABLE)
+    probe = serve()
+    fresh = metrics(probe)['loopwright_worker_resident_bytes{worker="w0"}']
+    probe.stop()
+    server = serve(max_memory=int(fresh) + 100_000_000, rest_seconds=0.5)
+    (before,) = server.workers()
+    with Load(server.port, per_second=50) as load:
+        with httpx.Client(base_url=server.http.base_url, timeout=30) as http:
+            for _ in range(6):
+                answer = http.post("/v2/models/late/infer", json=request(distance=9999.0))
+                assert answer.status_code == 200
+        eventually(lambda: restarts(server, "memory") == 1, 40)
+        eventually(lambda: len(server.workers()) == 1 and server.workers() != [before], 40)
+    assert load.failures == []
+    said = server.log.read_text()
+    assert "over the ceiling of" in said
+    assert said.count("starting its replacement") == 1
+    assert metrics(server)['loopwright_worker_resident_bytes{worker="w0b"}'] < fresh + 90_000_000
+
+
+def test_a_ceiling_below_what_the_models_take_is_said_and_replaces_nothing(
+    control: Control, serve: Serve
+) -> None:
+    control.route({1: control.bundle("one")}, STABLE)
+    server = serve(max_memory=64_000_000, rest_seconds=0.1)
+    eventually(
+        lambda: "would free nothing" in server.log.read_text() or "frees nothing" in server.log.read_text()
+    )
+    time.sleep(1.5)
+    assert sum(restarts(server, why) for why in ("memory", "crash", "hang")) == 0
+    assert server.log.read_text().count("--max-memory") == 1
+
+
+def test_a_worker_that_hangs_is_replaced_while_the_others_answer(control: Control, serve: Serve) -> None:
+    control.route({1: control.bundle("one")}, STABLE)
+    server = serve(workers=2, hang_seconds=1.0)
+    hung = server.workers()[0]
+    os.kill(hung, signal.SIGSTOP)
+    began, answered = time.monotonic(), 0
+    while hung in server.workers():
+        assert time.monotonic() - began < 20
+        try:  # one connection in two waits at the one that hangs
+            answered += httpx.get(f"http://127.0.0.1:{server.port}/readyz", timeout=0.2).status_code == 200
+        except httpx.TimeoutException:
+            continue
+    assert answered > 0
+    eventually(lambda: len(server.workers()) == 2)
+    for _ in range(8):
+        with httpx.Client(base_url=server.http.base_url, timeout=30) as http:
+            assert http.post("/v2/models/late/infer", json=request()).status_code == 200
+    assert (restarts(server, "hang"), restarts(server, "crash")) == (1, 0)
+    assert "hangs; killing it" in server.log.read_text()
+
+
+def test_a_server_told_to_stop_says_not_ready_and_answers_until_it_is_drained(
+    control: Control, serve: Serve
+) -> None:
+    control.route({1: control.bundle("one")}, STABLE)
+    server = serve(drain_seconds=2.0)
+    with Load(server.port, per_second=50) as load:
+        time.sleep(0.3)
+        told = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: httpx.get(f"http://127.0.0.1:{server.port}/readyz").status_code == 503, 1.5)
+        # The balancer has noticed: no request comes any more.
+    assert load.failures == []
+    assert httpx.get(f"http://127.0.0.1:{server.port}/readyz").json()["error"] == "shutting down"
+    assert httpx.get(f"http://127.0.0.1:{server.port}/healthz").status_code == 200
+    assert server.predict(id="late").status_code == 200
+    assert server.process.wait(30) == 0
+    assert time.monotonic() - told > 2.0
+    assert "late" in {event.id for event in control.events}
+
+
+def test_a_second_signal_ends_the_draining(control: Control, serve: Serve) -> None:
+    control.route({1: control.bundle("one")}, STABLE)
+    server = serve(drain_seconds=600.0)
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: server.http.get("/readyz").status_code == 503)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
+
+
+def test_a_connection_kept_open_is_told_that_an_answer_is_its_last(control: Control, serve: Serve) -> None:
+    control.route({1: control.bundle("one")}, STABLE)
+    server = serve()
+    assert "connection" not in server.predict().headers
+    server.process.send_signal(signal.SIGHUP)
+    eventually(lambda: restarts(server, "asked") == 1)
+    time.sleep(0.1)
+    last = server.predict()
+    assert (last.status_code, last.headers["connection"]) == (200, "close")
+    assert "connection" not in server.predict().headers, "the next one goes to the replacement"
+
+
+def test_a_server_has_started_when_every_worker_came_up_and_there_is_a_table(
+    control: Control, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = control.get
+    monkeypatch.setattr(
+        control, "get", lambda path, token: (404, b"") if path.endswith("/routes") else answer(path, token)
+    )
+    server = serve(workers=2)
+    probe = f"http://127.0.0.1:{server.port}/startupz"
+    waiting = httpx.get(probe)
+    assert (waiting.status_code, "no route table yet" in waiting.text) == (503, True)
+    monkeypatch.undo()
+    control.route({1: control.bundle("one")}, STABLE)
+    eventually(lambda: httpx.get(probe).status_code == 200)
+    for pid in server.workers():
+        os.kill(pid, signal.SIGKILL)
+    assert httpx.get(probe, timeout=30).status_code == 200, "a server starts once"
+    eventually(lambda: restarts(server, "crash") == 2)
+
+
+def test_connections_that_idle_keep_nobody_out(control: Control, serve: Serve) -> None:
+    control.route({1: control.bundle("one")}, STABLE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096) if hard > 0 else 4096, hard))
+    try:
+        server = serve()
+        with ExitStack() as stack:
+            for number in range(2_200):
+                idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+                if number % 20 == 0:
+                    idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert idle.recv(4096).startswith(b"HTTP/1.1 200")
+            assert httpx.get(f"http://127.0.0.1:{server.port}/readyz").status_code == 200
+            assert server.predict().status_code == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_children_of_a_worker_count_as_its_memory() -> None:
+    from loopwright.serving.memory import resident
+
+    alone = resident(os.getpid())
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        kept = bytearray(b"x" * 50_000_000)
+        os.write(write, b"x")
+        time.sleep(60)
+        os._exit(len(kept) == 0)
+    try:
+        os.read(read, 1)
+        assert resident(os.getpid()) - alone > 40_000_000
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
+    assert resident(2**22 + 1) == 0
+    assert Path(f"/proc/{os.getpid()}").exists()
