@@ -73,6 +73,16 @@ class LogPolicy(msgspec.Struct, frozen=True, kw_only=True):
     disk_full: Literal["refuse", "shed"] = "refuse"
 
 
+class FeaturePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What is done about inputs that a request leaves to the online store. missing: when they cannot be had (the store
+    is away, another definition's are there, or they are known up to more than `max_age_s` ago), the request is refused
+    or answered with nulls in their place. timeout_ms: what looking up may take."""
+
+    missing: Literal["refuse", "nulls"] = "refuse"
+    max_age_s: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    timeout_ms: Milliseconds = 200.0
+
+
 class ServingPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """How a model is answered for.
 
@@ -89,6 +99,7 @@ class ServingPolicy(msgspec.Struct, frozen=True, kw_only=True):
     cached_answers: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     default: dict[str, float] | None = None
     shadow_share: Share = 0.25
+    features: FeaturePolicy = FeaturePolicy()
 
 
 class VersionRoute(msgspec.Struct, frozen=True):

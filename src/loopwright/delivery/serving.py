@@ -1,6 +1,6 @@
 """What a project says about serving, in the words of the route table."""
 
-from loopwright.bundle.routes import Batching, Breaker, LogPolicy, ServingPolicy
+from loopwright.bundle.routes import Batching, Breaker, FeaturePolicy, LogPolicy, ServingPolicy
 from loopwright.bundle.signature import default_outputs
 from loopwright.project.spec import Spec
 
@@ -30,4 +30,9 @@ def policy_of(spec: Spec | None) -> ServingPolicy:
         cached_answers=serving.cached_answers,
         default=default,
         shadow_share=serving.shadow_share,
+        features=FeaturePolicy(
+            missing=serving.features.missing,
+            max_age_s=serving.features.max_age.total_seconds() if serving.features.max_age else None,
+            timeout_ms=serving.features.timeout_ms,
+        ),
     )

@@ -289,6 +289,18 @@ class PredictionLogging(Section):
     disk_full: Literal["refuse", "shed"] = Field("refuse", description="refuse or shed")
 
 
+class OnlineLookup(Section):
+    """What is done about inputs that a request leaves to the online store, and that cannot be had from there."""
+
+    missing: Literal["refuse", "nulls"] = Field(
+        "refuse", description="refuse, or nulls to answer without them"
+    )
+    max_age: Duration | None = Field(
+        None, gt=timedelta(), description="how long ago the store may have been brought up to date, like 2h"
+    )
+    timeout_ms: Milliseconds = Field(200.0, description="milliseconds above 0")
+
+
 class Serving(Section):
     """How the model is answered for; servers take it over with the next route table."""
 
@@ -301,6 +313,7 @@ class Serving(Section):
         None, description="the answer when nothing else can answer: a number, or one for each class"
     )
     shadow_share: Share = Field(0.25, description="a percentage of a worker's time, like 25%")
+    features: OnlineLookup = Field(OnlineLookup(), description="{missing, max_age, timeout_ms}")
 
 
 class Drift(Section):

@@ -1,9 +1,9 @@
 """What every protocol turns a request into: checked rows of one model's inputs, in schema order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import isinf
+from math import isfinite, isinf
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ Place = str | Callable[[int], str]
 """Where values stand in a request: the V2 tensor ("inputs[0]"), or a function that tells where a row's value stands."""
 
 RESERVED = ("_id", "_unit", "_event_time")
+ENTITY = "_entity."
+"""Goes before the name of a key's part, where inputs and entities stand side by side."""
+
 MAX_TEXT = 4096
 MAX_ID = 256
 MAX_INT = 2**63 - 1
@@ -48,7 +51,8 @@ _PREFERRED = {"float64": "FP64", "int64": "INT64", "bool": "BOOL", "string": "BY
 class Rows:
     """Checked rows. `values[i]` is a row in schema order with None for null (what is logged).
 
-    ids and units are "" and event_times 0 where the caller gave none.
+    ids and units are "" and event_times 0 where the caller gave none. looked_up: of values that were not sent. unfit:
+    versions that these rows must not be given to, with the reason: what was looked up is not what they were trained on.
     """
 
     request_id: str
@@ -57,6 +61,33 @@ class Rows:
     ids: list[str]
     units: list[str]
     event_times: list[int]
+    looked_up: "LookedUp | None" = None
+    unfit: Mapping[int, str] | None = None
+
+
+@dataclass(slots=True)
+class PartialRows:
+    """Rows that name entities in the place of inputs. given: checked inputs by name; entities: parts of keys by name."""
+
+    request_id: str
+    n: int
+    given: list[dict[str, Value]]
+    entities: list[dict[str, Value]]
+    ids: list[str]
+    units: list[str]
+    event_times: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """What online views said, by view, for each row: seconds since the fact, and how it stands. None: not asked."""
+
+    ages: dict[str, list[float | None]]
+    statuses: dict[str, list[str | None]]
+
+
+class NamesEntities(BadInput):
+    """A request brings entities, where every input is wanted."""
 
 
 def v2_datatype(field: Field) -> str:
@@ -183,6 +214,21 @@ def check_names(
 def short_name(name: str) -> str:
     """A name out of a request, for messages."""
     return name if len(name) <= MAX_ID else f"{name[:MAX_ID]}…"
+
+
+def check_entity(value: object, where: str) -> Value:
+    """Return a part of a key: text, a finite number, a boolean, or None; raises BadInput."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str) and len(value) <= MAX_TEXT:
+        return value
+    if isinstance(value, int) and abs(value) <= MAX_INT:
+        return value
+    if isinstance(value, float) and isfinite(value):
+        return value
+    raise BadInput(
+        "not a key", where=where, got=value, wanted=f"text of at most {MAX_TEXT} characters, a number or null"
+    )
 
 
 def check_id(text: object, where: str) -> str:
