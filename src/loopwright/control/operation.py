@@ -29,6 +29,7 @@ ROOMS = (
     "feature_tests",
     "features",
     "incidents",
+    "jobs",
     "keys",
     "landings",
     "lineage",

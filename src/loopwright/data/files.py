@@ -75,16 +75,18 @@ class Files:
         engine.execute(f"CREATE OR REPLACE TEMP VIEW {_quote(name)} AS SELECT {', '.join(cells)} FROM {read}")
 
     def batches(
-        self, columns: Sequence[str] | None = None, *, rows: int = BATCH_ROWS
+        self, columns: Sequence[str] | None = None, *, rows: int = BATCH_ROWS, skip: int = 0
     ) -> Iterator[pa.RecordBatch]:
-        """The rows in order, at most `rows` at a time."""
+        """The rows in order, at most `rows` at a time; not the first `skip`, of which little is read."""
         names = list(columns) if columns is not None else self.names
         schema = self.schema_of(names)
         start = 0
         for uri in self.uris:
             file = _open(uri)
             held = set(file.schema_arrow.names)
-            for batch in _read(file, rows, [n for n in names if n in held]):
+            passed = min(skip, file.metadata.num_rows)
+            skip, start = skip - passed, start + passed
+            for batch in _read(file, rows, [n for n in names if n in held], passed):
                 cells = []
                 for field in schema:
                     if field.name == "_row" and self.numbered:
@@ -128,10 +130,19 @@ class Files:
         return starts
 
 
-def _read(file: Any, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _read(file: Any, rows: int, columns: list[str], skip: int = 0) -> Iterator[pa.RecordBatch]:
     """One row group after the other: a reader over all of them keeps every byte that it has read."""
     for group in range(file.num_row_groups):
-        yield from file.iter_batches(rows, row_groups=[group], columns=columns)
+        held = file.metadata.row_group(group).num_rows
+        if skip >= held:
+            skip -= held
+            continue
+        for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
+            if skip >= batch.num_rows:
+                skip -= batch.num_rows
+                continue
+            yield batch.slice(skip) if skip else batch
+            skip = 0
 
 
 def _open(uri: str) -> Any:

@@ -13,7 +13,7 @@ text here: only a contract knows their types, and a cell that does not fit must 
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -198,8 +198,11 @@ def resolve(
     cursor: Mapping[str, Any] | None = None,
     lookback: timedelta = timedelta(),
     reading: Reading | None = None,
+    check_host: Callable[[str], None] | None = None,
 ) -> Source:
     """Find what `uri` names; a relative path starts at `base`.
+
+    `check_host`: takes the name or address of each server that a download calls, and raises when it may not be.
 
     `cursor_column`, `cursor`, `lookback`: of an incremental source, how far it was read, how far back to look again.
     Raises NotFound or BadInput saying what was looked for and where; Unavailable when a server does not answer.
@@ -225,7 +228,7 @@ def resolve(
         case "http" | "https":
             from loopwright.data.sources.web import download
 
-            delivery, folder = download(uri, reading)
+            delivery, folder = download(uri, reading, check_host)
         case "s3":
             from loopwright.data.sources.s3 import fetch as fetch_s3
 

@@ -6,6 +6,7 @@ https to http.
 
 import json
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class _Download:
     path: Path
     validator: str = ""
     kind: str = ""
+    check_host: Callable[[str], None] | None = None
 
     @property
     def name(self) -> str:
@@ -107,10 +109,14 @@ class _Download:
         own, auth = url, (url.username, url.password) if url.userinfo else None
         for _ in range(MAX_REDIRECTS + 1):
             bare = url.copy_with(userinfo=b"")
+            if self.check_host is not None:
+                self.check_host(url.host)
             request = self.client.build_request("GET", bare, headers=headers)
             answer = self.client.send(
                 request, stream=True, auth=auth if _origin(url) == _origin(own) else None
             )
+            if self.check_host is not None:
+                self._check_peer(answer)
             if not answer.has_redirect_location:
                 return answer
             answer.close()
@@ -123,6 +129,18 @@ class _Download:
             url = to
         raise BadInput("too many redirects", where=self.name, got=public_uri(str(url)),
                        wanted=f"at most {MAX_REDIRECTS}", next="Name the file's own address")  # fmt: skip
+
+    def _check_peer(self, answer: httpx.Response) -> None:
+        """A name may have meant another machine when it was called than when it was asked about."""
+        stream = answer.extensions.get("network_stream")
+        peer = stream.get_extra_info("server_addr") if stream is not None else None
+        assert self.check_host is not None
+        if peer:
+            try:
+                self.check_host(str(peer[0]))
+            except BaseException:
+                answer.close()
+                raise
 
     def _accept(self, answer: httpx.Response) -> None:
         code = answer.status_code
@@ -145,8 +163,10 @@ class _Download:
         self.remember()
 
 
-def download(uri: str, reading: Reading) -> tuple[Delivery, "tempfile.TemporaryDirectory[str]"]:
-    """The file at `uri`, in a temporary folder.
+def download(
+    uri: str, reading: Reading, check_host: Callable[[str], None] | None = None
+) -> tuple[Delivery, "tempfile.TemporaryDirectory[str]"]:
+    """The file at `uri`, in a temporary folder. `check_host` raises for servers that may not be called.
 
     Raises NotFound for what the server does not hand out, Unavailable when it does not answer or breaks off for good:
     what came so far is kept for the next try.
@@ -160,7 +180,7 @@ def download(uri: str, reading: Reading) -> tuple[Delivery, "tempfile.TemporaryD
             scratch.unfinished(uri) as kept,
             httpx.Client(timeout=timeout, headers=headers, follow_redirects=False) as client,
         ):
-            task = _Download(client, uri, kept or Path(folder.name) / "download.part")
+            task = _Download(client, uri, kept or Path(folder.name) / "download.part", check_host=check_host)
             task.recall()
             _persist(task)
             target = Path(folder.name) / _called(task, reading)

@@ -1,0 +1,1 @@
+"""Asynchronous inference: a durable queue in the ledger, and the workers that take from it."""
