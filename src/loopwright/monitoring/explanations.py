@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from loopwright.kernel.clock import from_us
 from loopwright.kernel.files import write_atomic
-from loopwright.monitoring.log import PredictionLog, plain_name
+from loopwright.monitoring.log import MERGED, PredictionLog, plain_name
 
 SCHEMA = pa.schema(
     [
@@ -37,7 +37,6 @@ SCHEMA = pa.schema(
 """`contributions` are in the order of the version's features, named in the file's metadata; raw = base + their sum."""
 
 _ABOUT = b"loopwright"
-MERGED = "day.parquet"
 
 
 class About(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ from loopwright.serving.events import Event
 _DAY_US = 86_400_000_000
 _MOMENT = pa.timestamp("us", tz="UTC")
 
+MERGED = "day.parquet"
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -95,7 +96,7 @@ class PredictionLog:
         if len(files) < least:
             return 0
         merged = pa.concat_tables([pq.read_table(file, schema=SCHEMA, partitioning=None) for file in files])
-        whole = folder / "day.parquet"
+        whole = folder / MERGED
         write_atomic(whole, _bytes(merged.sort_by([("event_time", "ascending"), ("id", "ascending")])))
         for file in files:
             if file != whole:

@@ -21,12 +21,12 @@ from loopwright.control.faults import explain as in_words
 from loopwright.kernel.errors import LoopwrightError
 from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.explanations import (
-    MERGED,
     SCHEMA,
     About,
     ExplanationLog,
     explanation_rows,
 )
+from loopwright.monitoring.log import MERGED
 from loopwright.monitoring.log import SCHEMA as LOGGED
 from loopwright.monitoring.store import STAND_INS
 from loopwright.pipeline import store as pipeline_store
