@@ -52,7 +52,13 @@ def _span(option: str, default: str, help: str) -> Callable[[F], F]:
     "--buffer", default="64KiB", show_default=True, metavar="SIZE",
     help="Larger requests are passed on as they come, and not tried again.",
 )  # fmt: skip
-@click.option("--max-connections", type=int, default=20_000, show_default=True, help="Clients at once.")
+@click.option(
+    "--max-connections",
+    type=int,
+    default=8_000,
+    show_default=True,
+    help="Clients at once; HAProxy needs twice as many open files.",
+)
 @click.option(
     "--metrics", default="127.0.0.1:8405", show_default=True, metavar="HOST:PORT",
     help="Where HAProxy's own /metrics are; off: nowhere.",

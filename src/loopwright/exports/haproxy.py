@@ -102,7 +102,7 @@ class Balancer:
     slow_start: timedelta = timedelta(seconds=10)
     retries: int = 2
     buffer: int = 64 << 10
-    max_connections: int = 20_000
+    max_connections: int = 8_000
     metrics: Address | None = field(default_factory=lambda: parse_address(DEFAULT_METRICS))
     stats: Address | None = None
     certificate: str | None = None

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -52,7 +52,7 @@ class Control:
         self.events: list[Event] = []
         self.folds: list[Fold] = []
         self.lose_answers = 0
-        self.port = 0
+        self.host, self.port = "127.0.0.1", 0
         self._server: ThreadingHTTPServer | None = None
         self._lock = threading.Lock()
 
@@ -104,7 +104,7 @@ class Control:
                 self.end_headers()
                 self.wfile.write(body)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self._server = ThreadingHTTPServer((self.host, self.port), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -235,12 +235,14 @@ def serve_fails(tmp_path: Path, control: Control) -> Callable[..., tuple[int, st
     return run
 
 
-def launch(tmp_path: Path, plane: Control, **options: object) -> tuple[subprocess.Popen[bytes], Path]:
+def launch(
+    tmp_path: Path, plane: Control, prefix: Sequence[str] = (), **options: object
+) -> tuple[subprocess.Popen[bytes], Path]:
     log = tmp_path / f"serve-{time.monotonic_ns()}.log"
     full = {"control": plane.url, "home": str(tmp_path / "serving"), "port": 0, "wait": 0.5, **options}
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, json.dumps(full)], stderr=stream, env=dict(os.environ)
+            [*prefix, sys.executable, "-c", SERVE, json.dumps(full)], stderr=stream, env=dict(os.environ)
         )
     return process, log
 
