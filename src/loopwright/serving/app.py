@@ -28,8 +28,10 @@ from loopwright.serving.http import (
     error_reply,
     json_reply,
 )
+from loopwright.serving.protocols.docs import Docs
 from loopwright.serving.protocols.inference import OpenInference
 from loopwright.serving.protocols.mlflow import Mlflow
+from loopwright.serving.protocols.openapi import OpenApi
 from loopwright.serving.protocols.typed import Typed
 from loopwright.serving.watching import Asked, answered
 
@@ -54,7 +56,8 @@ class App:
         self._host = host
         self._folder = folder
         self._bounds = bounds
-        self._router = Router([*self._own(), *self._protocols()])
+        self.routes = [*self._own(), *self._protocols()]
+        self._router = Router(self.routes)
         self.hot: dict[str, Target] = {}
         """Targets by the path of their V2 inference; empty while somebody watches, who must see every request."""
 
@@ -63,6 +66,8 @@ class App:
         yield from self.inference.routes()
         yield from Mlflow(self.front).routes()
         yield from Typed(self.front).routes()
+        yield from OpenApi(self.front, lambda: self.routes).routes()
+        yield from Docs(self.front).routes()
 
     def publish(self) -> None:
         """Make the engine's current models reachable."""
