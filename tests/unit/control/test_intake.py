@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loopwright.control import intake
 from loopwright.control.context import Context
 from loopwright.kernel.clock import to_us
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.errors import BadInput, Conflict
 from loopwright.monitoring.store import arm_counts, watermark
 from loopwright.serving.events import Event, frame
 from loopwright.serving.fold import fold_events
@@ -175,6 +175,62 @@ def test_counts_no_server_has_are_refused(ctx: Context, changes: dict[str, Any])
     with pytest.raises(BadInput):
         intake.take_in(ctx, body(events(1), folds=[msgspec.structs.replace(fold, **changes)]))
     assert counted(ctx) == 0
+
+
+@pytest.mark.parametrize(
+    "arm", ["stable", "canary", "shadow", "direct", "cache", "default", "variant-b", "b_2"]
+)
+def test_every_documented_arm_is_taken_in(ctx: Context, arm: str) -> None:
+    sent = spoiled(arm=arm, status="fallback" if arm in ("cache", "default") else "ok")
+    assert intake.take_in(ctx, body(sent)) > 0
+    with ctx.ledger.read() as conn:
+        assert arm_counts(conn, "late", 1, arm, HOUR, HOUR + timedelta(hours=1)).n == 1
+    assert logged(ctx) == 1
+
+
+@pytest.mark.parametrize("arm", ["", "B", "-b", "a/b", "x" * 33, "a\n"])
+def test_what_is_no_arm_is_refused_by_name(ctx: Context, arm: str) -> None:
+    sent = spoiled(arm=arm)
+    for folds in (fold_events(sent, lambda *_: None), []):
+        with pytest.raises(BadInput, match="not an arm"):
+            intake.take_in(ctx, body(sent, folds=folds))
+    assert (counted(ctx), logged(ctx)) == (0, 0)
+
+
+def test_a_sample_is_logged_with_the_uids_of_its_places_and_everything_is_counted(ctx: Context) -> None:
+    sent = events(4)
+    frames = [frame(event) for event in sent]
+    places = [sum(map(len, frames[:number])) for number in range(5)]
+    kept = frames[1] + frames[3]
+    sampled = pack_batch(
+        BatchHeader(
+            source="sv_1", segment="w0-1", start=0, end=places[4], events=2, crc32=zlib.crc32(kept),
+            event_times={}, folds=fold_events(sent, lambda *_: None), offsets=[places[1], places[3]],
+        ),
+        kept,
+    )  # fmt: skip
+    assert intake.take_in(ctx, sampled) == places[4]
+    assert intake.take_in(ctx, sampled) == places[4]
+    assert counted(ctx) == 4
+    (file,) = ctx.home.predictions.rglob("*.parquet")
+    rows = pq.read_table(file, partitioning=None).select(["id", "uid"]).to_pylist()
+    assert rows == [
+        {"id": "f1", "uid": f"sv_1/w0-1/{places[1]}"}, {"id": "f3", "uid": f"sv_1/w0-1/{places[3]}"},
+    ]  # fmt: skip
+    # The next stretch follows on, and so does one of which nothing was kept.
+    after = body(events(1, first=4), places[4])
+    assert intake.take_in(ctx, after) == places[4] + len(frame(events(1, first=4)[0]))
+    end = intake.take_in(ctx, after)
+    nothing = BatchHeader(
+        source="sv_1", segment="w0-1", start=end, end=end + 500, events=0, crc32=0, event_times={}, folds=[]
+    )
+    assert intake.take_in(ctx, pack_batch(nothing, b"")) == end + 500
+    assert logged(ctx) == 3
+
+
+def test_another_releases_format_is_a_conflict_and_not_the_batchs_fault(ctx: Context) -> None:
+    with pytest.raises(Conflict, match="same release"):
+        intake.take_in(ctx, body(events(1), format=1))
 
 
 def test_an_event_time_no_clock_shows_moves_no_watermark(ctx: Context) -> None:

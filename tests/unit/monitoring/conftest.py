@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,6 +59,7 @@ class World:
         errors: float = 0.0,
         seed: int = 0,
         labelled: float = 1.0,
+        redacted: Collection[str] = (),
     ) -> None:
         """Answer `rows` requests spread evenly over `days`, and let labels come half a day later."""
         random = np.random.default_rng([seed, to_us(start) // 10**6])
@@ -99,7 +100,9 @@ class World:
                 answered = here & ~failed
                 latency = LatencyHistogram()
                 latency.add(np.full(int(here.sum()), 900))
-                profile = self.reference.count({name: column[answered] for name, column in columns.items()})
+                profile = self.reference.without(redacted).count(
+                    {name: column[answered] for name, column in columns.items()}
+                )
                 store.apply_fold(
                     conn,
                     Fold(

@@ -4,13 +4,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loopwright.kernel.clock import to_us
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
 from loopwright.monitoring import evaluate as module
 from loopwright.monitoring import store
+from loopwright.monitoring.labels import outcomes
+from loopwright.serving.events import Event
+from loopwright.serving.fold import fold_events
 from loopwright.stats.profile import build_reference
 
 MONDAY = datetime(2013, 4, 1, tzinfo=UTC)
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
 def verdicts(world: Any, kind: str, version: int | None = None) -> list[Verdict]:
@@ -115,6 +120,100 @@ def test_users_without_answers_are_a_p0_within_the_hour(world: Any) -> None:
     world.serve(start + timedelta(hours=13, minutes=2), 1 / 24, rows=100)
     world.pass_time(start + timedelta(hours=15))
     assert [a.kind for a in world.look().resolved] == ["unavailable"]
+
+
+def stand_in(world: Any, start: datetime, rows: int) -> None:
+    """Answers that no model gave: kept ones and the default, half each."""
+    moments = [to_us(start) + number for number in range(rows)]
+    events = [
+        Event(
+            f"s{moment}", "u", moment, moment, world.spec.model, 1, ("cache", "default")[place % 2], 0, "fallback", "",
+            [1e9, 1e9], [0.5],
+        )
+        for place, moment in enumerate(moments)
+    ]  # fmt: skip
+    world.log.append(events, f"stand-in-{moments[0]}")
+    with world.ledger.write() as conn:
+        for fold in fold_events(events, lambda model, version: None):
+            store.apply_fold(conn, fold)
+
+
+def test_requests_that_a_stand_in_answered_are_no_outage_and_an_alert_of_their_own(world: Any) -> None:
+    start = MONDAY
+    world.serve(start, 0.5, rows=1200)
+    world.look()
+    # Half of the requests fail, and every one of those is given a kept or default answer.
+    world.serve(start + timedelta(hours=12), 1 / 24, rows=100, errors=0.5)
+    failed = sum(event.status == "error" for event in world.sent)
+    stand_in(world, start + timedelta(hours=12, minutes=1), failed)
+    world.pass_time(start + timedelta(hours=13, minutes=1))
+    (alert,) = world.look().opened
+    assert (alert.tier, alert.kind) == ("P1", "degraded")
+    assert alert.detail["stood_in"] == alert.detail["errors"] == failed
+    assert alert.detail["requests"] == 100
+    # The breaker opens: stable is not asked any more, and nothing but stand-ins answers.
+    stand_in(world, start + timedelta(hours=13, minutes=5), 60)
+    world.pass_time(start + timedelta(hours=14, minutes=1))
+    assert world.look().opened == ()
+    assert standing(world)["degraded"].detail["stood_in"] == 60
+    world.serve(start + timedelta(hours=14, minutes=2), 1 / 24, rows=100)
+    world.pass_time(start + timedelta(hours=16))
+    assert [each.kind for each in world.look().resolved] == ["degraded"]
+
+
+def test_stand_ins_are_in_no_profile_no_quality_and_no_count_of_the_versions_answers(world: Any) -> None:
+    world.weeks(1)
+    with world.ledger.read() as conn:
+        before = store.arm_counts(conn, world.spec.model, 1, None, MONDAY, MONDAY + timedelta(weeks=1))
+    answered = outcomes(
+        world.log,
+        world.labels,
+        model=world.spec.model,
+        start=MONDAY,
+        end=MONDAY + timedelta(weeks=1),
+        until=NOW,
+    ).answered
+    stand_in(world, MONDAY + timedelta(days=1), 500)
+    with world.ledger.read() as conn:
+        after = store.arm_counts(conn, world.spec.model, 1, None, MONDAY, MONDAY + timedelta(weeks=1))
+    assert (before.n, before.profile) == (after.n, after.profile)
+    assert (
+        answered
+        == outcomes(
+            world.log,
+            world.labels,
+            model=world.spec.model,
+            start=MONDAY,
+            end=MONDAY + timedelta(weeks=1),
+            until=NOW,
+        ).answered
+    )
+
+
+def test_answers_of_a_variant_are_the_versions_own(world: Any) -> None:
+    world.serve(MONDAY, 7, rows=4000, version=2, arm="variant-b", shift=1.5)
+    world.pass_time(MONDAY + timedelta(days=8, hours=12))
+    judged = {each.kind: each for each in world.look().windows}
+    assert judged["drift"].payload["n"] == 4000
+    assert judged["drift"].verdict is Verdict.FAIL
+    assert judged["quality"].payload["answered"] == 4000
+
+
+def test_an_input_that_is_not_logged_raises_no_drift_and_the_others_are_still_watched(world: Any) -> None:
+    world.serve(MONDAY, 3, rows=2000)
+    # From Thursday on the distance is redacted: the week's profile has it for half of the rows.
+    world.serve(MONDAY + timedelta(days=3), 4, rows=2000, redacted=["distance"], seed=1)
+    world.pass_time(MONDAY + timedelta(days=8, hours=12))
+    (drift,) = [each for each in world.look().windows if each.kind == "drift"]
+    assert drift.verdict is Verdict.PASS
+    assert drift.payload["columns"]["distance"]["rows"] == 2000
+    assert drift.payload["columns"]["distance"]["null_share"] == 0.0
+    assert drift.payload["unprofiled"] == 0
+    world.serve(MONDAY + timedelta(weeks=1), 7, rows=2000, redacted=["distance"], seed=2)
+    world.pass_time(MONDAY + timedelta(days=15, hours=12))
+    (drift,) = [each for each in world.look().windows if each.kind == "drift"]
+    assert set(drift.payload["columns"]) == {"wind"}
+    assert drift.verdict is Verdict.PASS
 
 
 def test_a_new_version_is_judged_against_its_own_training_data(world: Any) -> None:
