@@ -106,6 +106,7 @@ class IsolatedRunner:
         self._turn = threading.Lock()
         self._failures, self._not_before, self._why = 0, 0.0, ""
         self._closed = False
+        self._seconds = self.limits.call_seconds
         self._held = _Held(_memory_file(model))
         self._finalizer = weakref.finalize(self, self._held.release)
         try:
@@ -127,7 +128,7 @@ class IsolatedRunner:
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[Any]:
         """Return the model's numbers for float32 (n, f); raises ModelFailed, or Unavailable when the process failed."""
-        seconds = self.limits.call_seconds * (1 + len(features) / 100)
+        seconds = self._seconds * (1 + len(features) / 100)
         until = time.monotonic() + seconds
         if not self._turn.acquire(timeout=seconds):
             raise Unavailable(
@@ -148,6 +149,10 @@ class IsolatedRunner:
         """The process's id, for the operator's eyes; None while there is none."""
         child = self._held.child
         return child.process.pid if child else None
+
+    def limit(self, seconds: float) -> None:
+        """Bound a call of one row to `seconds` from now on."""
+        self._seconds = seconds
 
     def close(self) -> None:
         """End the process; a call under way fails. Is idempotent."""

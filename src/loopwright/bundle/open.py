@@ -101,6 +101,10 @@ class Bundle:
         """About how many bytes are in memory because it is loaded; of an isolated model, its process's with them."""
         return self._runner.memory() + 4 * self._bytes
 
+    def limit_calls(self, seconds: float) -> None:
+        """Bound what one row may take of an isolated model; a call that takes longer ends its process."""
+        self._runner.limit(seconds)
+
     def close(self) -> None:
         """End the model's process, if it has one: calls fail from then on. Is idempotent."""
         self._runner.close()

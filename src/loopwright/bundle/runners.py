@@ -28,6 +28,10 @@ class Runner(Protocol):
         """About how many bytes are in memory on its behalf."""
         ...
 
+    def limit(self, seconds: float) -> None:
+        """Bound what one row may take, where that can be enforced here."""
+        ...
+
     def close(self) -> None:
         """Let go of what is not this process's own. Is idempotent."""
         ...
@@ -50,6 +54,9 @@ class OnnxRunner:
     def memory(self) -> int:
         """An estimate: a session's own share, and the graph with what the runtime makes of its weights."""
         return self._memory
+
+    def limit(self, seconds: float) -> None:
+        """A kernel under way cannot be interrupted: whoever calls bounds the time."""
 
     def close(self) -> None:
         """Nothing lives outside this process."""

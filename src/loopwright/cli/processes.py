@@ -92,6 +92,14 @@ def up(session: Session, host: str, port: int, require_token: bool, behind_proxy
     help="Of requests that no caller traces, how many are traced, from 0 to 1.",
 )  # fmt: skip
 @click.option(
+    "--model-memory", default="0", metavar="SIZE",
+    help="Load models when they are asked for and keep so many bytes of them in a worker, like 500MB; 0: all at once.",
+)  # fmt: skip
+@click.option(
+    "--idle-unload", default="0", metavar="SPAN",
+    help="Take a model out of memory that nobody has asked for so long, such as 30m; 0: never.",
+)  # fmt: skip
+@click.option(
     "--public-key", type=click.Path(path_type=Path), help="The control plane's public key, to pin it."
 )
 def serve(
@@ -113,6 +121,8 @@ def serve(
     access_log: str,
     otlp: str,
     trace_share: float,
+    model_memory: str,
+    idle_unload: str,
     public_key: Path | None,
 ) -> int:
     """Start the data plane: V2 serving on worker processes."""
@@ -133,6 +143,8 @@ def serve(
             max_memory=parse_size(max_memory, where="--max-memory"), max_connections=max_connections,
             access_log=access_log, otlp=otlp, trace_share=trace_share,
             log_to=log_to, log_keep=parse_size(log_keep, where="--log-keep"),
+            model_memory=parse_size(model_memory, where="--model-memory"),
+            idle_unload=0.0 if idle_unload.strip() == "0" else parse_duration(idle_unload).total_seconds(),
             verify_every=0.0 if verify_every.strip() == "0" else parse_duration(verify_every).total_seconds(),
         )
     )  # fmt: skip

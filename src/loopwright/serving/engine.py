@@ -243,6 +243,7 @@ class Engine:
         if lane is None or not lane.inline or breaker.state != "closed":
             return self._answer(self._batch(model, rows, call, request_id, [row_id], [unit], now), call)
         values = rows.values[0]
+        served.used = now
         outcome = lane.now(values)
         outputs, why, took = outcome
         breaker.record(outputs is not None, took, now)

@@ -1,11 +1,13 @@
 """Turns a route table into loaded models; a version without a valid approval or with one wrong byte is refused."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
 from loopwright.bundle.approval import verify_record
 from loopwright.bundle.depot import BundleDepot
+from loopwright.bundle.isolated import Limits
 from loopwright.bundle.keys import PublicKey
-from loopwright.bundle.open import open_bundle
+from loopwright.bundle.open import Bundle, check_bundle, open_bundle, trusted_digest
 from loopwright.bundle.routes import ModelRoute, RouteTable
 from loopwright.kernel.errors import LoopwrightError, Refused
 from loopwright.kernel.stage import Stage
@@ -42,27 +44,74 @@ def check_approval(route: ModelRoute, version: int, keys: Sequence[PublicKey]) -
         )
 
 
-def load_version(
-    route: ModelRoute, version: int, keys: Sequence[PublicKey], depot: BundleDepot, trusted: Collection[str]
+def check_version(
+    route: ModelRoute,
+    version: int,
+    keys: Sequence[PublicKey],
+    depot: BundleDepot,
+    trusted: Collection[str],
 ) -> Served:
-    """Check the approval, verify and load the bundle, predict its golden rows, warm it up; raises LoopwrightError.
+    """Check the approval and every byte of a version, and return it without loading anything; raises LoopwrightError.
 
-    trusted: digests of pickled models that may be loaded.
+    trusted: digests of models that run code and may be loaded.
     """
     check_approval(route, version, keys)
     digest = route.versions[str(version)].bundle
-    bundle = open_bundle(depot.path(digest), keys, trusted=trusted)
-    if bundle.digest != digest or bundle.manifest.model != route.model:
+    manifest, actual = check_bundle(depot.path(digest), keys, trusted=trusted)
+    _same_model(route, version, manifest.model, actual)
+    return Served.cold(version, manifest, digest)
+
+
+def load_version(
+    route: ModelRoute,
+    version: int,
+    keys: Sequence[PublicKey],
+    depot: BundleDepot,
+    trusted: Collection[str],
+    limits: Limits | None = None,
+) -> Served:
+    """Check the approval, verify and load the bundle, predict its golden rows, warm it up; raises LoopwrightError.
+
+    trusted: digests of models that run code and may be loaded. limits: of the process of a model that has its own.
+    """
+    check_approval(route, version, keys)
+    digest = route.versions[str(version)].bundle
+    bundle = load_bundle(depot.path(digest), keys, trusted, limits)
+    try:
+        _same_model(route, version, bundle.manifest.model, bundle.digest)
+    except LoopwrightError:
+        bundle.close()
+        raise
+    return Served.of(version, bundle)
+
+
+def load_bundle(
+    path: Path, keys: Sequence[PublicKey], trusted: Collection[str], limits: Limits | None = None
+) -> Bundle:
+    """Verify and load the bundle at `path`, predict its golden rows, and warm it up; raises LoopwrightError."""
+    bundle = open_bundle(path, keys, trusted=trusted, limits=limits)
+    try:
+        bundle.smoke()
+        for _ in range(WARM_UPS):
+            # The first predictions are slower; a fresh canary must not be judged by them.
+            bundle.smoke()
+    except BaseException:
+        bundle.close()
+        raise
+    return bundle
+
+
+def _same_model(route: ModelRoute, version: int, model: str, digest: str) -> None:
+    if digest != route.versions[str(version)].bundle or model != route.model:
         raise Refused(
             "the bundle is another model's",
             where=f"{route.model} version {version}",
-            got=f"{bundle.manifest.model} {bundle.digest[:12]}",
+            got=f"{model} {digest[:12]}",
         )
-    bundle.smoke()
-    for _ in range(WARM_UPS):
-        # The first predictions are slower; a fresh canary must not be judged by them.
-        bundle.smoke()
-    return Served.of(version, bundle)
+
+
+Found = Callable[[ModelRoute, int], Served | str]
+"""What stands behind a version of a route: the version, or why it may not answer. May raise."""
 
 
 def load_models(
@@ -72,32 +121,46 @@ def load_models(
     before: Mapping[str, Model],
     unfetched: Mapping[str, str],
 ) -> dict[str, Model]:
-    """Return the table's models, reusing what `before` holds with the same bytes.
+    """Return the table's models, all of them in memory; see `compose`.
 
-    unfetched: reasons by digest for bundles the supervisor refused to keep. A refused canary or shadow is left out and
-    its share goes to stable; when stable itself is refused, what answered before goes on answering. Only a pickled
-    model that nobody trusts any more answers no further request, even when nothing else can.
+    unfetched: reasons by digest for bundles the supervisor refused to keep.
+    """
+
+    def found(route: ModelRoute, version: int) -> Served | str:
+        digest = route.versions[str(version)].bundle
+        return unfetched.get(digest) or load_version(route, version, keys, depot, table.trusted)
+
+    return compose(table, keys, before, found)
+
+
+def compose(
+    table: RouteTable, keys: Sequence[PublicKey], before: Mapping[str, Model], found: Found
+) -> dict[str, Model]:
+    """Return the table's models, reusing what `before` holds with the same bytes; `found` is asked for the others.
+
+    A refused canary or shadow is left out and its share goes to stable; when stable itself is refused, what answered
+    before goes on answering. Only a model that needs trust and has none any more answers no further request, even when
+    nothing else can.
     """
     models: dict[str, Model] = {}
     for name, route in table.models.items():
-        old = _still_trusted(before.get(name), table.trusted)
+        old = still_trusted(before.get(name), table.trusted)
         versions: dict[int, Served] = {}
         refused: dict[int, str] = {}
         for version in sorted({arm.version for arm in route.arms}):
-            digest = route.versions[str(version)].bundle
-            kept = old.versions.get(version) or old.standby.get(version) if old else None
             try:
-                if kept and kept.digest == digest:
+                kept = kept_version(old, version, route.versions[str(version)].bundle)
+                if kept is not None:
                     check_approval(route, version, keys)
-                    versions[version] = kept
-                elif digest in unfetched:
-                    refused[version] = unfetched[digest]
-                else:
-                    versions[version] = load_version(route, version, keys, depot, table.trusted)
+                one = kept or found(route, version)
             except LoopwrightError as error:
-                refused[version] = str(error)
+                one = str(error)
             except Exception as error:  # noqa: BLE001 - it must not keep the other versions' routes from changing
-                refused[version] = f"cannot be loaded ({type(error).__name__}: {error})"
+                one = f"cannot be loaded ({type(error).__name__}: {error})"
+            if isinstance(one, str):
+                refused[version] = one
+            else:
+                versions[version] = one
         arms = tuple(arm for arm in route.arms if arm.version in versions)
         model = Model(name, route.salt, arms, versions, refused, _standby(old, versions), route.serving)
         if model.stable is None and old is not None and old.stable is not None:
@@ -106,13 +169,20 @@ def load_models(
     return models
 
 
-def _still_trusted(old: Model | None, trusted: Collection[str]) -> Model | None:
-    """`old` without the pickled models whose trust was withdrawn."""
+def kept_version(old: Model | None, version: int, digest: str) -> Served | None:
+    """The version as `old` has it, answering or standing by; None when it has none with these bytes."""
+    kept = (old.versions.get(version) or old.standby.get(version)) if old else None
+    return kept if kept is not None and kept.digest == digest else None
+
+
+def still_trusted(old: Model | None, trusted: Collection[str]) -> Model | None:
+    """`old` without the models whose trust was withdrawn."""
     if old is None:
         return None
 
     def stays(served: Served) -> bool:
-        return served.loaded.pickled is None or served.loaded.pickled in trusted
+        needed = trusted_digest(served.manifest)
+        return needed is None or needed in trusted
 
     versions = {version: served for version, served in old.versions.items() if stays(served)}
     standby = {version: served for version, served in old.standby.items() if stays(served)}

@@ -21,7 +21,8 @@ class Served:
 
     Compared by identity: one object per version and bytes, for as long as the routes name it. Who predicts takes
     `bundle` once and keeps it until the answer is there; what leaves memory meanwhile ends after its last user.
-    lane: the engine's, made as it is needed; rule: what of its answers is written down.
+    lane: the engine's, made as it is needed; used: when somebody last asked for it, in microseconds since 1970; rule:
+    what of its answers is written down.
     """
 
     version: int
@@ -30,6 +31,7 @@ class Served:
     digest: str
     manifest: Manifest
     lane: "Lane | None" = None
+    used: int = 0
     rule: LogRule = field(default_factory=LogRule)
 
     @classmethod

@@ -34,7 +34,9 @@ class ServeOptions:
     drain_seconds: after SIGTERM, how long to go on answering while saying not ready. max_connections: open at once to
     one worker, idle ones included. log_to: sinks of the prediction log besides the control plane. log_keep: bytes of it
     that stay for the sake of a sink that lags. access_log: a file for a line a request, or "-"; otlp: where traces go,
-    trace_share: of requests nobody traces yet, how many (0 to 1).
+    trace_share: of requests nobody traces yet, how many (0 to 1). model_memory: bytes that a worker's models may take
+    together, 0: any; idle_unload: seconds after which a model nobody asks for leaves memory, 0: never. With either,
+    models are loaded when they are asked for.
     """
 
     control: str
@@ -66,6 +68,8 @@ class ServeOptions:
     access_log: str = ""
     otlp: str = ""
     trace_share: float = 1.0
+    model_memory: int = 0
+    idle_unload: float = 0.0
     say: Callable[[str], None] = field(default=_say)
 
     def check(self) -> None:
@@ -74,6 +78,11 @@ class ServeOptions:
             raise BadInput("not a number of workers", where="--workers", got=self.workers, wanted="1 to 256")
         if self.callers is not None:
             Callers.read(self.callers)
+        if self.model_memory < 0 or not 0 <= self.idle_unload <= 10 * 86400:
+            raise BadInput(
+                "models cannot be unloaded like this", where="--model-memory, --idle-unload",
+                got=f"{self.model_memory} bytes, {self.idle_unload:g} s", wanted="an amount, and at most 10 days",
+            )  # fmt: skip
         if self.verify_every < 0:
             raise BadInput(
                 "not a span of time", where="--verify-every", got=self.verify_every, wanted="0 or more"

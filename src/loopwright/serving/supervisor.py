@@ -211,6 +211,8 @@ class Supervisor:
             max_rows=options.max_rows,
             max_connections=options.max_connections,
             durable=options.durable,
+            model_memory=options.model_memory,
+            idle_unload=options.idle_unload,
             callers=str(options.callers.absolute()) if options.callers else "",
             access_log=options.access_log,
             otlp=options.otlp,

@@ -28,8 +28,9 @@ from loopwright.serving.deadline import Deadline
 from loopwright.serving.engine import Engine
 from loopwright.serving.events import SegmentWriter
 from loopwright.serving.leaving import see_off
-from loopwright.serving.loading import load_models
 from loopwright.serving.log_health import log_warnings
+from loopwright.serving.models import Model
+from loopwright.serving.residency import Residency
 from loopwright.serving.tracing import Tracing
 
 GRACE_SECONDS = 20
@@ -53,6 +54,8 @@ class WorkerConfig(msgspec.Struct, kw_only=True):
     max_connections: int = 10_000
     durable: bool = False
     callers: str = ""
+    model_memory: int = 0
+    idle_unload: float = 0.0
     access_log: str = ""
     otlp: str = ""
     trace_share: float = 1.0
@@ -69,6 +72,14 @@ class Worker:
         self.counters = Counters(self._cache.counters / f"{config.slot}.counters")
         self._deadline = Deadline()
         self._log = SegmentWriter(self._cache.segments, config.log, durable=config.durable)
+        self.residency = Residency(
+            self._cache.depot,
+            now_us=lambda: time.time_ns() // 1000,
+            budget=config.model_memory,
+            idle=config.idle_unload,
+            timeout=config.timeout,
+            stuck=self.recycle,
+        )
         self.engine = Engine(
             self._log,
             self.counters,
@@ -76,6 +87,7 @@ class Worker:
             limit=self._deadline,
             timeout=config.timeout,
             stuck=lambda why: self._channel.send({"recycle": why}),
+            warmer=self.residency,
         )
         self.bounds = Bounds(body=config.max_body, rows=config.max_rows)
         callers = Callers.read(Path(config.callers)) if config.callers else Callers()
@@ -90,7 +102,6 @@ class Worker:
         self._unready = ""
         self._unstarted = "the first worker has not come up"
         self._applying: set[asyncio.Task[None]] = set()
-        self._one_at_a_time = asyncio.Lock()
         self._serial: int | None = None
         self._gauges: dict[str, float] = {}
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -134,6 +145,7 @@ class Worker:
         """What the supervisor said last, and this worker's own."""
         return {
             **self._gauges,
+            **self.residency.gauges(),
             "route_serial": float(self._serial or 0),
             "models": float(len(self.engine.models)),
         }
@@ -153,17 +165,21 @@ class Worker:
     async def run(self, serve: Callable[["Worker"], Awaitable[None]]) -> None:
         """Load what the cache holds, then serve until told to stop or the supervisor is gone."""
         self._deadline.install()
-        await self._apply({})
+        # A server that starts waits for slow models: there is nothing else that could answer meanwhile.
+        await self._apply({}, patience=self.residency.load_seconds + 5)
         # What is loaded now stays: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
         listening = asyncio.create_task(self._listen())
+        unloading = asyncio.create_task(self.residency.run())
         self._channel.send({"ready": os.getpid(), "serial": self._serial, "refused": self._refused()})
         try:
             await serve(self)
         finally:
             await self.engine.drained()
             listening.cancel()
+            unloading.cancel()
+            await self.residency.close()
             self._log.close()
             for watcher in self.app.front.watchers:
                 await asyncio.to_thread(watcher.close)
@@ -207,25 +223,32 @@ class Worker:
         self.begin_stop()
 
     async def _apply_and_tell(self, unfetched: Mapping[str, str]) -> None:
-        async with self._one_at_a_time:
-            await self._apply(unfetched)
+        slow = await self._apply(unfetched)
         self._channel.send({"applied": self._serial, "refused": self._refused()})
+        if slow:
+            # Routes have changed without what loads slowly; once it is there, they change again.
+            await asyncio.wait(slow)
+            await self._apply_and_tell(unfetched)
 
-    async def _apply(self, unfetched: Mapping[str, str]) -> None:
+    async def _apply(
+        self, unfetched: Mapping[str, str], patience: float | None = None
+    ) -> set[asyncio.Task[Any]]:
+        """Follow the kept route table; returns the loads that took longer than `patience`."""
         try:
             table = self._cache.routes(self._keys)
         except Tampered:
             # Signed by a key that counts no more: the supervisor is about to bring another.
-            return
+            return set()
         if table is None or (self._serial is not None and table.serial < self._serial):
-            return
-        # Loading takes a while; in a thread it does not hold up requests.
-        models = await asyncio.to_thread(
-            load_models, table, self._keys, self._cache.depot, self.engine.models, unfetched
-        )
-        self.engine.serve(models)
-        self.app.publish()
-        self._serial = table.serial
+            return set()
+        serial = table.serial
+
+        def install(models: dict[str, Model]) -> None:
+            self.engine.serve(models)
+            self.app.publish()
+            self._serial = serial
+
+        return await self.residency.apply(table, self._keys, unfetched, install, patience=patience)
 
     def _refused(self) -> dict[str, str]:
         return {
