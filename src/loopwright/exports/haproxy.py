@@ -3,7 +3,7 @@
 A request is retried on another replica when the connection failed, when it broke or stayed silent before an answer,
 and when the answer was 503, which `loopwright serve` gives for what it did not predict. Repeating a prediction changes
 nothing but the log, where both attempts have one request id, for it is given here when the client gave none. Never
-retried: what is not a prediction (jobs without an Idempotency-Key, WebSockets), and bodies larger than the buffer.
+retried: jobs without an Idempotency-Key, and bodies larger than the buffer.
 
 Only parsed values enter the text, so no argument can add a line to it.
 """
@@ -375,9 +375,8 @@ def _frontend(balancer: Balancer) -> list[str]:
     lines += [
         "# One id for all attempts: the log shows which predictions are one request.",
         "http-request set-header X-Request-Id %[uuid()] unless { req.hdr(X-Request-Id) -m found }",
-        "# Doing these twice would be doing more than was asked.",
+        "# Twice would be more than was asked for.",
         "http-request disable-l7-retry if { path,url_dec -m end /jobs } !{ req.hdr(Idempotency-Key) -m found }",
-        "http-request disable-l7-retry if { req.hdr(Upgrade) -m found }",
     ]
     if balancer.certificate is not None:
         lines.append("http-response set-header Strict-Transport-Security max-age=31536000")
@@ -394,12 +393,13 @@ def _backend(balancer: Balancer) -> list[str]:
             "# A replica with half as much again as its share under way passes some of it on.",
             "hash-balance-factor 150",
         ],
+        # Two are drawn by weight, and the less busy one is taken: it is seldom the one that hangs.
         Stick.COOKIE: [
-            "balance leastconn",
+            "balance random(2)",
             "cookie LOOPWRIGHT insert indirect nocache httponly"
             + (" secure" if balancer.certificate is not None else ""),
         ],
-        Stick.NONE: ["balance leastconn"],
+        Stick.NONE: ["balance random(2)"],
     }[balancer.stick]
     check = f"check inter {_span(balancer.check_every)} fastinter {fast}ms downinter {_span(balancer.check_every)}"
     lines = [

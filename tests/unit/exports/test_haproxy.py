@@ -101,7 +101,7 @@ def test_weights_are_those_that_were_given() -> None:
 @pytest.mark.parametrize(("stick", "wanted", "unwanted"), [
     (Stick.UNIT_HEADER, "balance hdr(X-Loopwright-Unit)\n    hash-type consistent", "cookie LOOPWRIGHT"),
     (Stick.COOKIE, "cookie LOOPWRIGHT insert indirect nocache httponly\n", "hash-type"),
-    (Stick.NONE, "balance leastconn", "cookie LOOPWRIGHT"),
+    (Stick.NONE, "balance random(2)", "cookie LOOPWRIGHT"),
 ])  # fmt: skip
 def test_users_stick_by_what_was_chosen(stick: Stick, wanted: str, unwanted: str) -> None:
     text = haproxy_config(balancer(stick=stick))
