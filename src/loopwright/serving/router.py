@@ -16,22 +16,36 @@ def position(salt: str, unit: str) -> float:
 
 
 def pick(place: float, arms: Sequence[Arm]) -> Arm:
-    """Return the arm at `place`: arms other than stable take [0, w) in table order, stable takes the rest.
+    """Return the arm at `place`: arms other than stable take their shares from the two ends of [0, 1) in turn, in table
+    order, and stable takes what they leave.
 
-    Monotone: while a canary's weight grows, every unit that was in it stays in it. Shadows never answer.
+    Monotone: while an arm's weight grows, every unit that was in it stays in it, and with two arms beside stable none
+    moves between them either. Shadows never answer.
     """
-    edge = 0.0
+    low, high = 0.0, 1.0
+    from_below = True
     stable = None
     for arm in arms:
         if arm.name == "stable":
             stable = arm
         elif arm.name != "shadow":
-            edge += arm.weight
-            if place < edge:
-                return arm
+            if from_below:
+                low += arm.weight
+                if place < low:
+                    return arm
+            else:
+                high -= arm.weight
+                if place >= high:
+                    return arm
+            from_below = not from_below
     if stable is None:
         raise LookupError("a route without a stable arm")
     return stable
+
+
+def assign(salt: str, unit: str, arms: Sequence[Arm]) -> Arm:
+    """Return the arm that answers `unit`; whoever asks, in whatever protocol, learns the same."""
+    return arms[0] if len(arms) == 1 else pick(position(salt, unit), arms)
 
 
 def is_shadowed(salt: str, unit: str, weight: float) -> bool:

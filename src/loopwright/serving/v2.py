@@ -18,12 +18,16 @@ from loopwright.bundle.signature import Field, Schema
 from loopwright.kernel.errors import BadInput, did_you_mean
 from loopwright.serving.http import Malformed, TooLarge
 from loopwright.serving.rows import (
+    ENTITY,
     MAX_INT,
     MAX_TEXT,
     RESERVED,
+    NamesEntities,
+    PartialRows,
     Reader,
     Rows,
     Value,
+    check_entity,
     check_event_time,
     check_id,
     check_names,
@@ -118,9 +122,14 @@ def parse_request(body: bytes, json_length: int | None, *, max_rows: int = MAX_V
 
 
 def read_rows(request: InferRequest, reader: Reader, *, max_rows: int) -> Rows:
-    """Check a request against the schema; raises BadInput or TooLarge saying which tensor and row is wrong."""
+    """Check a request against the schema; raises BadInput or TooLarge saying which tensor and row is wrong.
+
+    NamesEntities: read it with `read_partial`.
+    """
     tensors = {tensor.name: tensor for tensor in request.inputs}
     if len(tensors) != len(request.inputs) or tensors.keys() != reader.names:
+        if any(name.startswith(ENTITY) for name in tensors):
+            raise NamesEntities("entities are not looked up here", where="inputs", wanted="every input")
         matrix = _matrix(request, reader.schema)
         if matrix is not None:
             return _matrix_rows(request, matrix, tensors, reader, max_rows)
@@ -161,6 +170,49 @@ def read_rows(request: InferRequest, reader: Reader, *, max_rows: int) -> Rows:
     return _with_reserved(request, tensors, n, values)
 
 
+def read_partial(request: InferRequest, reader: Reader, *, max_rows: int) -> PartialRows:
+    """Check a request that names entities (tensors `_entity.KEY`) and may leave inputs out; raises as `read_rows`."""
+    tensors = {tensor.name: tensor for tensor in request.inputs}
+    check_names([tensor.name for tensor in request.inputs], reader.schema, partial=True)
+    n = -1
+    entities: dict[str, list[Value]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(ENTITY):
+            where = _where(request, tensor)
+            if tensor.datatype not in _KEYS:
+                raise BadInput(
+                    "not a key", where=f"{where}.datatype", got=tensor.datatype, wanted=" or ".join(_KEYS)
+                )
+            data = _flat(tensor, request, n, max_rows)
+            n = len(data)
+            entities[name.removeprefix(ENTITY)] = [
+                check_entity(value, f"{where}.data[{row}]") for row, value in enumerate(data)
+            ]
+    if n == 0:
+        raise BadInput("no rows", where="inputs", wanted="at least one")
+    given = {
+        name: check_values(
+            _flat(tensors[name], request, n, max_rows),
+            field,
+            tensors[name].datatype,
+            _where(request, tensors[name]),
+        )
+        for field, name, _ in reader.fields
+        if name in tensors
+    }
+    about = _with_reserved(request, tensors, n, [])
+    return PartialRows(
+        about.request_id,
+        n,
+        [{name: column[row] for name, column in given.items()} for row in range(n)],
+        [{name: column[row] for name, column in entities.items()} for row in range(n)],
+        about.ids,
+        about.units,
+        about.event_times,
+    )
+
+
+_KEYS = ("BYTES", "INT64", "FP64", "BOOL")
 _ONE_ROW = ([1], [1, 1])
 
 
@@ -346,7 +398,7 @@ def unpack_tensor(
     shape: Sequence[int],
     max_rows: int = MAX_VALUES,
 ) -> list[Any]:
-    """Return a binary tensor's values, as many as `shape` says; raises BadInput, TooLarge before anything is unpacked."""
+    """Return a binary tensor's values, as many as `shape` says; raises BadInput, TooLarge, before it unpacks."""
     if not shape or min(shape) < 0:
         raise BadInput("not a shape", where=f"{where}.shape", got=list(shape), wanted="[rows]")
     if shape[0] > max_rows:

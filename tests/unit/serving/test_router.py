@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopwright.bundle.routes import Arm
-from loopwright.serving.router import is_shadowed, pick, position
+from loopwright.serving.router import assign, is_shadowed, pick, position
 
 weights = st.floats(0, 1)
 
@@ -43,3 +43,18 @@ def test_shares_are_true_and_splits_of_other_salts_independent() -> None:
     assert 900 < len(canary) < 1100
     assert len(canary & other) < 100
     assert 0.4 < len(shadow) / len(canary) < 0.6
+
+
+@given(st.text(max_size=20), weights, weights, weights, st.permutations(["stable", "blue", "red"]))
+def test_nobody_moves_between_two_variants_while_one_of_them_grows(
+    unit: str, one: float, other: float, fixed: float, order: list[str]
+) -> None:
+    small, large = sorted((one * (1 - fixed), other * (1 - fixed)))
+
+    def arm_of(blue: float) -> str:
+        shares = {"blue": blue, "red": fixed, "stable": max(0.0, 1 - blue - fixed)}
+        versions = {"stable": 1, "blue": 2, "red": 3}
+        return assign("salt", unit, [Arm(name, versions[name], shares[name]) for name in order]).name
+
+    before, after = arm_of(small), arm_of(large)
+    assert before == after or (before, after) == ("stable", "blue")
