@@ -37,14 +37,23 @@ def make_home(
         (folder / "home.json").write_text(json.dumps(settings))
     ctx = open_context(folder, LOCAL, clock=clock, create=True)
     ensure_mlflow_tables(ctx.ledger)
+    serve_first(ctx, spec)
+    return ctx
+
+
+def serve_first(ctx: Context, spec: Mapping[str, object] | None = None) -> None:
+    """Make `late` known to the home, and version 1 of it serve everybody."""
     with ctx.ledger.write() as conn:
         ask_for_nothing(conn, MODEL, at=ctx.now)
-        spec = {"model": MODEL, "team": "ops", "project": "delays", "owner": "o@x.example", "task": "binary",
-                "data": {"sources": {"f": {"uri": "f.csv", "contract": "f.yaml"}}, "label": {"name": "late"}}, "features": "features.py",
-                "train": {"entry": "train.py:train"}, "policy": {"tier": "low"}, **(spec or {})}  # fmt: skip
-        save_project(conn, MODEL, "", Spec.from_json(spec).to_json(), "", ctx.now)
+        said = {
+            "model": MODEL, "team": "ops", "project": "delays", "owner": "o@x.example", "task": "binary",
+            "data": {
+                "sources": {"f": {"uri": "f.csv", "contract": "f.yaml"}}, "label": {"name": "late"},
+            },
+            "features": "features.py", "train": {"entry": "train.py:train"}, "policy": {"tier": "low"}, **(spec or {}),
+        }  # fmt: skip
+        save_project(conn, MODEL, "", Spec.from_json(said).to_json(), "", ctx.now)
     serve_version(ctx)
-    return ctx
 
 
 def serve_version(ctx: Context, *, bias: float = 0.0, promote: bool = True, **options: object) -> int:

@@ -122,6 +122,11 @@ class Settings:
     def webhook(self, url: str, secret: str) -> None:
         """Raise BadInput or Refused for a webhook that cannot be called, or not signed."""
         check_url(url, "webhook.url", allowed=self.allow)
+        if "@" in urlsplit(url).netloc:
+            raise BadInput(
+                "a webhook with a password in it", where="webhook.url", wanted="http(s)://HOST/…",
+                next="The signature says who calls.",
+            )  # fmt: skip
         if secret not in self.secrets:
             raise BadInput(
                 "no such secret to sign with", where="webhook.secret", got=secret,
