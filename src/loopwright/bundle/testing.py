@@ -10,7 +10,7 @@ import numpy as np
 
 from loopwright.bundle.approval import ApprovalRecord, SignedRecord, sign_record
 from loopwright.bundle.keys import SigningKey
-from loopwright.bundle.manifest import Golden
+from loopwright.bundle.manifest import Golden, OnlineView
 from loopwright.bundle.routes import Arm, ModelRoute, RouteTable, VersionRoute
 from loopwright.bundle.seal import SealedBundle, build_bundle
 from loopwright.bundle.signature import Field, Schema
@@ -51,6 +51,8 @@ def tiny_bundle(
     bias: float = 0.0,
     created_at: datetime = CREATED,
     extra_files: Mapping[str, bytes] = MappingProxyType({}),
+    schema: Schema = TINY_SCHEMA,
+    views: Sequence[OnlineView] = (),
 ) -> SealedBundle:
     """Build a bundle at `dest` whose answer to a row is `tiny_answer(row, bias)`."""
     golden: dict[str, list[Any]] = {"distance": [500.0, None], "hour": [6, 23], "carrier": ["UA", "AA"]}
@@ -65,7 +67,7 @@ def tiny_bundle(
         dest,
         model=model,
         onnx=logistic_onnx(WEIGHTS, bias),
-        schema=TINY_SCHEMA,
+        schema=schema,
         transform=transform,
         state={"carriers": {"UA": 1, "AA": 2, "B6": 3}},
         golden=Golden(golden, [[tiny_answer(*row, bias=bias)] for row in zip(*golden.values(), strict=True)]),
@@ -75,6 +77,7 @@ def tiny_bundle(
         created_at=created_at,
         key=key,
         extra_files=extra_files,
+        views=views,
     )
 
 

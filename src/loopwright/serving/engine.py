@@ -6,7 +6,7 @@ Knows no protocol and no socket. Every answer is in the log before it is returne
 import asyncio
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter_ns
@@ -21,7 +21,7 @@ from loopwright.serving.lanes import CHUNK, Lane, Limit, Outcome, Overloaded
 from loopwright.serving.logrule import LogRule
 from loopwright.serving.models import Model, Served
 from loopwright.serving.router import assign, is_shadowed
-from loopwright.serving.rows import Rows, Value
+from loopwright.serving.rows import LookedUp, PartialRows, Rows, Value
 
 __all__ = ["PLAIN", "SHADOW_QUEUE", "Answer", "Call", "Engine", "Model", "ModelFailed", "Served"]
 
@@ -82,6 +82,8 @@ class Answer:
     errors: list[str]
     retry_after: float = 0.0
     """Seconds after which an arm that was left alone may be asked again; 0 when all were asked."""
+    looked_up: LookedUp | None = None
+    """What online views said of rows that named entities."""
 
     @property
     def fallbacks(self) -> list[bool]:
@@ -125,6 +127,7 @@ class _Batch:
     now: int
     until: float
     answer: Answer
+    unfit: Mapping[int, str] | None = None
 
 
 class Engine:
@@ -227,7 +230,7 @@ class Engine:
     def start(self, model: Model, rows: Rows, call: Call = PLAIN) -> Answer | Coroutine[Any, Any, Answer]:
         """`infer`, at once where that is possible: one row for a model that is fast and well. Else what to await."""
         now = self._now_us()
-        if rows.n != 1:
+        if rows.n != 1 or rows.unfit:
             request_id = rows.request_id or self._new_id()
             ids = [given or f"{request_id}/{row}" for row, given in enumerate(rows.ids)]
             units = [given or ids[row] for row, given in enumerate(rows.units)]
@@ -278,7 +281,7 @@ class Engine:
         answer = Answer(request_id, ids, [[]] * n, [0] * n, [""] * n, ["model"] * n, [""] * n)
         times = [given or now for given in rows.event_times]
         limit = asyncio.get_running_loop().time() + 2 * self._seconds(model) * (1 + n / 100)
-        return _Batch(model, rows.values, ids, units, times, now, min(call.until, limit), answer)
+        return _Batch(model, rows.values, ids, units, times, now, min(call.until, limit), answer, rows.unfit)
 
     async def _answer(
         self, batch: _Batch, call: Call, failed: dict[int, tuple[Served, str]] | None = None
@@ -307,7 +310,9 @@ class Engine:
         if call.version is None:
             for row, unit in enumerate(batch.units):
                 if batch.answer.outputs[row]:
-                    self._copy_to_shadow(model, unit, batch.ids[row], batch.times[row], batch.values[row])
+                    self._copy_to_shadow(
+                        model, unit, batch.ids[row], batch.times[row], batch.values[row], batch.unfit
+                    )
         return batch.answer
 
     async def _attempt(
@@ -338,6 +343,9 @@ class Engine:
     async def _predict(
         self, model: Model, served: Served, arm: str, values: list[list[Value]], batch: _Batch
     ) -> Sequence[Outcome]:
+        if batch.unfit and served.version in batch.unfit:
+            # Its error all the same: whoever judges an arm must see that it could not answer.
+            return [Outcome(None, batch.unfit[served.version], 0)] * len(values)
         breaker = self._breaker(model, served, arm)
         if not breaker.allows(batch.now):
             pause = breaker.wait(batch.now)
@@ -371,7 +379,7 @@ class Engine:
             served, why = failed[row]
             kept = (
                 self._kept.get((model.name, tuple(batch.values[row])))
-                if model.policy.cached_answers
+                if model.policy.cached_answers and not batch.unfit
                 else None
             )
             default = model.default_for(served)
@@ -393,6 +401,17 @@ class Engine:
         answer.versions[row] = version
         answer.arms[row] = arm
         answer.sources[row] = source
+
+    def place(self, model: Model, rows: PartialRows, call: Call) -> list[Served]:
+        """Name the rows that have no id yet, and return the version that each of them goes to. Raises Refused."""
+        if rows.n == 1:
+            rows.ids[0] = rows.ids[0] or rows.request_id or self._new_id()
+        rows.request_id = rows.request_id or (rows.ids[0] if rows.n == 1 else self._new_id())
+        rows.ids = [given or f"{rows.request_id}/{row}" for row, given in enumerate(rows.ids)]
+        return [
+            self._choose(model, call, unit or row_id)[0]
+            for unit, row_id in zip(rows.units, rows.ids, strict=True)
+        ]
 
     def _new_id(self) -> str:
         return f"{self._prefix}-{next(self._requests)}"
@@ -519,13 +538,16 @@ class Engine:
 
     # Shadows are predicted between requests, from copies, in small batches; when too many wait, copies are dropped.
 
-    def _copy_to_shadow(self, model: Model, unit: str, row_id: str, time: int, values: list[Value]) -> None:
+    def _copy_to_shadow(
+        self, model: Model, unit: str, row_id: str, time: int, values: list[Value],
+        unfit: Mapping[int, str] | None = None,
+    ) -> None:  # fmt: skip
         if model.policy.shadow_share <= 0.0:
             return
         for arm in model.arms:
             if arm.name != "shadow" or not is_shadowed(model.salt, unit, arm.weight):
                 continue
-            if len(self._copies) >= SHADOW_QUEUE:
+            if len(self._copies) >= SHADOW_QUEUE or (unfit and arm.version in unfit):
                 self._counters.add(("shadow_dropped", model.name, str(arm.version)))
                 return
             self._copies.append(_Copy(model.versions[arm.version], model, row_id, unit, time, values))

@@ -38,6 +38,16 @@ _COUNTERS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
         ("model", "version", "arm"),
         "How often an arm was left alone because it failed or lagged.",
     ),
+    "features": (
+        "feature_lookups_total",
+        ("model", "status"),
+        "Rows looked up in an online view, by how it stands there.",
+    ),
+    "features_unfit": (
+        "features_unfit_total",
+        ("model", "version"),
+        "Requests whose looked-up inputs were kept from a version: away, stale, or of another definition.",
+    ),
     "overflow": ("series_overflow_total", (), "Events counted together because there were too many series."),
 }
 _GAUGES: Mapping[str, tuple[str, tuple[str, ...], str]] = {
@@ -53,6 +63,11 @@ _HISTOGRAMS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
         "request_seconds",
         ("model", "version", "arm"),
         "Time from request to answer inside the worker; one bucket ends at the model's objective.",
+    ),
+    "lookup": (
+        "feature_lookup_seconds",
+        ("model",),
+        "Time to look up what a request left to the online store.",
     ),
     "batch": ("batch_rows", ("model", "version"), "Rows predicted together by a version with a queue."),
 }

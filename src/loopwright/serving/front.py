@@ -11,9 +11,10 @@ from loopwright.kernel.errors import BadInput, NotFound
 from loopwright.serving.callers import Callers, Right
 from loopwright.serving.counters import Counters
 from loopwright.serving.engine import Answer, Call, Engine
-from loopwright.serving.http import Bounds, Headers
+from loopwright.serving.entities import EntityFeatures
+from loopwright.serving.http import Bounds, Headers, encode
 from loopwright.serving.models import Model, Served
-from loopwright.serving.rows import Rows
+from loopwright.serving.rows import PartialRows, Rows
 from loopwright.serving.watching import Answered, Watcher, answered
 
 ARM, TIMEOUT, AUTHORIZATION = b"x-loopwright-arm", b"x-loopwright-timeout-ms", b"authorization"
@@ -70,6 +71,8 @@ class Front:
         self.host = host
         self.bounds = bounds
         self.callers = callers or Callers()
+        self.entities: EntityFeatures | None = None
+        """Looks up what requests leave to the online store; None where the server has none."""
         self.watchers: list[Watcher] = []
         """Who is told of every request; while there is one, none takes the hot way."""
         self._latency_keys: dict[tuple[str, int, str], tuple[str, str, str, str]] = {}
@@ -132,6 +135,23 @@ class Front:
         asked = {name: value for name, value in headers if name == AUTHORIZATION}
         return self._check(right, asked, client, asyncio.get_running_loop().time())
 
+    async def complete(self, target: Target, asked: PartialRows, call: Call) -> Rows:
+        """Look up what rows leave out and name entities for; see `EntityFeatures.complete`."""
+        if self.entities is None:
+            raise BadInput(
+                "entities are not looked up here", where="entities", wanted="every input",
+                next="Send every input, or start the server with --online URL.",
+            )  # fmt: skip
+        chosen = self.engine.place(target.model, asked, call)
+        return await self.entities.complete(target.model, target.served, chosen, asked, call)
+
+    async def answer_entities(self, target: Target, asked: PartialRows, call: Call) -> Answer:
+        """`complete`, and answer."""
+        rows = await self.complete(target, asked, call)
+        answer = await self.engine.infer(target.model, rows, call)
+        answer.looked_up = rows.looked_up
+        return answer
+
     async def answer(self, target: Target, rows: Rows, call: Call) -> Answer:
         """Answer rows and measure how long it took; see `Engine.infer`."""
         started = perf_counter_ns()
@@ -179,12 +199,17 @@ def answerer(model: Model, answer: Answer) -> tuple[int, str]:
 def answer_parameters(model: Model, answer: Answer) -> tuple[int, dict[str, Any], dict[str, list[str]]]:
     """Return an answer's version, its parameters, and the tensors _version and _arm when its rows differ in them.
 
-    The version of a mixed answer is stable's.
+    The version of a mixed answer is stable's. feature_ages, feature_statuses: JSON of `LookedUp` where rows named
+    entities.
     """
     version, arm = answerer(model, answer)
     parameters: dict[str, Any] = {"arm": arm, "request_id": answer.request_id}
     if any(source != "model" for source in answer.sources):
         parameters["fallback"] = True
+    if answer.looked_up is not None:
+        # As text: a parameter of the protocol is a text, a number or a boolean.
+        parameters["feature_ages"] = encode(answer.looked_up.ages).decode()
+        parameters["feature_statuses"] = encode(answer.looked_up.statuses).decode()
     if arm != MIXED:
         return version, parameters, {}
     return version, parameters, {"_version": list(map(str, answer.versions)), "_arm": answer.arms}

@@ -67,7 +67,7 @@ class Rows:
 
 @dataclass(slots=True)
 class PartialRows:
-    """Rows that name entities in the place of inputs. given: checked inputs by name; entities: parts of keys by name."""
+    """Rows that name entities in the place of inputs. given: checked inputs by name; entities: parts of keys."""
 
     request_id: str
     n: int
@@ -180,11 +180,17 @@ class Reader:
 
 
 def check_names(
-    given: Sequence[str], schema: Schema, *, at: Callable[[str], str] | None = None, within: str = "inputs"
+    given: Sequence[str],
+    schema: Schema,
+    *,
+    at: Callable[[str], str] | None = None,
+    within: str = "inputs",
+    partial: bool = False,
 ) -> None:
     """Raise BadInput unless `given` are the schema's inputs (reserved names aside), each once.
 
-    at: tells where a name stands; without it, names are those of V2 tensors. within: what lacks a missing one.
+    at: tells where a name stands; without it, names are those of V2 tensors. within: what lacks a missing one. partial:
+    inputs may be missing, and parts of entities' keys stand among them.
     """
     wanted = [field.name for field in schema.inputs]
     known = set(wanted)
@@ -194,7 +200,7 @@ def check_names(
         if name in seen:
             raise BadInput("an input given twice", where=where, got=name)
         seen.add(name)
-        if name not in known and name not in RESERVED:
+        if name not in known and name not in RESERVED and not (partial and name.startswith(ENTITY)):
             raise BadInput(
                 f"the model has no input `{short_name(name)}`",
                 where=where,
@@ -202,7 +208,7 @@ def check_names(
                 next=did_you_mean(name, [*wanted, *RESERVED]),
             )
     missing = [name for name in wanted if name not in seen]
-    if missing:
+    if missing and not partial:
         raise BadInput(
             f"input `{missing[0]}` is missing" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
             where=within,

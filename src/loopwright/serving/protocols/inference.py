@@ -10,6 +10,7 @@ from loopwright.serving import v2
 from loopwright.serving.engine import Answer, Call
 from loopwright.serving.front import LONGEST_MS, Front, Target, answer_parameters
 from loopwright.serving.http import Reply, Request, Route, json_reply
+from loopwright.serving.rows import NamesEntities
 
 BINARY = "application/octet-stream"
 JSON_LENGTH = b"inference-header-content-length"
@@ -53,9 +54,13 @@ class OpenInference:
         reader = target.served.reader
         if asked.outputs:
             v2.check_outputs(asked, reader.schema)
-        rows = v2.read_rows(asked, reader, max_rows=self._front.bounds.rows)
         if asked.parameters and "timeout" in asked.parameters:
             call = _in_time(call, asked.parameters["timeout"])
+        try:
+            rows = v2.read_rows(asked, reader, max_rows=self._front.bounds.rows)
+        except NamesEntities:
+            partial = v2.read_partial(asked, reader, max_rows=self._front.bounds.rows)
+            return self._later(target, asked, self._front.answer_entities(target, partial, call), started)
         begun = self._front.engine.start(target.model, rows, call)
         if isinstance(begun, Answer):
             return self._reply(target, asked, begun, started)
@@ -99,7 +104,13 @@ class OpenInference:
         model = target.model
         versions = sorted(model.versions) if target.version is None else [target.version]
         described = v2.metadata(model.name, versions, target.served.schema)
-        return json_reply({**described, "parameters": self._front.describe(model)})
+        online = {
+            view.name: {"entity": view.entity, "inputs": list(view.inputs)}
+            for view in target.served.manifest.views
+            if self._front.entities is not None
+        }
+        parameters = {**self._front.describe(model), **({"online": online} if online else {})}
+        return json_reply({**described, "parameters": parameters})
 
     async def models(self, request: Request, names: Mapping[str, str]) -> Reply:
         """All that is served, with its routes."""
