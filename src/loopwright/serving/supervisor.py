@@ -23,6 +23,7 @@ from loopwright.serving.pinning import trusted_keys
 from loopwright.serving.ports import listen
 from loopwright.serving.profiles import Profiles
 from loopwright.serving.recheck import Recheck
+from loopwright.serving.reside import Reside
 from loopwright.serving.slots import Slot, WorkerProcess, Workers
 from loopwright.serving.upstream import Upstream
 from loopwright.serving.worker import WorkerConfig
@@ -96,6 +97,7 @@ class Supervisor:
             options, sockets, counters=cache.counters, configure=self._configure, greet=self._greet,
             heard=self._heard,
         )  # fmt: skip
+        self._reside = Reside(self.workers)
         self.following = Following(
             options, cache, upstream, keys, profiles, self._complain, self.workers.tell
         )
@@ -234,6 +236,8 @@ class Supervisor:
             task = asyncio.create_task(self._answer(worker, message["ask"], message["number"]))
             self._answers.add(task)
             task.add_done_callback(self._answers.discard)
+        elif "resided" in message:
+            self._reside.heard(worker, message)
         for name, why in message.get("refused", {}).items():
             # Its files may have been damaged after they were fetched: looked at again, once for each complaint.
             if self._complain(name, f"{name} is refused: {why}"):
@@ -241,7 +245,11 @@ class Supervisor:
 
     async def _answer(self, worker: WorkerProcess, ask: str, number: int) -> None:
         try:
-            status, body = await (self._flush() if ask == "flush" else self._refresh())
+            act, _, about = ask.partition(" ")
+            if act in ("load", "unload"):
+                status, body = await self._reside.ask(act, about)
+            else:
+                status, body = await (self._flush() if act == "flush" else self._refresh())
         except LoopwrightError as error:
             status, body = 503, {"error": str(error)}
         except TimeoutError:
