@@ -59,11 +59,20 @@ class ModelFailed(LoopwrightError):
 @dataclass(frozen=True, slots=True)
 class Call:
     """What a caller asks beside rows. version: that one, and no other; arm: in the place of the one the unit would get;
-    until: the event loop's time after which nobody waits for the answer."""
+    until: the event loop's time after which nobody waits for the answer; request_id, unit: for a request and for rows
+    that name none themselves."""
 
     version: int | None = None
     arm: str = ""
     until: float = _FOREVER
+    request_id: str = ""
+    unit: str = ""
+
+    def name(self, rows: Rows | PartialRows) -> None:
+        """Give `rows` what they do not say themselves."""
+        rows.request_id = rows.request_id or self.request_id
+        if self.unit:
+            rows.units = [given or self.unit for given in rows.units]
 
 
 PLAIN = Call()
@@ -230,6 +239,8 @@ class Engine:
     def start(self, model: Model, rows: Rows, call: Call = PLAIN) -> Answer | Coroutine[Any, Any, Answer]:
         """`infer`, at once where that is possible: one row for a model that is fast and well. Else what to await."""
         now = self._now_us()
+        if call.request_id or call.unit:
+            call.name(rows)
         if rows.n != 1 or rows.unfit:
             request_id = rows.request_id or self._new_id()
             ids = [given or f"{request_id}/{row}" for row, given in enumerate(rows.ids)]
@@ -404,6 +415,7 @@ class Engine:
 
     def place(self, model: Model, rows: PartialRows, call: Call) -> list[Served]:
         """Name the rows that have no id yet, and return the version that each of them goes to. Raises Refused."""
+        call.name(rows)
         if rows.n == 1:
             rows.ids[0] = rows.ids[0] or rows.request_id or self._new_id()
         rows.request_id = rows.request_id or (rows.ids[0] if rows.n == 1 else self._new_id())

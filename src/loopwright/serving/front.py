@@ -14,11 +14,12 @@ from loopwright.serving.engine import Answer, Call, Engine
 from loopwright.serving.entities import EntityFeatures
 from loopwright.serving.http import Bounds, Headers, encode
 from loopwright.serving.models import Model, Served
-from loopwright.serving.rows import PartialRows, Rows
+from loopwright.serving.rows import MAX_ID, PartialRows, Rows
 from loopwright.serving.watching import Answered, Watcher, answered
 
 ARM, TIMEOUT, AUTHORIZATION = b"x-loopwright-arm", b"x-loopwright-timeout-ms", b"authorization"
-_ASKED = frozenset((ARM, TIMEOUT, AUTHORIZATION))
+REQUEST_ID, UNIT = b"x-request-id", b"x-loopwright-unit"
+_ASKED = frozenset((ARM, TIMEOUT, AUTHORIZATION, REQUEST_ID, UNIT))
 MIXED = "mixed"
 """The arm of an answer whose rows were answered by several."""
 
@@ -108,7 +109,7 @@ class Front:
         )
 
     def call(self, target: Target, headers: Iterable[tuple[bytes, bytes]], client: str) -> Call:
-        """Read who asks, which arm they force and how long they wait.
+        """Read who asks, which arm they force, how long they wait, and what request and unit are called.
 
         Raises Unauthenticated, Refused, TooFast, BadInput.
         """
@@ -128,7 +129,8 @@ class Front:
                     )
         if TIMEOUT in asked:
             until = now + _milliseconds(asked[TIMEOUT]) / 1000
-        return Call(target.version, arm, until)
+        request_id = _name(REQUEST_ID, asked) if REQUEST_ID in asked else ""
+        return Call(target.version, arm, until, request_id, _name(UNIT, asked) if UNIT in asked else "")
 
     def allow(self, right: Right, headers: Iterable[tuple[bytes, bytes]], client: str) -> str:
         """Return the caller's name when they have the right. Raises Unauthenticated, Refused, TooFast."""
@@ -185,6 +187,18 @@ class Front:
         return self.callers.check(
             right, None if authorization is None else authorization.decode("latin-1"), client, now
         )
+
+
+def _name(header: bytes, asked: Mapping[bytes, bytes]) -> str:
+    text = asked[header].decode("latin-1")
+    if len(text) > MAX_ID or not (text.isascii() and text.isprintable()):
+        raise BadInput(
+            "not a name",
+            where=header.decode(),
+            got=text[:80],
+            wanted=f"at most {MAX_ID} printable characters of ASCII",
+        )
+    return text
 
 
 def answerer(model: Model, answer: Answer) -> tuple[int, str]:

@@ -265,3 +265,27 @@ def test_metadata_names_inputs_as_a_client_must_send_them(site: Site) -> None:
     assert document["versions"] == ["1"]
     assert document["parameters"]["refused"] == {"9": "not approved"}
     assert json.dumps(document)
+
+
+def test_headers_name_a_request_and_its_unit_where_the_body_names_none(site: Site) -> None:
+    path = "/v2/models/late/infer"
+    headers = {"X-Request-Id": "from-balancer", "X-Loopwright-Unit": "user-7"}
+    answers = [
+        site.call("POST", path, json=request("UA"), headers=headers),
+        site.call("POST", path, json=request("UA", "B6"), headers=headers),
+        site.call("POST", path, json=request("UA", id="own", parameters={"unit": "N1"}), headers=headers),
+    ]
+    assert [answer.json()["parameters"]["request_id"] for answer in answers] == [
+        "from-balancer", "from-balancer", "own",
+    ]  # fmt: skip
+    assert [(event.id, event.unit) for event in site.events()] == [
+        ("from-balancer", "user-7"), ("from-balancer/0", "user-7"), ("from-balancer/1", "user-7"), ("own", "N1"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("header", ["X-Request-Id", "X-Loopwright-Unit"])
+@pytest.mark.parametrize("value", [b"x" * 257, b"caf\xe9", b"a\x01b"])
+def test_a_header_that_is_no_name_is_refused(site: Site, header: str, value: bytes) -> None:
+    answer = site.call("POST", "/v2/models/late/infer", json=request("UA"), headers={header.encode(): value})
+    assert (answer.status_code, header.lower() in answer.json()["error"]) == (422, True)
+    assert site.events() == []
