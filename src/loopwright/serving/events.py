@@ -5,6 +5,7 @@ with one write(2) before the answer leaves, so it is in the kernel's page cache 
 the process loses nothing. (Losing the machine may lose the last moments; set `durable` to fsync each write.)
 """
 
+import errno
 import os
 import zlib
 from collections.abc import Iterator
@@ -132,7 +133,8 @@ class SegmentWriter:
             written = os.write(self._descriptor, frames)
             if written != len(frames):
                 os.ftruncate(self._descriptor, self._size)
-                raise OSError(f"only {written} of {len(frames)} bytes fit")
+                # A part was taken: whatever the limit is, it has been reached.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._size += written
             if self._durable:
                 os.fdatasync(self._descriptor)
