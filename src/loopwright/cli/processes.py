@@ -100,6 +100,10 @@ def up(session: Session, host: str, port: int, require_token: bool, behind_proxy
     help="Take a model out of memory that nobody has asked for so long, such as 30m; 0: never.",
 )  # fmt: skip
 @click.option(
+    "--online", metavar="URL", envvar="LOOPWRIGHT_ONLINE",
+    help="The online store for requests that name entities, or none; default: the home's, where this machine has it.",
+)  # fmt: skip
+@click.option(
     "--public-key", type=click.Path(path_type=Path), help="The control plane's public key, to pin it."
 )
 def serve(
@@ -123,6 +127,7 @@ def serve(
     trace_share: float,
     model_memory: str,
     idle_unload: str,
+    online: str | None,
     public_key: Path | None,
 ) -> int:
     """Start the data plane: V2 serving on worker processes."""
@@ -134,10 +139,13 @@ def serve(
         raise BadInput(
             "no control plane is named", wanted="--control URL", next="loopwright up prints its URL."
         )
-    folder = Home.at(session.home).serving / str(port)
+    home = Home.at(session.home)
+    if online is None:
+        online = home.online_url if home.exists() else ""
     return run(
         ServeOptions(
-            control=followed, host=host, port=port, grpc_port=grpc_port, workers=workers, home=folder,
+            control=followed, host=host, port=port, grpc_port=grpc_port, workers=workers,
+            home=home.serving / str(port), online="" if online == "none" else online,
             public_key=public_key, token=session.token, say=session.note, callers=callers,
             hang_seconds=hang_seconds, start_seconds=start_seconds, drain_seconds=drain_seconds,
             max_memory=parse_size(max_memory, where="--max-memory"), max_connections=max_connections,

@@ -9,6 +9,7 @@ from loopwright.kernel.errors import BadInput
 from loopwright.kernel.sizes import said_size
 from loopwright.serving.access_log import AccessLog
 from loopwright.serving.callers import Callers
+from loopwright.serving.lookups import Lookups
 from loopwright.serving.ports import listen
 from loopwright.serving.sinks.address import parse_sink
 from loopwright.serving.tracing import Tracing
@@ -36,7 +37,8 @@ class ServeOptions:
     that stay for the sake of a sink that lags. access_log: a file for a line a request, or "-"; otlp: where traces go,
     trace_share: of requests nobody traces yet, how many (0 to 1). model_memory: bytes that a worker's models may take
     together, 0: any; idle_unload: seconds after which a model nobody asks for leaves memory, 0: never. With either,
-    models are loaded when they are asked for.
+    models are loaded when they are asked for. online: URL of the online store that requests may leave inputs to; it may
+    hold a password, so workers are not told by their command line.
     """
 
     control: str
@@ -70,6 +72,7 @@ class ServeOptions:
     trace_share: float = 1.0
     model_memory: int = 0
     idle_unload: float = 0.0
+    online: str = ""
     say: Callable[[str], None] = field(default=_say)
 
     def check(self) -> None:
@@ -78,6 +81,8 @@ class ServeOptions:
             raise BadInput("not a number of workers", where="--workers", got=self.workers, wanted="1 to 256")
         if self.callers is not None:
             Callers.read(self.callers)
+        if self.online:
+            Lookups.open(self.online).close()
         if self.model_memory < 0 or not 0 <= self.idle_unload <= 10 * 86400:
             raise BadInput(
                 "models cannot be unloaded like this", where="--model-memory, --idle-unload",

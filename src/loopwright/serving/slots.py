@@ -27,7 +27,7 @@ from loopwright.serving.complaints import Complaints, in_words
 from loopwright.serving.counters import disown
 from loopwright.serving.memory import Ceiling, resident
 from loopwright.serving.options import ServeOptions
-from loopwright.serving.worker import GRACE_SECONDS, WorkerConfig
+from loopwright.serving.worker import GRACE_SECONDS, ONLINE, WorkerConfig
 
 EARLY_DEATHS = 5
 EARLY_SECONDS = 5.0
@@ -289,7 +289,7 @@ class Workers:
                     msgspec.json.encode(config).decode(),
                     pass_fds=[theirs.fileno(), *([slot.listener.fileno()] if slot.listener else [])],
                     start_new_session=True,
-                    env={**os.environ, **_ENVIRONMENT},
+                    env={**os.environ, **_ENVIRONMENT, ONLINE: self._options.online},
                 )
         except OSError:
             ours.close()

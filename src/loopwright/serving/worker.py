@@ -28,6 +28,7 @@ from loopwright.serving.deadline import Deadline
 from loopwright.serving.engine import Engine
 from loopwright.serving.events import SegmentWriter
 from loopwright.serving.leaving import see_off
+from loopwright.serving.entities import EntityFeatures
 from loopwright.serving.log_health import log_warnings
 from loopwright.serving.models import Model
 from loopwright.serving.residency import Residency
@@ -38,6 +39,11 @@ GRACE_SECONDS = 20
 
 class WorkerConfig(msgspec.Struct, kw_only=True):
     """What the supervisor tells a worker. listen, channel: inherited descriptors; log: the name of its segments;
+LOOK_SECONDS = 5.0
+"""Between two looks at whether what is online is what the served versions know."""
+
+ONLINE = "LOOPWRIGHT_ONLINE"
+"""Where the environment names the online store. Command lines are read by everybody on a machine."""
     grpc_port: 0 for an HTTP worker."""
 
     home: str
@@ -96,6 +102,9 @@ class Worker:
         if self._access is not None:
             self.app.front.watchers.append(self._access)
         if config.otlp:
+        online = os.environ.pop(ONLINE, "")
+        self._entities = EntityFeatures.open(online, self.counters) if online else None
+        self.app.front.entities = self._entities
             self.app.front.watchers.append(Tracing(config.otlp, share=config.trace_share))
         self.stopping = asyncio.Event()
         self.linger = 0.0
@@ -136,6 +145,8 @@ class Worker:
         if not missing:
             return found
         return [
+        if self._entities is not None:
+            found = [*found, *self._entities.warnings()]
             *found,
             f"{missing} bundles that routes need are not whole on disk and could not be fetched again: what is loaded "
             "answers from memory, a worker that starts now cannot load them",
@@ -150,6 +161,7 @@ class Worker:
             "models": float(len(self.engine.models)),
         }
 
+            **({"online_store_up": float(not self._entities.lookups.why)} if self._entities else {}),
     async def ask(self, what: str) -> tuple[int, dict[str, Any]]:
         """Ask the supervisor and wait for its answer."""
         number = next(self._numbers)
@@ -171,14 +183,17 @@ class Worker:
         gc.collect()
         gc.freeze()
         listening = asyncio.create_task(self._listen())
-        unloading = asyncio.create_task(self.residency.run())
+        beside = [asyncio.create_task(self.residency.run()), asyncio.create_task(self._look())]
         self._channel.send({"ready": os.getpid(), "serial": self._serial, "refused": self._refused()})
         try:
             await serve(self)
         finally:
             await self.engine.drained()
             listening.cancel()
-            unloading.cancel()
+            for task in beside:
+                task.cancel()
+            if self._entities is not None:
+                self._entities.lookups.close()
             await self.residency.close()
             self._log.close()
             for watcher in self.app.front.watchers:
@@ -188,6 +203,11 @@ class Worker:
         """Accept no more connections. Requests under way are answered; idle connections stay `linger` seconds, and the
         next answer on each is its last."""
         self.linger = linger
+    async def _look(self) -> None:
+        while self._entities is not None:
+            await self._entities.look(self.engine.models)
+            await asyncio.sleep(LOOK_SECONDS)
+
         self.stopping.set()
 
     async def _listen(self) -> None:
