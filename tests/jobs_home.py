@@ -30,6 +30,7 @@ def make_home(
     *,
     spec: Mapping[str, object] | None = None,
     clock: Clock = utc_now,
+    **bundle: object,
 ) -> Context:
     """A home in `folder` with version 1 of `late` serving everybody; settings: of home.json; spec: of loop.yaml."""
     if settings:
@@ -37,11 +38,11 @@ def make_home(
         (folder / "home.json").write_text(json.dumps(settings))
     ctx = open_context(folder, LOCAL, clock=clock, create=True)
     ensure_mlflow_tables(ctx.ledger)
-    serve_first(ctx, spec)
+    serve_first(ctx, spec, **bundle)
     return ctx
 
 
-def serve_first(ctx: Context, spec: Mapping[str, object] | None = None) -> None:
+def serve_first(ctx: Context, spec: Mapping[str, object] | None = None, **bundle: object) -> None:
     """Make `late` known to the home, and version 1 of it serve everybody."""
     with ctx.ledger.write() as conn:
         ask_for_nothing(conn, MODEL, at=ctx.now)
@@ -53,7 +54,7 @@ def serve_first(ctx: Context, spec: Mapping[str, object] | None = None) -> None:
             "features": "features.py", "train": {"entry": "train.py:train"}, "policy": {"tier": "low"}, **(spec or {}),
         }  # fmt: skip
         save_project(conn, MODEL, "", Spec.from_json(said).to_json(), "", ctx.now)
-    serve_version(ctx)
+    serve_version(ctx, **bundle)  # type: ignore[arg-type]
 
 
 def serve_version(ctx: Context, *, bias: float = 0.0, promote: bool = True, **options: object) -> int:

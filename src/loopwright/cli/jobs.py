@@ -170,7 +170,13 @@ def results(session: Session, job: str, after: int, limit: int, to: Path | None)
 @click.option(
     "--poll", default="500ms", show_default=True, metavar="SPAN", help="How often to look for jobs."
 )
-def worker(session: Session, once: bool, models: tuple[str, ...], lease: str, poll: str) -> int:
+@click.option(
+    "--chunk-rows", type=click.IntRange(1, 1_000_000), default=20_000, show_default=True,
+    help="Rows published at once, at most; fewer: less is done again after a kill.",
+)  # fmt: skip
+def worker(
+    session: Session, once: bool, models: tuple[str, ...], lease: str, poll: str, chunk_rows: int
+) -> int:  # fmt: skip
     """Answer jobs: takes them from the home's ledger, several workers side by side."""
     if session.url:
         raise BadInput(
@@ -189,7 +195,7 @@ def worker(session: Session, once: bool, models: tuple[str, ...], lease: str, po
     def say(told: dict[str, Any]) -> None:
         click.echo(as_line(told) if session.as_json else _line(told), err=not session.as_json)
 
-    return work(session.home, say, once=once, models=models, lease=span, poll=pause)
+    return work(session.home, say, once=once, models=models, lease=span, poll=pause, chunk_rows=chunk_rows)
 
 
 def _rows(rows: tuple[str, ...], file: Path | None) -> list[dict[str, Any]]:

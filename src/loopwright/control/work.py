@@ -87,6 +87,7 @@ def work(
     models: Collection[str] = (),
     lease: timedelta = timedelta(seconds=30),
     poll: float = 0.5,
+    chunk_rows: int = 20_000,
     clock: Clock = utc_now,
 ) -> int:
     """Work on the jobs of the home in `folder` until a signal; returns the exit code.
@@ -98,7 +99,9 @@ def work(
     with ctx.ledger.read() as conn:
         for model in models:
             registry_versions.check_model(conn, model)
-    options = Options(lease=lease, poll=poll, once=once, models=frozenset(models) or None)
+    options = Options(
+        lease=lease, poll=poll, chunk_rows=chunk_rows, once=once, models=frozenset(models) or None
+    )
     worker, teller = make_worker(ctx, options, say)
 
     def drain(number: int, _: Any) -> None:
