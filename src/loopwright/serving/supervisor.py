@@ -29,8 +29,8 @@ from loopwright.serving.upstream import Upstream
 from loopwright.serving.worker import WorkerConfig
 
 APPLY_SECONDS = 60.0
-OWN_FILES = 512
-"""Descriptors a process needs beside those of its clients."""
+OWN_FILES = 320
+"""Descriptors a worker needs beside those of its clients."""
 
 
 def serve(options: ServeOptions) -> int:
@@ -47,7 +47,7 @@ def serve(options: ServeOptions) -> int:
         keys = trusted_keys(options, cache, upstream)
         for stale in cache.counters.glob("*.counters"):
             stale.unlink()
-        allow_files(options)
+        check_files(options)
         sockets = listen(options.host, options.port, options.workers)
         try:
             return asyncio.run(Supervisor(options, cache, upstream, keys, sockets).run())
@@ -56,18 +56,14 @@ def serve(options: ServeOptions) -> int:
                 listener.close()
 
 
-def allow_files(options: ServeOptions) -> None:
-    """Let workers, which inherit it, open as many files as they may have connections; say so when they may not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = options.max_connections + OWN_FILES
-    if resource.RLIM_INFINITY != hard < needed:
+def check_files(options: ServeOptions) -> None:
+    """Say so when the system does not let a worker hold as many connections as it was asked to."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if resource.RLIM_INFINITY != hard < options.max_connections + OWN_FILES:
         options.say(
             f"a worker may open {hard} files and cannot hold {options.max_connections} connections: "
             "raise the limit (ulimit -Hn), or lower --max-connections"
         )
-        needed = hard
-    if resource.RLIM_INFINITY != soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class Supervisor:

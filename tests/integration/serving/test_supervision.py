@@ -21,6 +21,9 @@ from .load import Load
 Serve = Callable[..., Server]
 STABLE = Arm("stable", 1, 1.0)
 
+CEILING = 400_000_000
+TAKEN = 'loopwright_worker_resident_bytes{{worker="{}"}}'
+
 # Keeps 30 MB of every request for a distance above 9000 km.
 LEAKING = TOLERANT.replace("def transform", "def good") + (
     "kept = []\n"
@@ -43,20 +46,18 @@ def restarts(server: Server, reason: str) -> float:
     return metrics(server)[f'loopwright_worker_restarts_total{{reason="{reason}"}}']
 
 
-def test_replacing_every_worker_under_load_fails_no_request_and_loses_no_count(
+def test_replacing_a_worker_under_load_fails_no_request_and_loses_no_count(
     control: Control, serve: Serve
 ) -> None:
     control.route({1: control.bundle("one")}, STABLE)
-    server = serve(workers=2)
-    before = set(server.workers())
+    server = serve()
     with Load(server.port, per_second=100) as load:
-        for turn in (1, 2):
-            here = set(server.workers())
+        for turn in (1, 2):  # the second time it gets the first one's place
+            here = server.workers()
             server.process.send_signal(signal.SIGHUP)
-            eventually(lambda: restarts(server, "asked") == 2 * turn, 40)  # noqa: B023 - called at once
-            eventually(lambda: len(server.workers()) == 2 and not here & set(server.workers()), 40)  # noqa: B023
+            eventually(lambda: restarts(server, "asked") == turn, 40)  # noqa: B023 - called at once
+            eventually(lambda: len(server.workers()) == 1 and server.workers() != here, 40)  # noqa: B023
     assert load.failures == []
-    assert not before & set(server.workers())
     counted = metrics(server)[
         'loopwright_predictions_total{model="late",version="1",arm="stable",status="ok"}'
     ]
@@ -69,14 +70,11 @@ def test_a_worker_that_grows_over_the_ceiling_is_replaced_before_it_goes(
     control: Control, serve: Serve
 ) -> None:
     control.route({1: control.bundle("leak", transform=LEAKING)}, STABLE)
-    probe = serve()
-    fresh = metrics(probe)['loopwright_worker_resident_bytes{worker="w0"}']
-    probe.stop()
-    server = serve(max_memory=int(fresh) + 100_000_000, rest_seconds=0.5)
+    server = serve(max_memory=CEILING, rest_seconds=0.5)
     (before,) = server.workers()
     with Load(server.port, per_second=50) as load:
         with httpx.Client(base_url=server.http.base_url, timeout=30) as http:
-            for _ in range(6):
+            while metrics(server)[TAKEN.format("w0")] <= CEILING:
                 answer = http.post("/v2/models/late/infer", json=request(distance=9999.0))
                 assert answer.status_code == 200
         eventually(lambda: restarts(server, "memory") == 1, 40)
@@ -85,7 +83,7 @@ def test_a_worker_that_grows_over_the_ceiling_is_replaced_before_it_goes(
     said = server.log.read_text()
     assert "over the ceiling of" in said
     assert said.count("starting its replacement") == 1
-    assert metrics(server)['loopwright_worker_resident_bytes{worker="w0b"}'] < fresh + 90_000_000
+    assert metrics(server)[TAKEN.format("w0b")] < CEILING / 2
 
 
 def test_a_ceiling_below_what_the_models_take_is_said_and_replaces_nothing(
@@ -93,10 +91,7 @@ def test_a_ceiling_below_what_the_models_take_is_said_and_replaces_nothing(
 ) -> None:
     control.route({1: control.bundle("one")}, STABLE)
     server = serve(max_memory=64_000_000, rest_seconds=0.1)
-    eventually(
-        lambda: "would free nothing" in server.log.read_text() or "frees nothing" in server.log.read_text()
-    )
-    time.sleep(1.5)
+    eventually(lambda: "frees nothing" in server.log.read_text())
     assert sum(restarts(server, why) for why in ("memory", "crash", "hang")) == 0
     assert server.log.read_text().count("--max-memory") == 1
 
