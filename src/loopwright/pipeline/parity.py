@@ -7,8 +7,8 @@ were corrected since then show as skew, because the model did not see them.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -114,11 +114,16 @@ def parity(
     start: datetime,
     end: datetime,
     ulps: int = ULPS,
+    unlogged: Collection[str] = (),
 ) -> ParityReport:
     """Compare `requests` (of one version, event times in [start, end)) with what the tables say now.
 
-    `bundle`: what answered, to compare answers too; None: they are left out. Raises what `build_frame` raises.
+    `bundle`: what answered, to compare answers too; None: they are left out. `unlogged`: inputs that the log is to be
+    without; nothing is said of them, nor of the answers that were made with them. Raises what `build_frame` raises.
     """
+    if hidden := set(unlogged) & set(requests.inputs):
+        told = {name: values for name, values in requests.inputs.items() if name not in hidden}
+        requests, bundle = replace(requests, inputs=told), None
     model, names = project.spec.model, module.tables()
     files = {name: lake.files("silver", model, name) for name in names}
     rows, matched, moved = _matched(_frame(project, module, files, requests), requests)
@@ -126,6 +131,8 @@ def parity(
     by_key = _by_key(module, files, requests, rest)
     features = []
     for name, dtype in module.inputs.items():
+        if name not in requests.inputs:
+            continue
         at = np.concatenate([matched, rest]) if name in by_key else matched
         offline = [rows.inputs()[name]] if rows is not None else []
         offline += [by_key[name]] if name in by_key else []
@@ -191,7 +198,7 @@ def _named(
             log.info("requests do not tell `%s`: %s", column, error)
 
     for name, sql in as_mapping(module.spine.inputs).items():
-        if (column := _column_of(sql)) is None or name not in module.inputs:
+        if (column := _column_of(sql)) is None or name not in requests.inputs:
             continue
         values, dtype = requests.inputs[name][rest], module.inputs[name]
         note(column, pa.array(values.tolist(), pa.string()) if dtype == "string" else _numbers(values, dtype))

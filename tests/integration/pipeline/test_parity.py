@@ -10,14 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from loopwright.bundle.signature import Field
 from loopwright.data.lake import Lake
 from loopwright.features.module import FeatureModule
 from loopwright.features.view import Aggregate, FeatureView, Spine
+from loopwright.kernel.clock import to_us
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger.engine import Ledger
+from loopwright.monitoring.log import PredictionLog
 from loopwright.monitoring.requests import Requests
+from loopwright.monitoring.windows import Window
+from loopwright.pipeline.feature_watch import measure
 from loopwright.pipeline.parity import ParityReport, parity
 from loopwright.project.spec import Project, Spec
+from loopwright.serving.events import Event
 
 MODEL = "rides"
 START = datetime(2026, 3, 2, tzinfo=UTC)
@@ -196,3 +202,45 @@ def test_nothing_to_compare_is_no_pass(project: Project, module: FeatureModule, 
     none = asked([("a", 5, "ann", 5, 4.75, 2, 1.5)])
     empty = Requests(0, [], [], none.event_times[:0], [], {k: v[:0] for k, v in none.inputs.items()}, [])
     assert replayed(project, module, lake, empty).verdict is Verdict.INCONCLUSIVE
+
+
+def test_an_input_that_is_not_logged_is_neither_compared_nor_a_key(
+    project: Project, module: FeatureModule, lake: Lake
+) -> None:
+    requests = asked([("b", 6, "bob", 6, float("nan"), 1, 1.0), ("3f2a", 3, "ann", 3, float("nan"), 1, 9.9)])
+    requests.inputs["driver"][:] = None
+    skewed = replayed(project, module, lake, requests)
+    assert skewed.verdict is Verdict.FAIL
+    report = parity(
+        project,
+        module,
+        lake,
+        None,
+        requests,
+        version=1,
+        start=START,
+        end=at(24),
+        unlogged=["rating", "driver"],
+    )
+    assert report.verdict is Verdict.PASS
+    assert set(told(report)) == {"hour", "trips", "surge"}
+    # The unit still names the driver.
+    assert told(report)["trips"] == (2, 0)
+
+
+def test_nothing_is_said_of_how_requests_had_an_input_that_is_not_logged(
+    module: FeatureModule, lake: Lake, tmp_path: Path
+) -> None:
+    log = PredictionLog(tmp_path / "predictions")
+    moment = to_us(at(6))
+    log.append(
+        [Event("b", "bob", moment, moment, MODEL, 1, "stable", 1, "ok", "", [None, 6, 3.0, 1, 1.0], [0.5])],
+        "one",
+    )
+    fields = [Field(name, dtype) for name, dtype in DTYPES.items()]  # type: ignore[arg-type]
+    window = Window(START, at(24))
+    for unlogged, seen in (([], set(DTYPES)), (["driver"], set(DTYPES) - {"driver"})):
+        found = measure(
+            module, lake, log, model=MODEL, version=1, fields=fields, window=window, unlogged=unlogged
+        )
+        assert {each.feature for each in found if each.source == "requests"} == seen

@@ -10,7 +10,7 @@ from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import BadInput, NotFound
 from loopwright.monitoring.explanations import ExplanationLog
 from loopwright.monitoring.lookup import Logged, coverage, find_answers
-from loopwright.monitoring.store import load_spec
+from loopwright.monitoring.store import STAND_INS, load_spec
 from loopwright.quality.explain_report import explain_rows
 from loopwright.registry import versions
 
@@ -83,12 +83,12 @@ def _chosen(found: list[Logged], model: str, version: int | None) -> Logged:
         found = [one for one in found if one.version == version]
         if not found:
             raise NotFound("this version did not answer that request", where=model, got=version)
-    answered = [one for one in found if one.outputs]
+    answered = [one for one in found if one.outputs and one.arm not in STAND_INS]
     if not answered:
         raise BadInput(
-            "the request was not answered, so there is nothing to explain",
+            "no model answered the request, so there is nothing to explain",
             where=model,
-            got=found[0].error or "error",
+            got=found[0].error or found[0].arm,
         )
     given = [one for one in answered if one.arm != "shadow"]
     return (given or answered)[0]

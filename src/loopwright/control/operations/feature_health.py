@@ -114,7 +114,7 @@ def parity(
     report = replay(
         kept_project(ctx.home, str(registered.run_id)), made.module, Lake.of(ctx.home, ctx.ledger),
         open_version(ctx, model, chosen).bundle, requests, version=chosen, start=window.start, end=window.end,
-        ulps=ulps,
+        ulps=ulps, unlogged=spec.serving.log.redact,
     )  # fmt: skip
     told = report.to_json()
     with ctx.ledger.write() as conn:

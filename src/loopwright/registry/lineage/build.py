@@ -185,7 +185,8 @@ def _versions(graph: Graph, records: Records) -> None:
         arms[arm.version].append({"arm": arm.arm, "weight": arm.weight})
     answered: dict[int, int] = defaultdict(int)
     for row in records.answers:
-        answered[row.version] += row.answers if row.arm != "shadow" else 0
+        # Nobody saw a shadow's answers, and no model gave kept and default ones.
+        answered[row.version] += row.answers if row.arm not in ("shadow", "cache", "default") else 0
     for found in records.versions:
         here = graph.add(
             version_id(model, found.version), "version", f"{model} {found.version}", model=model, version=found.version,
