@@ -132,7 +132,7 @@ class Site:
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def run() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app)  # type: ignore[arg-type]
+            transport = httpx.ASGITransport(self.app)
             async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
                 answer = await http.request(method, path, **options)
             await self.engine.drained()
@@ -292,6 +292,75 @@ def test_metadata_tells_what_may_be_left_out(site: Site) -> None:
         "plane": {"entity": ["tailnum"], "inputs": ["distance"]},
         "place": {"entity": ["carrier", "number"], "inputs": ["hour"]},
     }
+
+
+def predict(site: Site, **body: Any) -> httpx.Response:
+    return site.call("POST", "/models/late/predict", json=body)
+
+
+def test_the_typed_route_takes_entities_beside_inputs_and_tells_each_rows_ages(site: Site) -> None:
+    answer = predict(
+        site,
+        entities=[{"tailnum": "N1", "carrier": "UA", "number": 5}, {"tailnum": "N9"}],
+        inputs=[{"_id": "a"}, {"hour": 23, "carrier": "AA"}],
+    )
+    assert answer.status_code == 200, answer.text
+    first, second = answer.json()["predictions"]
+    assert first["outputs"] == {"probability": pytest.approx(tiny_answer(500.0, 6, "UA"))}
+    present = {"status": "PRESENT", "age": 3600.0}
+    assert (first["id"], first["features"]) == ("a", {"plane": present, "place": present})
+    assert second["features"] == {"plane": {"status": "NOT_FOUND", "age": None}}
+    assert [event.inputs for event in site.events()] == [[500.0, 6, "UA"], [None, 23, "AA"]]
+    alone = predict(site, entities={"tailnum": "N1", "carrier": "UA", "number": 5}, unit="u", id="x")
+    assert alone.json()["predictions"][0]["outputs"] == first["outputs"]
+    assert (site.events()[-1].id, site.events()[-1].unit) == ("x", "u")
+    assert "features" not in predict(site, inputs={"distance": 1.0, "hour": 6, "carrier": "UA"}).text
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"entities": {"tailnum": "N1"}, "inputs": [{}]}, "differ in number; got 1 rows, wanted one object"),
+        ({"entities": [{"tailnum": "N1"}, {}], "inputs": [{}]}, "got 1 rows, wanted a list of 2"),
+        ({"entities": "N1"}, "entities: not an entity"),
+        ({"entities": []}, "entities: no rows"),
+        ({"entities": {"tailnum": {"a": 1}}}, "entities.tailnum: not a key"),
+        ({"entities": {"tailnum": "N1"}, "inputs": {"_entity.tailnum": "N1"}}, "entities have a place of their own"),
+        ({"entities": {"tailnum": "N1"}, "inputs": {"hour": "six"}}, "inputs.hour: a value of another kind"),
+        ({"entities": {"tailnum": "N1"}, "inputs": {"hours": 6}}, "inputs.hours: the model has no input `hours`"),
+        ({"entities": {"tailnum": "N1"}, "input": {}}, "did you mean `inputs`?"),
+    ],
+)  # fmt: skip
+def test_the_typed_route_says_where_entities_are_wrong(
+    site: Site, body: dict[str, Any], message: str
+) -> None:
+    answer = predict(site, **body)
+    assert (answer.status_code, site.events()) == (422, [])
+    assert message in answer.json()["error"]
+
+
+def test_the_document_of_the_typed_route_says_what_may_be_left_out(site: Site) -> None:
+    schemas = site.call("GET", "/openapi.json").text
+    document = json.loads(schemas)
+    bodies = [
+        one["content"]["application/json"]["schema"]
+        for path, calls in document["paths"].items()
+        if path == "/models/late/predict"
+        for one in [calls["post"]["requestBody"]]
+    ]
+    (body,) = bodies
+    forms = (
+        document["components"]["schemas"][body["$ref"].rsplit("/", 1)[1]]["oneOf"]
+        if "$ref" in body
+        else body["oneOf"]
+    )
+    entity = forms[1]["properties"]["entities"]["oneOf"][0]
+    assert entity["properties"] == {
+        "tailnum": {"type": ["string", "null"], "maxLength": 4096},
+        "carrier": {"type": ["string", "null"], "maxLength": 4096},
+        "number": {"type": ["integer", "null"], "minimum": -(2**63 - 1), "maximum": 2**63 - 1},
+    }
+    assert "place (carrier, number) gives hour" in entity["description"]
 
 
 # What is online may not be what a version was trained on.
@@ -474,9 +543,9 @@ def test_any_mix_of_values_and_entities_answers_as_all_values_do(
     tails, carriers, numbers = (list(column) for column in zip(*rows, strict=True))
     distances = [KNOWN.get(tail) for tail in tails]
     hours = [HOURS.get((carrier, number)) for carrier, number in zip(carriers, numbers, strict=True)]
-    whole = {"distance": distances, "hour": hours, "carrier": carriers}
+    whole: dict[str, list[Any]] = {"distance": distances, "hour": hours, "carrier": carriers}
     typed = {"distance": "FP64", "hour": "INT64", "carrier": "BYTES"}
-    mixed = {name: whole[name] for name in sent} | (
+    mixed: dict[str, list[Any]] = {name: whole[name] for name in sent} | (
         {"carrier": carriers} if as_input or not as_entity else {}
     )
     entities = {"tailnum": tails, "number": numbers} | ({"carrier": carriers} if as_entity else {})

@@ -100,11 +100,10 @@ class Shown:
 
 def example_of(served: Served, *, golden: bool) -> Example:
     """Return a golden row when it is known and may be shown, else one made up from the types."""
-    rows = served.bundle.golden if golden and served.bundle is not None else None
-    if rows is None or not rows.outputs:
+    if served.example is None or not golden:
         return Example({field.name: _INVENTED[field.dtype] for field in served.schema.inputs}, None, False)
-    inputs = {field.name: rows.inputs[field.name][0] for field in served.schema.inputs}
-    return Example(inputs, rows.outputs[0], True)
+    given, outputs = served.example
+    return Example({field.name: given[field.name] for field in served.schema.inputs}, outputs, True)
 
 
 def shown(models: Iterable[Model], *, golden: bool) -> list[Shown]:
@@ -151,18 +150,50 @@ def record_schema(schema: Schema) -> dict[str, Any]:
 
 def body_schema(shown: Shown, max_rows: int) -> dict[str, Any]:
     """Return the schema of a body of the typed route."""
-    row = ref(f"{shown.key}.Row")
-    return {
+
+    def one_or_many(one: Mapping[str, Any]) -> dict[str, Any]:
+        return {"oneOf": [one, {"type": "array", "minItems": 1, "maxItems": max_rows, "items": one}]}
+
+    about = {"unit": ref("Id"), "event_time": ref("EventTime"), "id": ref("Id")}
+    whole = {
         "type": "object",
-        "properties": {
-            "inputs": {"oneOf": [row, {"type": "array", "minItems": 1, "maxItems": max_rows, "items": row}]},
-            "unit": ref("Id"),
-            "event_time": ref("EventTime"),
-            "id": ref("Id"),
-        },
+        "properties": {"inputs": one_or_many(ref(f"{shown.key}.Row")), **about},
         "required": ["inputs"],
         "additionalProperties": False,
     }
+    if not shown.served.manifest.views:
+        return whole
+    row = row_schema(shown.schema)
+    by_entity = {
+        "type": "object",
+        "description": "What online views give may be left out where entities are named.",
+        "properties": {
+            "inputs": one_or_many({key: value for key, value in row.items() if key != "required"}),
+            "entities": one_or_many(entity_schema(shown.served)),
+            **about,
+        },
+        "required": ["entities"],
+        "additionalProperties": False,
+    }
+    return {"oneOf": [whole, by_entity]}
+
+
+def entity_schema(served: Served) -> dict[str, Any]:
+    """Return the schema of the keys that a version's online views are looked up by."""
+    kinds = {
+        part: kind
+        for view in served.manifest.views
+        for part, kind in zip(view.entity, view.kinds, strict=True)
+    }
+    views = "; ".join(
+        f"{view.name} ({', '.join(view.entity) or 'no key'}) gives {', '.join(view.inputs)}"
+        for view in served.manifest.views
+    )
+    parts: dict[str, dict[str, Any]] = {}
+    for part, kind in kinds.items():
+        known = _VALUES.get(kind)  # type: ignore[call-overload]  # a kind is a dtype or ""
+        parts[part] = {**known, "type": [known["type"], "null"]} if known else {}
+    return {"type": "object", "description": views, "properties": parts, "additionalProperties": False}
 
 
 def outputs_schema(schema: Schema) -> dict[str, Any]:
@@ -182,6 +213,15 @@ def predicted_schema(schema: Schema) -> dict[str, Any]:
         **row,
         "outputs": outputs_schema(schema),
         "source": {"enum": ["stable", "cache", "default"], "description": "What stood in for a failing arm."},
+        "features": {
+            "description": "By online view: the age in seconds of what was looked up there, and how it stands.",
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "properties": {"status": {"type": "string"}, "age": {"type": ["number", "null"]}},
+                "required": ["status", "age"],
+            },
+        },
     }
     if schema.task == "multiclass":
         answered["label"] = {"enum": list(schema.classes), "description": "The likeliest class."}

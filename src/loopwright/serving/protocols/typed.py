@@ -5,6 +5,7 @@ the checks every protocol shares, which say where the mistake is.
 """
 
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from time import perf_counter_ns
 from typing import Annotated, Any
 
@@ -27,19 +28,29 @@ from loopwright.serving.protocols.parsing import (
     rows_of,
 )
 from loopwright.serving.rows import (
+    ENTITY,
     MAX_INT,
     MAX_TEXT,
     RESERVED,
+    LookedUp,
+    NamesEntities,
+    PartialRows,
     Reader,
     Rows,
+    Value,
+    check_entity,
     check_event_time,
     check_id,
     check_names,
+    check_values,
     short_name,
+    v2_datatype,
 )
 
 JSON = "application/json"
 ENVELOPE = ("inputs", "unit", "event_time", "id")
+MOST_PARTS = 1000
+"""Of keys that one row may name."""
 
 _TYPES: dict[str, Any] = {
     "float64": float,
@@ -51,7 +62,8 @@ _TYPES: dict[str, Any] = {
 
 class Prediction(msgspec.Struct, omit_defaults=True):
     """A row's answer. outputs: by the model's own names; label: the likeliest class; source: what stood in for an arm
-    that failed; error: why there is no answer."""
+    that failed; error: why there is no answer; features: by online view, the age in seconds of what was looked up
+    there, and how it stands."""
 
     id: str
     version: int
@@ -60,6 +72,7 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     label: str | None = None
     source: str = "model"
     error: str | None = None
+    features: dict[str, dict[str, float | str | None]] | None = None
 
 
 class Predicted(msgspec.Struct, omit_defaults=True):
@@ -96,8 +109,15 @@ class Typed:
     async def answer(self, target: Target, body: bytes, call: Call) -> Reply:
         """Answer a body."""
         started = perf_counter_ns()
-        rows = self.reader(target.served).read(body, self._front.bounds.rows)
-        begun: Answer | Coroutine[Any, Any, Answer] = self._front.engine.start(target.model, rows, call)
+        reader = self.reader(target.served)
+        begun: Answer | Coroutine[Any, Any, Answer]
+        try:
+            rows = reader.read(body, self._front.bounds.rows)
+        except NamesEntities:
+            partial = reader.read_partial(body, self._front.bounds.rows)
+            begun = self._front.answer_entities(target, partial, call)
+        else:
+            begun = self._front.engine.start(target.model, rows, call)
         answer = begun if isinstance(begun, Answer) else await begun
         if all(answer.errors):
             answer.raise_for_rows(target.model)
@@ -129,6 +149,7 @@ def render(target: Target, answer: Answer) -> Predicted:
             prediction.outputs = dict(zip(schema.outputs, outputs, strict=True))
             prediction.label = label(schema, outputs)
             prediction.source = answer.sources[row]
+            prediction.features = _features(answer.looked_up, row)
         predictions.append(prediction)
     return Predicted(
         target.model.name,
@@ -139,6 +160,16 @@ def render(target: Target, answer: Answer) -> Predicted:
         fallback=bool(parameters.get("fallback")),
         errors=sum(map(bool, answer.errors)),
     )
+
+
+def _features(looked_up: LookedUp | None, row: int) -> dict[str, dict[str, float | str | None]] | None:
+    if looked_up is None:
+        return None
+    return {
+        view: {"status": statuses[row], "age": looked_up.ages[view][row]}
+        for view, statuses in looked_up.statuses.items()
+        if statuses[row] is not None
+    }
 
 
 def label(schema: Schema, outputs: Sequence[float]) -> str | None:
@@ -156,7 +187,7 @@ class TypedReader:
         self._decoder = _decoder(reader.schema.inputs)
 
     def read(self, body: bytes, max_rows: int) -> Rows:
-        """Return a body's rows. Raises Malformed, BadInput, TooLarge."""
+        """Return a body's rows. Raises Malformed, BadInput, TooLarge; NamesEntities: read it with `read_partial`."""
         if self._decoder is None:
             return self._read_again(body, max_rows)
         try:
@@ -194,6 +225,8 @@ class TypedReader:
         document = parse_json(body)
         if not isinstance(document, dict):
             raise BadInput("not an object", where="body", wanted='{"inputs": {…}} or {"inputs": [{…}, …]}')
+        if "entities" in document:
+            raise NamesEntities("entities are not looked up here", where="entities", wanted="every input")
         for name in document:
             if name not in ENVELOPE:
                 raise BadInput(
@@ -218,6 +251,61 @@ class TypedReader:
             columns, len(records), self._reader, lambda name, row: f"{place(row)}.{short_name(name)}", about
         )
 
+    def read_partial(self, body: bytes, max_rows: int) -> PartialRows:
+        """Return the rows of a body that names entities, and may leave inputs out. Raises as `read` does."""
+        document = parse_json(body)
+        for name in document:
+            if name not in (*ENVELOPE, "entities"):
+                raise BadInput(
+                    f"`{short_name(name)}` is not understood", where="body", wanted=", ".join((*ENVELOPE, "entities")),
+                    next=did_you_mean(name, ENVELOPE),
+                )  # fmt: skip
+        about = About.of(document, "")
+        named, inputs = document["entities"], document.get("inputs")
+        many = isinstance(named, list)
+        keys: list[Any] = named if isinstance(named, list) else [named]
+        check_count(len(keys), max_rows, "entities")
+        if inputs is None:
+            inputs = [{} for _ in keys] if many else {}
+        if isinstance(inputs, list) != many or (many and len(inputs) != len(keys)):
+            raise BadInput(
+                "entities and inputs differ in number", where="inputs",
+                got=f"{len(inputs)} rows" if isinstance(inputs, list) else "one row",
+                wanted=f"a list of {len(keys)}" if many else "one object",
+            )  # fmt: skip
+        records = inputs if many else [inputs]
+        n = len(keys)
+        rows = PartialRows(
+            about.id, n, [], [], [about.id if n == 1 else ""] * n, [about.unit] * n, [about.event_time] * n
+        )
+        for row, (key, record) in enumerate(zip(keys, records, strict=True)):
+            where = f"[{row}]" if many else ""
+            rows.entities.append(_read_key(key, f"entities{where}"))
+            rows.given.append(self._read_some(record, f"inputs{where}"))
+            _take_reserved(rows, row, [record.get(name) for name in RESERVED], f"inputs{where}")
+        return rows
+
+    def _read_some(self, record: Any, where: str) -> dict[str, Value]:
+        if not isinstance(record, dict):
+            raise BadInput("not a row", where=where, got=record, wanted="an object of inputs by name")
+        if any(name.startswith(ENTITY) for name in record):
+            raise BadInput("entities have a place of their own", where=where, wanted="entities: {…}")
+        check_names(
+            list(record),
+            self._schema,
+            at=lambda name: f"{where}.{short_name(name)}",
+            within=where,
+            partial=True,
+        )
+        self._check_booleans(record, where)
+        return {
+            name: check_values([record[name]], field, v2_datatype(field), partial(_place, f"{where}.{name}"))[
+                0
+            ]
+            for field, name, _ in self._reader.fields
+            if name in record
+        }
+
     def _check_record(self, record: Any, where: str) -> None:
         if not isinstance(record, dict):
             raise BadInput("not a row", where=where, got=record, wanted="an object of inputs by name")
@@ -225,8 +313,11 @@ class TypedReader:
             check_names(
                 list(record), self._schema, at=lambda name: f"{where}.{short_name(name)}", within=where
             )
+        self._check_booleans(record, where)
+
+    def _check_booleans(self, record: Mapping[str, Any], where: str) -> None:
         for field, name, dtype in self._reader.fields:
-            if dtype == "bool" and isinstance(record[name], float):  # what binary tensors must write
+            if dtype == "bool" and isinstance(record.get(name), float):  # what binary tensors must write
                 raise BadInput(
                     "a value of another kind", where=f"{where}.{name}", got=record[name],
                     wanted="true, false or null" if field.nullable else "true or false",
@@ -236,7 +327,19 @@ class TypedReader:
 _NO_RESERVED = (None,) * len(RESERVED)
 
 
-def _take_reserved(rows: Rows, row: int, reserved: Sequence[Any], where: str) -> None:
+def _place(where: str, _: int) -> str:
+    return where
+
+
+def _read_key(key: Any, where: str) -> dict[str, Value]:
+    if not isinstance(key, dict) or len(key) > MOST_PARTS:
+        raise BadInput(
+            "not an entity", where=where, got=key, wanted=f"an object of at most {MOST_PARTS} keys by name"
+        )
+    return {name: check_entity(value, f"{where}.{short_name(name)}") for name, value in key.items()}
+
+
+def _take_reserved(rows: Rows | PartialRows, row: int, reserved: Sequence[Any], where: str) -> None:
     row_id, unit, event_time = reserved
     if row_id is not None:
         rows.ids[row] = check_id(row_id, f"{where}._id")
