@@ -26,6 +26,12 @@ class Golden(msgspec.Struct, frozen=True):
     outputs: list[list[float]]
     tolerance: float = 1e-5
 
+    def first(self) -> tuple[dict[str, Any], list[float]] | None:
+        """A row's inputs by name and its outputs, for people to see; None when there is none."""
+        if not self.outputs or not all(self.inputs.values()):
+            return None
+        return {name: values[0] for name, values in self.inputs.items()}, self.outputs[0]
+
 
 class OnlineView(msgspec.Struct, frozen=True, kw_only=True):
     """A feature view that inputs come from, for whoever looks them up by an entity instead of being sent them.

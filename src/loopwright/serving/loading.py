@@ -3,12 +3,16 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from loopwright.bundle.approval import verify_record
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.isolated import Limits
 from loopwright.bundle.keys import PublicKey
+from loopwright.bundle.manifest import Golden, Manifest
 from loopwright.bundle.open import Bundle, check_bundle, open_bundle, trusted_digest
 from loopwright.bundle.routes import ModelRoute, RouteTable
+from loopwright.kernel.digest import sha256_bytes
 from loopwright.kernel.errors import LoopwrightError, Refused
 from loopwright.kernel.stage import Stage
 from loopwright.serving.models import Model, Served
@@ -59,7 +63,15 @@ def check_version(
     digest = route.versions[str(version)].bundle
     manifest, actual = check_bundle(depot.path(digest), keys, trusted=trusted)
     _same_model(route, version, manifest.model, actual)
-    return Served.cold(version, manifest, digest)
+    return Served.cold(version, manifest, digest, read_golden(depot.path(digest), manifest))
+
+
+def read_golden(path: Path, manifest: Manifest) -> Golden | None:
+    """Return a checked bundle's golden rows; None for bytes that are no longer those of the manifest."""
+    raw = (path / "golden.json").read_bytes()
+    return (
+        msgspec.json.decode(raw, type=Golden) if sha256_bytes(raw) == manifest.files["golden.json"] else None
+    )
 
 
 def load_version(

@@ -1,9 +1,9 @@
 """What a worker serves: models, their arms, and versions that are in memory or may be brought there."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from loopwright.bundle.manifest import Manifest
+from loopwright.bundle.manifest import Golden, Manifest
 from loopwright.bundle.open import Bundle
 from loopwright.bundle.routes import Arm, ServingPolicy
 from loopwright.bundle.signature import Schema
@@ -22,7 +22,7 @@ class Served:
     Compared by identity: one object per version and bytes, for as long as the routes name it. Who predicts takes
     `bundle` once and keeps it until the answer is there; what leaves memory meanwhile ends after its last user.
     lane: the engine's, made as it is needed; used: when somebody last asked for it, in microseconds since 1970; rule:
-    what of its answers is written down.
+    what of its answers is written down; example: a golden row and its outputs, for people to see.
     """
 
     version: int
@@ -33,16 +33,19 @@ class Served:
     lane: "Lane | None" = None
     used: int = 0
     rule: LogRule = field(default_factory=LogRule)
+    example: tuple[dict[str, Any], list[float]] | None = None
 
     @classmethod
     def of(cls, version: int, bundle: Bundle) -> "Served":
         """Prepare a loaded bundle."""
-        return cls(version, bundle, Reader(bundle.schema), bundle.digest, bundle.manifest)
+        reader, example = Reader(bundle.schema), bundle.golden.first()
+        return cls(version, bundle, reader, bundle.digest, bundle.manifest, example=example)
 
     @classmethod
-    def cold(cls, version: int, manifest: Manifest, digest: str) -> "Served":
+    def cold(cls, version: int, manifest: Manifest, digest: str, golden: Golden | None = None) -> "Served":
         """A version whose files were verified and that nobody has loaded yet."""
-        return cls(version, None, Reader(manifest.schema), digest, manifest)
+        example = golden.first() if golden else None
+        return cls(version, None, Reader(manifest.schema), digest, manifest, example=example)
 
     @property
     def schema(self) -> Schema:

@@ -34,6 +34,7 @@ from loopwright.serving.protocols.schemas import (
 )
 
 _Key = tuple[tuple[str, int, str, bool], ...]
+"""Of every version: model, number, digest, and whether it is the one that requests without a version are for."""
 
 
 class OpenApi:
@@ -52,7 +53,7 @@ class OpenApi:
         """Return the document. Golden rows are shown to those who may predict."""
         golden = may_predict(self._front, request)
         key: _Key = tuple(
-            (name, version, served.digest, served.bundle is not None)
+            (name, version, served.digest, served is model.stable)
             for name, model in sorted(self._front.models.items())
             for version, served in sorted(model.versions.items())
         )
