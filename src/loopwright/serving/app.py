@@ -15,6 +15,7 @@ from loopwright.serving.exposition import render
 from loopwright.serving.front import Front, Host, Target
 from loopwright.serving.http import (
     Bounds,
+    Budget,
     ClientGone,
     Headers,
     HttpError,
@@ -55,11 +56,14 @@ class App:
         self._counters = counters
         self._host = host
         self._folder = folder
-        self._bounds = bounds
+        self.bounds = bounds
+        self.budget = Budget(max(bounds.unfinished, 2 * bounds.body))
         self.routes = [*self._own(), *self._protocols()]
         self._router = Router(self.routes)
         self.hot: dict[str, Target] = {}
         """Targets by the path of their V2 inference; empty while somebody watches, who must see every request."""
+        self.by_path: dict[bytes, Target] = {}
+        """The same, by the path as it stands in a request."""
 
     def _protocols(self) -> Iterable[Route]:
         """Everything that predicts."""
@@ -72,15 +76,13 @@ class App:
     def publish(self) -> None:
         """Make the engine's current models reachable."""
         hot: dict[str, Target] = {}
-        if self.front.watchers:
-            self.hot = hot
-            return
-        for name, model in self.front.models.items():
+        for name, model in self.front.models.items() if not self.front.watchers else ():
             with suppress(LoopwrightError):  # no version of it may answer: the slow way says so
                 hot[f"/v2/models/{name}/infer"] = self.front.target(model, None)
             for version in model.versions:
                 hot[f"/v2/models/{name}/versions/{version}/infer"] = self.front.target(model, version)
         self.hot = hot
+        self.by_path = {path.encode(): target for path, target in hot.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -98,7 +100,7 @@ class App:
     async def _reply(self, scope: Scope, receive: Receive) -> Reply | None:
         """What to answer; None when there is nobody left to answer."""
         try:
-            request = Request(scope, receive, self._bounds)
+            request = Request(scope, receive, self.bounds, self.budget)
             target = self.hot.get(scope["path"])
             if target is not None and scope["method"] == "POST":
                 return await self.inference.infer_at(target, request)
@@ -123,10 +125,14 @@ class App:
         for watcher, what in begun:
             watcher.end(what, asked, status, size, took, answered.get())
 
+    def count(self, status: int) -> None:
+        """Count an answer that leaves with this status."""
+        self._counters.add(("http", str(status)))
+
     async def send(self, reply: Reply, method: str, send: Send) -> None:
         """Send an answer and count it."""
         headers: Headers = [(b"content-type", reply.content_type.encode()), *reply.headers]
-        self._counters.add(("http", str(reply.status)))
+        self.count(reply.status)
         body = reply.body
         if isinstance(body, bytes):
             headers.append((b"content-length", b"%d" % len(body)))

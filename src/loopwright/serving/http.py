@@ -24,13 +24,15 @@ encode = msgspec.json.Encoder().encode
 class Bounds:
     """How much one request may bring. body: bytes; body_seconds: how long a client may take to send it.
 
-    stream: bytes of a whole bulk request, which is read and answered in parts.
+    stream: bytes of a whole bulk request, which is read and answered in parts. unfinished: bytes of all bodies together
+    that have not come whole yet.
     """
 
     body: int = 8 << 20
     rows: int = 10_000
     body_seconds: float = 30.0
     stream: int = 1 << 30
+    unfinished: int = 256 << 20
 
 
 class HttpError(LoopwrightError):
@@ -53,6 +55,34 @@ class TooLarge(LoopwrightError):
     http_status = 413
 
 
+class Busy(HttpError):
+    """The process has no room for one more. `retry_after`: seconds."""
+
+    def __init__(self, what: str, *, retry_after: float) -> None:
+        super().__init__(503, what, next="Send it again after a pause, or to another server.")
+        self.retry_after = retry_after
+
+
+class Budget:
+    """Bytes of bodies that have not come whole yet, over all requests of a process: each may be within its bound, and
+    ten thousand of them be more than there is memory."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    def take(self, bytes: int) -> None:
+        """Raise Busy, and take nothing, when there is not so much left."""
+        if bytes > self.left:
+            raise Busy("too many large bodies are on their way", retry_after=1.0)
+        self.left -= bytes
+
+    def give(self, bytes: int) -> None:
+        """Give back what was taken."""
+        self.left += bytes
+
+
 class ClientGone(Exception):
     """The client went away before its request was whole; there is nobody to answer."""
 
@@ -60,11 +90,12 @@ class ClientGone(Exception):
 class Request:
     """One HTTP request. Its body is read once, by `body` or by `chunks`."""
 
-    __slots__ = ("_receive", "bounds", "headers", "scope")
+    __slots__ = ("_budget", "_receive", "bounds", "headers", "scope")
 
-    def __init__(self, scope: Scope, receive: Receive, bounds: Bounds) -> None:
+    def __init__(self, scope: Scope, receive: Receive, bounds: Bounds, budget: Budget | None = None) -> None:
         self.scope = scope
         self.bounds = bounds
+        self._budget = budget or Budget(bounds.unfinished)
         self.headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
         self._receive = receive
 
@@ -95,7 +126,7 @@ class Request:
         return (self.header(b"content-type") or "").partition(";")[0].strip().lower()
 
     async def body(self) -> bytes:
-        """The whole body. Raises TooLarge, HttpError (408: too slow, 415: compressed), ClientGone."""
+        """The whole body. Raises TooLarge, HttpError (408: too slow, 415: compressed), Busy, ClientGone."""
         self._check_encoding()
         self._check_length(self.bounds.body)
         message = await self._receive()
@@ -110,14 +141,18 @@ class Request:
                 while True:
                     if message["type"] == "http.disconnect":
                         raise ClientGone
-                    parts += message.get("body", b"")
-                    if len(parts) > self.bounds.body:
-                        raise too_large(len(parts), self.bounds.body)
+                    part = message.get("body", b"")
+                    if len(parts) + len(part) > self.bounds.body:
+                        raise too_large(len(parts) + len(part), self.bounds.body)
+                    self._budget.take(len(part))
+                    parts += part
                     if not message.get("more_body"):
                         return bytes(parts)
                     message = await self._receive()
         except TimeoutError:
             raise too_slow(self.bounds.body_seconds) from None
+        finally:
+            self._budget.give(len(parts))
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes, at most `bounds.stream` bytes, each part in `bounds.body_seconds`. Raises as `body`."""

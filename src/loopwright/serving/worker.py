@@ -9,8 +9,9 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import uvicorn
@@ -23,10 +24,12 @@ from loopwright.serving.app import App, Bounds
 from loopwright.serving.cache import Cache
 from loopwright.serving.callers import Callers
 from loopwright.serving.channel import Channel
+from loopwright.serving.connections import Connections, Limits, allow_files
 from loopwright.serving.counters import Counters
 from loopwright.serving.deadline import Deadline
 from loopwright.serving.engine import Engine
 from loopwright.serving.events import SegmentWriter
+from loopwright.serving.hot import HotProtocol
 from loopwright.serving.leaving import see_off
 from loopwright.serving.entities import EntityFeatures
 from loopwright.serving.log_health import log_warnings
@@ -279,10 +282,15 @@ class Worker:
 
 
 async def _serve_http(worker: Worker) -> None:
+    connections = Connections(
+        Limits(
+            connections=allow_files(worker.config.max_connections), body_seconds=worker.bounds.body_seconds
+        )
+    )
     config = uvicorn.Config(
         worker.app,
         loop="none",
-        http="httptools",
+        http=cast(type[asyncio.Protocol], partial(HotProtocol, worker.app, connections)),
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -291,9 +299,7 @@ async def _serve_http(worker: Worker) -> None:
         proxy_headers=False,
         server_header=False,
         date_header=False,
-        limit_concurrency=worker.config.max_connections,
         backlog=2048,
-        timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     server = uvicorn.Server(config)
@@ -304,9 +310,10 @@ async def _serve_http(worker: Worker) -> None:
         await see_off(server, worker.linger)
         server.should_exit = True
 
-    watching = asyncio.create_task(stop_when_told())
+    beside = [asyncio.create_task(stop_when_told()), asyncio.create_task(connections.watch())]
     await server.serve(sockets=[listener])
-    watching.cancel()
+    for task in beside:
+        task.cancel()
 
 
 async def _main(config: WorkerConfig) -> None:
