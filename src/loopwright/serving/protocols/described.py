@@ -10,6 +10,7 @@ ERRORS = {
     401: "No token, or one nobody knows.",
     403: "Not allowed, or no arm of this name.",
     404: "No such model or version.",
+    406: "No answer of a type that is accepted.",
     408: "The body came too slowly.",
     409: "It is already so, or something else is doing it.",
     413: "More bytes or rows than one request may bring.",
@@ -40,6 +41,14 @@ PARAMETERS: dict[str, Any] = {
         "name": "X-Loopwright-Timeout-Ms", "in": "header",
         "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 86_400_000},
         "description": "How long the answer is waited for.",
+    },
+    "request_id": {
+        "name": "X-Request-Id", "in": "header", "schema": {**_TEXT, "maxLength": 256},
+        "description": "What the request is called where its body does not say: in the answer and in the log.",
+    },
+    "unit": {
+        "name": "X-Loopwright-Unit", "in": "header", "schema": {**_TEXT, "maxLength": 256},
+        "description": "The unit of all rows that name none: the same unit always gets the same arm.",
     },
 }  # fmt: skip
 
@@ -75,7 +84,7 @@ def _is(name: str, *, error: bool = True) -> dict[str, Any]:
 
 
 _PREDICTS = (400, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504)
-_CALL = ("arm", "timeout")
+_CALL = ("arm", "timeout", "request_id", "unit")
 _VERSION = {"version": {"type": "integer", "minimum": 0, "maximum": 999_999_999}}
 _V2 = "Open Inference"
 
@@ -262,6 +271,80 @@ DESCRIBED: dict[tuple[str, str], Described] = {
         {"200": {"description": "Bare text.", "content": {"text/plain": {"schema": _TEXT}}}},
     ),
 }  # fmt: skip
+
+_ROWS = {"application/x-ndjson": {"schema": _TEXT}, "application/vnd.apache.arrow.stream": {"schema": {}}}
+_LINE = {
+    **_ROWS,
+    "application/x-ndjson": {
+        "schema": {**_TEXT, "description": "A row a line: an object of inputs by name."}
+    },
+}
+_FLAG = {
+    "type": "object",
+    "properties": {
+        "key": _TEXT, "value": _TEXT, "variant": _TEXT, "reason": _TEXT, "metadata": {"type": "object"},
+        "errorCode": _TEXT, "errorDetails": _TEXT,
+    },
+}  # fmt: skip
+_CONTEXT = {
+    "type": "object",
+    "properties": {
+        "context": {
+            "type": ["object", "null"],
+            "properties": {"targetingKey": {"$ref": "#/components/schemas/Id"}},
+        }
+    },
+}
+_FLAGS = "Feature flags"
+_TOLD = {str(status): _json(ERRORS[status], _FLAG) for status in (400, 403, 404, 408, 413, 415, 429, 503)}
+_INDEX = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT},
+        "required": ["name", "version", "state", "reason"],
+    },
+}
+_HOLDS = {"application/json": {"schema": {"type": "object", "properties": {"parameters": _PARAMETERS}}}}
+_READY_ONLY = {
+    "application/json": {"schema": {"type": "object", "properties": {"ready": {"type": "boolean"}}}}
+}
+
+DESCRIBED |= {
+    ("POST", "/ofrep/v1/evaluate/flags"): Described(
+        "Which arm of every model answers a user (OpenFeature remote evaluation)", _FLAGS,
+        {
+            "200": _json("Flags.", {"type": "object", "properties": {"flags": {"type": "array", "items": _FLAG}}}),
+            "304": {"description": "What the client has."}, **_TOLD,
+        },
+        content={"application/json": {"schema": _CONTEXT}}, right="predict",
+    ),
+    ("POST", "/ofrep/v1/evaluate/flags/{key}"): Described(
+        "Which arm of a model answers a user (OpenFeature remote evaluation)", _FLAGS,
+        {"200": _json("A flag.", _FLAG), **_TOLD}, content={"application/json": {"schema": _CONTEXT}},
+        right="predict", parameters=("arm",),
+    ),
+    ("POST", "/v2/repository/index"): Described(
+        "Which versions are in memory", _V2, {"200": _json("Versions.", _INDEX)},
+        errors=(400, 403, 408, 413, 415, 422), content=_READY_ONLY, right="predict",
+    ),
+}  # fmt: skip
+for _act in ("load", "unload"):
+    DESCRIBED["POST", f"/v2/repository/models/{{model}}/{_act}"] = Described(
+        f"{_act.capitalize()} a model, as far as its routes allow", _V2, {"200": _json("Done.")}, content=_HOLDS,
+        errors=(400, 403, 404, 408, 409, 413, 415, 422, 500, 503), right="admin",
+    )  # fmt: skip
+
+for _prefix, _which, _values in (
+    ("/models/{model}", "a model", {}),
+    ("/models/{model}/versions/{version}", "one version", _VERSION),
+):
+    DESCRIBED["POST", f"{_prefix}/bulk"] = Described(
+        f"Many rows by {_which}, read and answered in parts", "Models",
+        {"200": {"description": "A row for each, in order; those without an answer say why.", "content": _ROWS}},
+        content=_LINE, errors=(400, 403, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504), right="predict",
+        parameters=_CALL, values=_values,
+    )  # fmt: skip
 
 for _prefix, _which, _values in (
     ("/v2/models/{model}", "a model", {}),

@@ -110,7 +110,7 @@ def document(
             if told.body == "infer":
                 body = _inference_content(list(newest.values()))
             if body:
-                operation["requestBody"] = {"required": True, "content": body}
+                operation["requestBody"] = {"required": told.body != "", "content": body}
             refused = [*told.errors, *((401,) if told.right and not open_to_all else ())]
             for status in sorted(refused):
                 mlflow = told.body == "table"
