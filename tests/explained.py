@@ -68,9 +68,9 @@ def register(ctx: Context, digest: str) -> int:
         ).version  # fmt: skip
 
 
-def ask(ctx: Context, log: str = "all") -> None:
+def ask(ctx: Context, log: str = "all", *, redact: tuple[str, ...] = ()) -> None:
     spec = Spec.model_validate({
-        "model": "late", "task": "binary", "explain": {"log": log},
+        "model": "late", "task": "binary", "explain": {"log": log}, "serving": {"log": {"redact": redact}},
         "data": {"sources": {"f": {"uri": "f.csv", "contract": "f.yaml"}}, "label": {"name": "y"}},
     })  # fmt: skip
     with ctx.ledger.write() as conn:

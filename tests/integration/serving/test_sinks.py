@@ -17,10 +17,15 @@ import httpx
 import msgspec
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from loopwright.bundle.routes import Arm, LogPolicy, ServingPolicy
 from loopwright.bundle.testing import route_for
+from loopwright.cli.commands import loopwright
+from loopwright.control.context import open_context
+from loopwright.control.identify import LOCAL
+from loopwright.ledger import store as ledger_store
 from loopwright.monitoring.log import PredictionLog
 from loopwright.serving.events import Event, SegmentWriter, frame
 
@@ -155,6 +160,33 @@ def test_killed_between_confirmation_and_memory_clickhouse_holds_every_row_once(
     assert row["event_time"] == "2013-04-01 05:00:00"
     assert (row["uid"], row["inputs"]) == ("sv_1/w0-000000/0", '{"distance":0.0,"carrier":null}')
     assert row["redacted"] == "['carrier']"
+
+
+def test_the_log_of_a_home_is_replayed_by_a_command_that_is_audited(tmp_path: Path, broker: Broker) -> None:
+    ctx = open_context(tmp_path / "home", LOCAL, create=True)
+    uids = [f"sv_1/w0-1/{number * 90}" for number in range(300)]
+    PredictionLog(ctx.home.predictions).append([event(number) for number in range(300)], "one", uids)
+    asked = [
+        "log",
+        "replay",
+        "late",
+        "--home",
+        str(ctx.home.root),
+        "--to",
+        f"kafka://{broker.address}/replayed",
+    ]
+    for _ in range(2):
+        done = CliRunner().invoke(loopwright, [*asked, "--json"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["rows"] == 300
+    messages = broker.messages("replayed")
+    assert len(messages) == 600
+    assert {uid_of(message) for message in messages} == set(uids)
+    with ctx.ledger.read() as conn:
+        noted = [row for row in ledger_store.rows(conn, limit=10) if row.action == "log.replay"]
+    assert len(noted) == 2
+    assert noted[0].payload["to"] == f"kafka://{broker.address}/replayed"
+    ctx.ledger.dispose()
 
 
 def test_redacted_inputs_reach_no_disk_no_wire_and_no_topic(

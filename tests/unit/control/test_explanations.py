@@ -70,6 +70,24 @@ class TestTheLog:
                 assert row["contributions"] == pytest.approx(wanted.values[place])
                 assert row["base"] + sum(row["contributions"]) == pytest.approx(row["raw"])
 
+    def test_answers_that_no_model_gave_are_not_explained(self, ctx: Context, first: str) -> None:
+        stand_ins = [event(f"s-{arm}", arm=arm, status="fallback") for arm in ("cache", "default")]
+        ship(ctx, "one", event("a"), event("b", arm="variant-b"), *stand_ins)
+        ExplanationsController().tick(ctx)
+        assert sorted(row["id"] for row in rows(ctx)) == ["a", "b"]
+        with pytest.raises(BadInput, match="no model answered"):
+            find("explain.prediction").answer(ctx, model="late", id="s-cache")
+
+    def test_without_inputs_that_are_not_logged_nothing_is_explained_and_the_reason_is_told(
+        self, ctx: Context, first: str
+    ) -> None:
+        ask(ctx, redact=("carrier",))
+        ship(ctx, "one", event("a", inputs=[0.5, None]))
+        ExplanationsController().tick(ctx)
+        assert rows(ctx) == []
+        told = ExplanationLog(ctx.home.explanations, ctx.home.predictions).progress("late")
+        assert told.skipped == {"version 1: inputs are not logged (serving.log.redact: carrier)": 1}
+
     def test_a_model_that_does_not_ask_is_left_alone(self, ctx: Context, first: str) -> None:
         ask(ctx, "none")
         ship(ctx, "one", event("a"))

@@ -156,7 +156,7 @@ class ExplanationsController:
         with ctx.ledger.read() as conn:
             spec = monitoring_store.load_spec(conn, model)
         if spec is not None and spec.serving.log.redact:
-            return f"{', '.join(spec.serving.log.redact)} are not logged (serving.log.redact)"
+            return f"inputs are not logged (serving.log.redact: {', '.join(spec.serving.log.redact)})"
         key = (model, version)
         if key not in self._open:
             try:
