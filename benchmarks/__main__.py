@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ORDER = (
-    "startup", "checks", "training_set", "online", "governance", "lineage", "serving", "serving_rivals", "rollback", "demo",
+    "startup", "checks", "training_set", "online", "governance", "lineage", "serving", "serving_rivals", "soak", "rollback", "demo",
 )  # fmt: skip
 
 
