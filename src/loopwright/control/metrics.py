@@ -10,6 +10,7 @@ from loopwright.control.context import Context
 from loopwright.control.controllers.loop import Controllers
 from loopwright.delivery import store as delivery_store
 from loopwright.delivery.rollout import canary_weight
+from loopwright.jobs import store as jobs_store
 from loopwright.kernel.clock import to_us
 from loopwright.monitoring import store as monitoring_store
 from loopwright.registry import versions
@@ -41,6 +42,7 @@ def render(context: Context, controllers: Controllers) -> str:
         }
         rows = store.audit_rows(conn)
         counted = store.stage_counts(conn)
+        queued, oldest = jobs_store.counts(conn), jobs_store.oldest_waiting(conn)
     standing: dict[tuple[str, str, str], int] = {}
     for alert in alerts:
         key = (alert.model, alert.tier.value, alert.state.value)
@@ -56,6 +58,10 @@ def render(context: Context, controllers: Controllers) -> str:
         _metric("loopwright_canary_weight", "gauge", "Share of requests the running rollout's candidate answers.",
                 [({"model": model, "version": str(one.version)}, canary_weight(one.state))
                  for model, one in running.items()]),
+        _metric("loopwright_jobs", "gauge", "Jobs by state.",
+                [({"model": model, "state": state}, count) for model, state, count in queued]),
+        _metric("loopwright_jobs_oldest_waiting_seconds", "gauge", "How long the oldest queued job has waited.",
+                [({"model": model}, (context.now - since).total_seconds()) for model, since in oldest]),
     ]  # fmt: skip
     return "".join(parts)
 

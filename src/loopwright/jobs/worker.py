@@ -203,7 +203,14 @@ class Worker:
         chunk, began = Chunk(job, answering, job.done), time.monotonic()
         for checked in self._batches(job, request, answering, source, rows):
             now_us = int(self.clock().timestamp() * 1e6)
-            self._fit(chunk, checked, request, name, hold, now_us)
+            try:
+                self._fit(chunk, checked, request, name, hold, now_us)
+            except Draining:
+                if results is not None and len(chunk):
+                    self._publish(
+                        job, chunk, results, hold
+                    )  # the rows before these need not be answered again
+                raise
             late = time.monotonic() - began > self.options.chunk_seconds
             if results is not None and (len(chunk) >= most or late):
                 job = self._publish(job, chunk, results, hold)
@@ -260,7 +267,7 @@ class Worker:
 
     def _publish(self, job: Job, chunk: Chunk, results: Results, hold: Hold) -> Job:
         """One file, one transaction: all of the chunk or nothing."""
-        hold.check()
+        hold.require()
         with self.ledger.read() as conn:
             self.versions.check(conn, chunk.answering)
         events, uids, folds = chunk.to_record()

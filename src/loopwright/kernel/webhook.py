@@ -120,9 +120,11 @@ def post(
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     connection = _connection(parts.scheme, parts.hostname or "", parts.port, timeout, check)
     # A receiver that sends a byte now and then would hold us for ever: no single read of it times out.
-    ending = threading.Timer(2 * timeout, _hang_up, (connection,))
+    late = threading.Event()
+    ending = threading.Timer(2 * timeout, _hang_up, (connection, late))
     ending.daemon = True
     ending.start()
+    status = 0
     try:
         connection.connect()
         connection.request("POST", target, body=body, headers=headers)
@@ -130,10 +132,13 @@ def post(
     except Refused:
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return f"{type(error).__name__}: {error}"[:200]
+        if not late.is_set():
+            return f"{type(error).__name__}: {error}"[:200]
     finally:
         ending.cancel()
         connection.close()
+    if late.is_set():  # an answer that was cut off may look like a short one
+        return f"no whole answer within {2 * timeout:g} s"
     return None if 200 <= status < 300 else f"the receiver answers {status}"
 
 
@@ -181,7 +186,8 @@ class _Secured(_Plain):
         self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
 
 
-def _hang_up(connection: http.client.HTTPConnection) -> None:
+def _hang_up(connection: http.client.HTTPConnection, late: threading.Event) -> None:
+    late.set()
     held = connection.sock
     if held is not None:
         with suppress(OSError):

@@ -1,11 +1,9 @@
 """Real `loopwright worker` processes: killed in mid-job, two on one queue, told to stop; real files, S3, webhooks."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -20,9 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from loopwright.cli.edge import run
 from loopwright.control.access import LOCAL
 from loopwright.control.context import Context, open_context
 from loopwright.control.operation import find
+from loopwright.control.work import make_worker
+from loopwright.jobs.worker import Options
 from loopwright.kernel.clock import utc_now
 from loopwright.kernel.webhook import verify
 from loopwright.monitoring.log import PredictionLog
@@ -133,7 +134,7 @@ def eventually(condition: Callable[[], object], seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "did not happen in time"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def check_result(ctx: Context, job: str, rows: int) -> None:
@@ -273,18 +274,13 @@ def test_a_webhook_is_called_signed_until_it_is_taken(
 
 
 def test_files_and_results_lie_in_s3(
-    ctx: Context,
-    s3_server: S3Server,
-    s3_bucket: str,
-    tmp_path: Path,
-    worker: Callable[..., subprocess.Popen[bytes]],
+    ctx: Context, s3_server: S3Server, s3_bucket: str, tmp_path: Path
 ) -> None:
     table = pa.Table.from_pylist([row(number) for number in range(4000)])
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=500)
     uri = s3_server.put(s3_bucket, "in/rows.parquet", (tmp_path / "rows.parquet").read_bytes())
     job = submit(ctx, input=uri, output=f"s3://{s3_bucket}/out")
-    once = worker(ctx.home.root, "--once", log=tmp_path / "w.log", environment=s3_server.environment)
-    assert once.wait(60) == 0
+    make_worker(ctx, Options(once=True), lambda told: None)[0].run()
     found = show(ctx, job)
     assert found["state"] == "succeeded" and found["result"]["uri"] == f"s3://{s3_bucket}/out/{job}"
     files = s3_server.filesystem()
@@ -296,17 +292,18 @@ def test_files_and_results_lie_in_s3(
 
 
 def test_the_command_line_submits_waits_and_writes_the_results(
-    ctx: Context, tmp_path: Path, worker: Callable[..., subprocess.Popen[bytes]]
+    ctx: Context,
+    tmp_path: Path,
+    worker: Callable[..., subprocess.Popen[bytes]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def loopwright(*words: str, code: int = 0) -> Any:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("LOOPWRIGHT_")}
-        done = subprocess.run(
-            [sys.executable, "-m", "loopwright", "--home", str(ctx.home.root), "--json", *words],
-            cwd=tmp_path, env=clean, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == code, done.stderr
-        return json.loads(done.stdout) if done.stdout else done.stderr
+        assert run(["--home", str(ctx.home.root), "--json", *words]) == code
+        said = capsys.readouterr()
+        return json.loads(said.out) if said.out else said.err
 
+    monkeypatch.chdir(tmp_path)
     worker(ctx.home.root, log=tmp_path / "worker.log")
     write_csv(tmp_path / "rows.csv", 1200)
     job = loopwright("jobs", "submit", "late", "--input", "rows.csv", "--key", "k", "--wait")
@@ -320,3 +317,9 @@ def test_the_command_line_submits_waits_and_writes_the_results(
     assert bad["state"] == "dead" and "none.csv" in bad["error"]["message"]
     assert "no job has the id" in loopwright("jobs", "show", "jb_none", code=2)
     assert [one["state"] for one in loopwright("jobs", "list", "late")] == ["dead", "succeeded"]
+    assert "not JSON" in loopwright("jobs", "submit", "late", "--row", "{", code=2)
+    few = loopwright("jobs", "submit", "late", "--row", json.dumps(row(3)), "--wait")
+    (only,) = loopwright("jobs", "results", few["id"])["rows"]
+    assert only["probability"] == pytest.approx(answer(3), abs=1e-6)
+    cancelled = loopwright("jobs", "cancel", loopwright("jobs", "retry", bad["id"])["id"])
+    assert cancelled["state"] in ("cancelled", "running", "queued")
