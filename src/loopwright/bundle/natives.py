@@ -101,6 +101,11 @@ def _xgboost(data: bytes, schema: Schema) -> Answers:
     # Names of the training frame: rows come as a plain matrix, in the schema's order.
     booster.feature_names = None
     booster.feature_types = None
+    try:
+        booster.inplace_predict(np.zeros((1, len(schema.features)), dtype=np.float32))
+    except xgboost.core.XGBoostError:
+        # A linear booster only takes a matrix of its own kind.
+        return lambda features: booster.predict(xgboost.DMatrix(features, nthread=1))
     return lambda features: booster.inplace_predict(features)
 
 

@@ -12,15 +12,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from loopwright.bundle.signature import Field, Schema
 from loopwright.bundle.transform import Transform
 from loopwright.features.frame import Frame
-from loopwright.features.module import FeatureModule, import_project_file
+from loopwright.features.module import Dtype, FeatureModule, import_project_file
 from loopwright.kernel.errors import BadInput, LoopwrightError, did_you_mean
 from loopwright.pipeline.progress import Progress
 from loopwright.project.spec import Project
 from loopwright.stats.metrics import METRICS
 from loopwright.training.config import load_config
-from loopwright.training.export import ExportCheck, check_export, native_files, predict_onnx, to_onnx
+from loopwright.training.export import (
+    ExportCheck,
+    Inconvertible,
+    native_files,
+    predict_model,
+    predict_onnx,
+    to_onnx,
+)
+from loopwright.training.forms import Form, Trusts, checked_form, predict_form
 from loopwright.training.search import search
 from loopwright.training.seeds import seed_everything
 from loopwright.training.split import Split
@@ -67,9 +76,9 @@ class Parts:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted model and its export. `holdout_output` is float64 (rows, outputs) from the exported graph."""
+    """A fitted model and the form it is served in. `holdout_output` is float64 (rows, outputs) from that form."""
 
-    onnx: bytes
+    form: Form
     names: tuple[str, ...]
     state: Mapping[str, Any]
     classes: tuple[str, ...]
@@ -81,6 +90,16 @@ class Fitted:
     """The fitted model's class, like "lightgbm.Booster"; of a scikit-learn pipeline, its last step's."""
     native: Mapping[str, bytes]
     """Files a bundle keeps beside the graph, by path."""
+
+
+def schema_of(
+    project: Project, inputs: Mapping[str, Dtype], features: tuple[str, ...], classes: tuple[str, ...]
+) -> Schema:
+    """The signature of the bundle: what a request brings, what the model reads, what it answers."""
+    task = project.spec.task
+    outputs = {"binary": ("probability",), "regression": ("prediction",)}.get(task, classes)
+    fields = tuple(Field(name, dtype) for name, dtype in inputs.items())
+    return Schema(inputs=fields, features=features, outputs=outputs, task=task, classes=classes)
 
 
 def cut(frame: Frame, holdout: float | timedelta, where: str) -> Parts:
@@ -158,11 +177,13 @@ def fit_model(
     run: Notes,
     watch: Progress,
     params: Mapping[str, Any] | None = None,
+    trusts: Trusts | None = None,
 ) -> Fitted:
     """Search hyperparameters (unless `params` are given), fit on `parts.train`, export, and measure on the holdout.
 
-    The search learns its transform from `parts.fit` only, so the validation rows stay unseen. Raises BadInput when the
-    exported graph does not answer as the model does within 1e-5.
+    The search learns its transform from `parts.fit` only, so the validation rows stay unseen. trusts: for models
+    that can only be served in a form that runs code. Raises BadInput when the exported form does not answer as the
+    model does within 1e-5, Untrusted for a form that nobody trusts.
     """
     spec = project.spec
     seed_everything(spec.train.seed)
@@ -181,29 +202,32 @@ def fit_model(
     run.params(dict(params))
     with project_code(spec.train.file, "train"):
         model = train(fitted_on, None, dict(params), spec.train.seed, run)
-    onnx = to_onnx(model, prepared.names, spec.task)
-    export = check_export(model, onnx, _sample(fitted_on.x, held.x), tolerance=EXPORT_TOLERANCE)
+    classes = parts.train.classes if spec.task == "multiclass" else ()
+    schema = schema_of(project, module.inputs, prepared.names, classes)
+    form, export = checked_form(
+        model, prepared.names, schema, _sample(fitted_on.x, held.x), EXPORT_TOLERANCE, trusts
+    )
     if not export.equal:
         raise BadInput(
             "the exported model does not answer as the trained one",
-            where="ONNX export",
+            where=form.file,
             got=f"a difference of {export.max_difference:.2g} on {export.rows:,} rows",
             wanted=f"at most {EXPORT_TOLERANCE:g}",
             next="Keep features within float32, or return an onnx.ModelProto from train().",
         )
-    output = predict_onnx(onnx, held.x)
+    output = predict_form(form, schema, held.x, trusts)
     metrics = evaluate(spec.task, held.y, output, names)
     run.metrics(metrics)
     watch.done(
         "holdout "
         + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        + f"; ONNX equal within {export.max_difference:.1g} on {export.rows:,} rows"
+        + f"; {form.file} equal within {export.max_difference:.1g} on {export.rows:,} rows"
     )
     return Fitted(
-        onnx=onnx,
+        form=form,
         names=prepared.names,
         state=prepared.state,
-        classes=parts.train.classes if spec.task == "multiclass" else (),
+        classes=classes,
         params=dict(params),
         metrics=metrics,
         export=export,
@@ -289,7 +313,10 @@ def _searched(
     def objective(candidate: Mapping[str, Any]) -> float:
         with project_code(spec.train.file, "train"):
             model = train(fit, valid, {**base, **candidate}, spec.train.seed, None)
-        output = predict_onnx(to_onnx(model, prepared.names, spec.task), valid.x)
+        try:
+            output = predict_onnx(to_onnx(model, prepared.names, spec.task), valid.x)
+        except Inconvertible:
+            output = predict_model(model, valid.x)
         return evaluate(spec.task, valid.y, output, [metric])[metric]
 
     def on_trial(number: int, value: float, best: float) -> None:

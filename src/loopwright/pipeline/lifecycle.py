@@ -47,6 +47,7 @@ from loopwright.pipeline.numbering import number_for
 from loopwright.pipeline.online import after_run
 from loopwright.pipeline.package import Origin, seal, span
 from loopwright.pipeline.progress import Progress, Silent
+from loopwright.pipeline.trusting import kept_untrusted, trusts_of
 from loopwright.project.spec import Project
 from loopwright.quality.gates import run_gates
 from loopwright.quality.report import GateReport
@@ -60,6 +61,7 @@ from loopwright.registry.policies import admit, waive
 from loopwright.registry.trust.store import approved
 from loopwright.registry.versions import Version, current, get_version, register_version
 from loopwright.training.context import capture, mlflow_tags
+from loopwright.training.forms import Trusts
 from loopwright.training.recorder import Recorder, start_run
 
 
@@ -133,6 +135,11 @@ class Setting:
         return (self.key.public, *self.others)
 
     @property
+    def trusts(self) -> Trusts:
+        """Which forms that run code may be loaded."""
+        return trusts_of(self.ledger, self.trusted)
+
+    @property
     def depot(self) -> BundleDepot:
         """The home's bundles."""
         return BundleDepot(self.home.bundles)
@@ -197,7 +204,8 @@ def run_project(
         run.artifact_json(context, "context.json")
         run.text(keep_project(project, home, run.run_id).composed, "project/loop.composed.yaml")
 
-        fitted = fit_model(project, module, parts, run, setting.watch)
+        with kept_untrusted(home, f"loopwright run {project.dir}"):
+            fitted = fit_model(project, module, parts, run, setting.watch, trusts=setting.trusts)
         context["lineage"]["transform"]["gives"] = list(fitted.names)
         setting.watch.step("Bundle, gates")
         origin = Origin(run.run_id, pinned.digest, actor.name, reason, *span(parts.train))
@@ -394,6 +402,7 @@ def _sealed(
             created_at=setting.clock(),
             key=setting.key,
             written=setting.written.text if setting.written else "",
+            trusts=setting.trusts,
             tables=tables,
         )
         digest = setting.depot.add(sealed.path)

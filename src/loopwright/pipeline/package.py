@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from loopwright.bundle.forms import ONNX, PICKLED
 from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.manifest import Golden
 from loopwright.bundle.seal import SealedBundle, build_bundle
-from loopwright.bundle.signature import Field, Schema
 from loopwright.features.frame import Frame
-from loopwright.features.module import Dtype, FeatureModule
+from loopwright.features.module import FeatureModule
 from loopwright.features.served import Types, online_views
 from loopwright.kernel.clock import from_us, iso
-from loopwright.pipeline.fit import Fitted, Parts
+from loopwright.pipeline.fit import Fitted, Parts, schema_of
 from loopwright.pipeline.numbering import recipe
 from loopwright.project.spec import Project
 from loopwright.stats.profile import PREDICTION, Counts, Reference, build_reference
+from loopwright.training.forms import Trusts
 
 GOLDEN_ROWS = 20
 
@@ -35,16 +36,6 @@ class Origin:
     reason: str
     trained_from: datetime | None
     trained_until: datetime | None
-
-
-def schema_of(
-    project: Project, inputs: Mapping[str, Dtype], features: tuple[str, ...], classes: tuple[str, ...]
-) -> Schema:
-    """The signature of the bundle: what a request brings, what the model reads, what it answers."""
-    task = project.spec.task
-    outputs = {"binary": ("probability",), "regression": ("prediction",)}.get(task, classes)
-    fields = tuple(Field(name, dtype) for name, dtype in inputs.items())
-    return Schema(inputs=fields, features=features, outputs=outputs, task=task, classes=classes)
 
 
 def reference_profile(train: Frame, holdout: Frame, predicted: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -127,12 +118,14 @@ def seal(
     key: SigningKey,
     written: str = "",
     tables: Mapping[str, Types] = MappingProxyType({}),
+    trusts: Trusts | None = None,
 ) -> SealedBundle:
-    """Build the sealed bundle at `dest`; its golden outputs are what the exported graph answers here.
+    """Build the sealed bundle at `dest`; its golden outputs are what the exported form answers here.
 
     `written` is the project's own card. `tables`: the columns of the tables that were read, with their types.
+    `trusts`: whose word a form that runs code is sealed on.
     """
-    holdout = parts.holdout
+    holdout, form, trusts = parts.holdout, fitted.form, trusts or Trusts()
     chosen = golden_positions(holdout.rows)
     golden = Golden(
         inputs={name: _json_values(values[chosen]) for name, values in holdout.inputs().items()},
@@ -141,7 +134,11 @@ def seal(
     return build_bundle(
         dest,
         model=project.spec.model,
-        onnx=fitted.onnx,
+        onnx=form.data if form.file == ONNX else None,
+        pickled=form.data if form.file in PICKLED else None,
+        native=(form.file, form.data) if form.file not in (ONNX, *PICKLED) else None,
+        trust=trusts.find(form.digest) if form.runs_code else None,
+        trusted=trusts.keys,
         schema=schema_of(project, module.inputs, fitted.names, fitted.classes),
         transform=module.transform_source,
         state=fitted.state,

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopwright.bundle.depot import BundleDepot
+from loopwright.bundle.forms import ONNX, model_file
 from loopwright.bundle.keyring import Keyring
 from loopwright.bundle.manifest import Manifest
 from loopwright.data.lake import Lake
 from loopwright.data.snapshot import verify_snapshot
 from loopwright.features.module import load_features
-from loopwright.kernel.digest import sha256_bytes
 from loopwright.kernel.errors import BadInput
 from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
@@ -19,6 +19,7 @@ from loopwright.pipeline.fit import cut, fit_model
 from loopwright.pipeline.frames import known_rows
 from loopwright.pipeline.keep import kept_project
 from loopwright.pipeline.progress import Progress, Silent
+from loopwright.pipeline.trusting import trusts_of
 from loopwright.training.context import fingerprint as fingerprint_now
 from loopwright.training.reproduce import Agreement, Comparison, Outcome, compare, fingerprint
 
@@ -82,15 +83,23 @@ def reproduce(
     # Afresh from the snapshot, never from a cache: that is what is to be shown.
     frame = known_rows(project, module, lake, snapshot.digest, until=project.spec.data.as_of, cache=None)
     parts = cut(frame, project.spec.data.holdout, where=f"run {recorded['run_id']}")
-    fitted = fit_model(project, module, parts, _Unrecorded(), watch, params=recorded["params"])
+    fitted = fit_model(
+        project,
+        module,
+        parts,
+        _Unrecorded(),
+        watch,
+        params=recorded["params"],
+        trusts=trusts_of(ledger, Keyring.open(home.keys, create=False).public),
+    )
     first = Outcome(
         metrics=recorded["metrics"],
-        model_digest=bundle.files["model.onnx"],
+        model_digest=bundle.files[model_file(bundle.files) or ONNX],
         fingerprint=fingerprint(recorded["context"]),
     )
     again = Outcome(
         metrics=fitted.metrics,
-        model_digest=sha256_bytes(fitted.onnx),
+        model_digest=fitted.form.digest,
         fingerprint=fingerprint_now(project=project, snapshot=snapshot.digest, seed=project.spec.train.seed),
     )
     return ReproduceReport(recorded["run_id"], snapshot.digest, snapshot.rows, compare(first, again))

@@ -6,6 +6,8 @@ regression.
 """
 
 import copy
+import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,17 +38,32 @@ class ExportCheck:
         return self.rows > 0 and self.max_difference <= self.tolerance
 
 
-def to_onnx(model: Any, names: Sequence[str], task: str) -> bytes:
-    """Export a LightGBM Booster (or its scikit-learn wrapper), a scikit-learn estimator, or an
-    onnx.ModelProto.
+class Inconvertible(BadInput):
+    """The model is of a kind that is known, but no converter can make an ONNX graph of this one."""
 
-    The same model gives the same bytes. Raises BadInput for models that cannot be exported and for a graph
-    whose input or output does not fit `names` and `task`.
+
+def to_onnx(model: Any, names: Sequence[str], task: str) -> bytes:
+    """Export a LightGBM or XGBoost Booster (or its scikit-learn wrapper), a scikit-learn estimator, a torch module, or
+    an onnx.ModelProto.
+
+    The same model gives the same bytes. Raises BadInput for models of an unknown kind and for a graph whose input or
+    output does not fit `names` and `task`, Inconvertible for a known kind that has no graph.
     """
     if isinstance(model, onnx.ModelProto):
         graph = model
-    elif booster := _booster(model):
-        graph = lightgbm_to_onnx(booster)
+    elif booster := booster_of(model):
+        try:
+            graph = lightgbm_to_onnx(booster)
+        except BadInput as error:
+            raise Inconvertible(
+                error.what, where=error.where, got=error.got, wanted=error.wanted, next=error.next
+            ) from error
+    elif booster := xgboost_of(model):
+        graph = _xgboost(booster, len(names), task)
+    elif is_torch(model):
+        graph = _torch(model, len(names), task)
+    elif any(kind.__module__.startswith("mlflow.pyfunc") for kind in type(model).__mro__):
+        raise Inconvertible("a pyfunc is a program, not a graph", where="train()", got=type(model).__name__)
     elif hasattr(model, "get_params") and hasattr(model, "predict"):
         graph = _sklearn(model, len(names), task)
     else:
@@ -54,7 +71,7 @@ def to_onnx(model: Any, names: Sequence[str], task: str) -> bytes:
             "a model of a kind that cannot be exported",
             where="train()",
             got=f"{type(model).__module__}.{type(model).__name__}",
-            wanted="a LightGBM Booster, a scikit-learn estimator or an onnx.ModelProto",
+            wanted="a model of LightGBM, XGBoost, scikit-learn or torch, a pyfunc, or an onnx.ModelProto",
         )
     _check_graph(graph, len(names), task)
     return bytes(graph.SerializeToString(deterministic=True))
@@ -64,7 +81,7 @@ def native_files(model: Any) -> dict[str, bytes]:
     """What a bundle keeps beside the graph, by path: a LightGBM model's own text, from which its answers are explained
     exactly; nothing for other models.
     """
-    booster = _booster(model)
+    booster = booster_of(model)
     return {NATIVE: booster.model_to_string().encode()} if booster else {}
 
 
@@ -85,8 +102,17 @@ def predict_model(model: Any, x: Array) -> Array:
     outputs."""
     if isinstance(model, onnx.ModelProto):
         return predict_onnx(bytes(model.SerializeToString()), x)
-    if booster := _booster(model):
+    if booster := booster_of(model):
         answers = booster.predict(x)
+    elif booster := xgboost_of(model):
+        import xgboost
+
+        rows = xgboost.DMatrix(np.ascontiguousarray(x, dtype=np.float32), nthread=1)
+        answers = _plain(booster).predict(rows)
+    elif is_torch(model):
+        answers = _torch_answers(model, x)
+    elif any(kind.__module__.startswith("mlflow.pyfunc") for kind in type(model).__mro__):
+        answers = model.predict(None, x)
     elif hasattr(model, "predict_proba"):
         answers = model.predict_proba(x)
         answers = answers[:, 1] if answers.shape[1] == 2 else answers
@@ -100,15 +126,21 @@ def check_export(model: Any, graph: bytes, x: Array, tolerance: float = 1e-5) ->
     far."""
     if not len(x):
         return ExportCheck(0, 0.0, tolerance)
-    wanted, got = predict_model(model, x), predict_onnx(graph, x)
+    return compare(predict_model(model, x), predict_onnx(graph, x), tolerance)
+
+
+def compare(wanted: Array, got: Array, tolerance: float = 1e-5) -> ExportCheck:
+    """How far answers `got` are from those `wanted`, both (n, outputs)."""
+    if not len(wanted):
+        return ExportCheck(0, 0.0, tolerance)
     if got.shape[1] == 2 and wanted.shape[1] == 1:  # two classes named as multiclass answer both
         got = got[:, 1:]
     if wanted.shape != got.shape:
-        return ExportCheck(len(x), float("inf"), tolerance)
+        return ExportCheck(len(wanted), float("inf"), tolerance)
     both = np.isnan(wanted) & np.isnan(got)
     difference = np.where(both, 0.0, np.abs(wanted - got) / np.maximum(1.0, np.abs(wanted)))
     difference = np.where(np.isnan(difference), np.inf, difference)
-    return ExportCheck(len(x), float(difference.max(initial=0.0)), tolerance)
+    return ExportCheck(len(wanted), float(difference.max(initial=0.0)), tolerance)
 
 
 def _columns(answers: Any) -> Array:
@@ -116,11 +148,93 @@ def _columns(answers: Any) -> Array:
     return found[:, np.newaxis] if found.ndim == 1 else found
 
 
-def _booster(model: Any) -> Any:
+def booster_of(model: Any) -> Any:
     """The LightGBM Booster in `model`, or None. Told by name, so that LightGBM need not be installed."""
     if not type(model).__module__.startswith("lightgbm"):
         return None
     return getattr(model, "booster_", model)
+
+
+def xgboost_of(model: Any) -> Any:
+    """The XGBoost Booster in `model` as it predicts (stopped early, only its best rounds), or None."""
+    if not type(model).__module__.startswith("xgboost"):
+        return None
+    if not hasattr(model, "get_booster"):
+        return model
+    booster = model.get_booster()
+    best = getattr(booster, "best_iteration", None) if "best_iteration" in booster.attributes() else None
+    return booster if best is None else booster[: int(best) + 1]
+
+
+def _plain(booster: Any) -> Any:
+    """A copy that reads a matrix by position, whatever its columns were called, on one thread."""
+    plain = booster.copy()
+    plain.feature_names = plain.feature_types = None
+    plain.set_param({"nthread": 1})
+    return plain
+
+
+def is_torch(model: Any) -> bool:
+    """Whether it is a torch module. Told by name, so that torch need not be installed."""
+    return any(
+        f"{kind.__module__}.{kind.__name__}" == "torch.nn.modules.module.Module"
+        for kind in type(model).__mro__
+    )
+
+
+def _torch_answers(model: Any, x: Array) -> Array:
+    import torch
+
+    with torch.inference_mode():
+        answer = model.eval()(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)))
+    if not isinstance(answer, torch.Tensor):
+        raise BadInput(
+            "the module answers with something else than numbers", where="train()", got=type(answer).__name__,
+            wanted="one tensor, a row for each row",
+        )  # fmt: skip
+    return np.asarray(answer.numpy())
+
+
+def _xgboost(booster: Any, features: int, task: str) -> onnx.ModelProto:
+    from onnxmltools import convert_xgboost
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    try:
+        graph: onnx.ModelProto = convert_xgboost(
+            _plain(booster), initial_types=[("features", FloatTensorType([None, features]))], target_opset=15
+        )
+    except Exception as error:
+        raise Inconvertible(
+            f"cannot export ({type(error).__name__}: {error})", where="XGBoost to ONNX"
+        ) from error
+    answer = graph.graph.output[-1].name
+    kind = graph.graph.output[-1].type.tensor_type
+    width = kind.shape.dim[1].dim_value if len(kind.shape.dim) == 2 else 1
+    return _outputs(graph, answer, second=task == "binary", width=width if task == "multiclass" else 1)
+
+
+def _torch(model: Any, features: int, task: str) -> onnx.ModelProto:
+    import torch
+
+    stream = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            # The exporter without a dependency of its own; what it cannot do, torch.export does.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                model.eval(), (torch.zeros(2, features),), stream,  # type: ignore[arg-type] # a stream is taken too
+                dynamo=False, opset_version=17,
+                input_names=["features"], output_names=["outputs"],
+                dynamic_axes={"features": {0: "rows"}, "outputs": {0: "rows"}},
+            )  # fmt: skip
+        graph = onnx.load_from_string(stream.getvalue())
+    except Exception as error:
+        raise Inconvertible(
+            f"cannot export ({type(error).__name__}: {str(error)[:500]})", where="torch to ONNX"
+        ) from error
+    if len(graph.graph.output) != 1 or len(graph.graph.output[0].type.tensor_type.shape.dim) not in (1, 2):
+        raise Inconvertible("not one tensor of rows", where="torch to ONNX", got=len(graph.graph.output))
+    return graph
 
 
 def _sklearn(model: Any, features: int, task: str) -> onnx.ModelProto:
@@ -145,20 +259,24 @@ def _sklearn(model: Any, features: int, task: str) -> onnx.ModelProto:
             target_opset={"": 17, "ai.onnx.ml": 3},
         )
     except Exception as error:
-        raise BadInput(
+        raise Inconvertible(
             f"cannot export ({type(error).__name__}: {error})",
             where="scikit-learn to ONNX",
             got=type(model).__name__,
             next="Use a model that skl2onnx converts, or return an onnx.ModelProto from train().",
         ) from error
-    answer = graph.graph.output[-1].name
+    width = len(model.classes_) if classifier and task == "multiclass" else 1
+    return _outputs(graph, graph.graph.output[-1].name, second=classifier and task == "binary", width=width)
+
+
+def _outputs(graph: onnx.ModelProto, answer: str, *, second: bool, width: int) -> onnx.ModelProto:
+    """Let `answer`, or its second column, be the graph's one output, (n, width)."""
     ends = "_answers"
-    if classifier and task == "binary":
+    if second:
         graph.graph.initializer.append(helper.make_tensor("_one", TensorProto.INT64, [1], [1]))
         graph.graph.node.append(helper.make_node("Gather", [answer, "_one"], [ends], axis=1))
     else:
         graph.graph.node.append(helper.make_node("Identity", [answer], [ends]))
-    width = len(model.classes_) if classifier and task == "multiclass" else 1
     graph.graph.initializer.append(helper.make_tensor("_shape", TensorProto.INT64, [2], [-1, width]))
     graph.graph.node.append(helper.make_node("Reshape", [ends, "_shape"], ["outputs"]))
     del graph.graph.output[:]
