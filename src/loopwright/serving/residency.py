@@ -19,7 +19,7 @@ from loopwright.bundle.isolated import Limits
 from loopwright.bundle.keys import PublicKey
 from loopwright.bundle.open import Bundle
 from loopwright.bundle.routes import ModelRoute, RouteTable
-from loopwright.kernel.errors import LoopwrightError, NotFound, Unavailable
+from loopwright.kernel.errors import LoopwrightError, NotFound, Refused, Unavailable
 from loopwright.serving.loading import (
     check_version,
     compose,
@@ -245,10 +245,10 @@ class Residency:
     def unload(self, model: str, version: int | None = None) -> None:
         """Take a model's versions out of memory until they are asked for again; pinned ones stay.
 
-        Raises Unavailable where everything has to be in memory.
+        Raises Refused where everything has to be in memory.
         """
         if not self.lazy:
-            raise Unavailable(
+            raise Refused(
                 "nothing leaves memory on this server",
                 next="Start it with --model-memory or --idle-unload.",
             )

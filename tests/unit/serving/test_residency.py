@@ -15,7 +15,7 @@ from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.open import Bundle
 from loopwright.bundle.routes import Arm, RouteTable
 from loopwright.bundle.testing import TOLERANT, route_for, table_of, tiny_answer, tiny_bundle
-from loopwright.kernel.errors import NotFound, Unavailable
+from loopwright.kernel.errors import NotFound, Refused, Unavailable
 from loopwright.serving import residency as room
 from loopwright.serving.models import Model, Served
 from loopwright.serving.residency import Residency
@@ -98,7 +98,7 @@ def test_without_a_bound_everything_is_in_memory_when_its_table_takes_effect(dep
         worker = Worker(depot)
         assert not await worker.apply(depot.table(1, "a", "b"))
         assert worker.loaded() == {"a", "b"}
-        with pytest.raises(Unavailable, match="nothing leaves memory"):
+        with pytest.raises(Refused, match="nothing leaves memory"):
             worker.residency.unload("a")
 
     play(act)
