@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import msgspec
 import uvicorn
@@ -28,25 +28,26 @@ from loopwright.serving.connections import Connections, Limits, allow_files
 from loopwright.serving.counters import Counters
 from loopwright.serving.deadline import Deadline
 from loopwright.serving.engine import Engine
+from loopwright.serving.entities import EntityFeatures
 from loopwright.serving.events import SegmentWriter
 from loopwright.serving.hot import HotProtocol
 from loopwright.serving.leaving import see_off
-from loopwright.serving.entities import EntityFeatures
 from loopwright.serving.log_health import log_warnings
 from loopwright.serving.models import Model
+from loopwright.serving.protocols.repository import carry_out
 from loopwright.serving.residency import Residency
 from loopwright.serving.tracing import Tracing
 
 GRACE_SECONDS = 20
-
-
-class WorkerConfig(msgspec.Struct, kw_only=True):
-    """What the supervisor tells a worker. listen, channel: inherited descriptors; log: the name of its segments;
 LOOK_SECONDS = 5.0
 """Between two looks at whether what is online is what the served versions know."""
 
 ONLINE = "LOOPWRIGHT_ONLINE"
 """Where the environment names the online store. Command lines are read by everybody on a machine."""
+
+
+class WorkerConfig(msgspec.Struct, kw_only=True):
+    """What the supervisor tells a worker. listen, channel: inherited descriptors; log: the name of its segments;
     grpc_port: 0 for an HTTP worker."""
 
     home: str
@@ -101,13 +102,13 @@ class Worker:
         self.bounds = Bounds(body=config.max_body, rows=config.max_rows)
         callers = Callers.read(Path(config.callers)) if config.callers else Callers()
         self.app = App(self.engine, self.counters, self, self._cache.counters, self.bounds, callers)
+        online = os.environ.pop(ONLINE, "")
+        self._entities = EntityFeatures.open(online, self.counters) if online else None
+        self.app.front.entities = self._entities
         self._access = AccessLog(config.access_log) if config.access_log else None
         if self._access is not None:
             self.app.front.watchers.append(self._access)
         if config.otlp:
-        online = os.environ.pop(ONLINE, "")
-        self._entities = EntityFeatures.open(online, self.counters) if online else None
-        self.app.front.entities = self._entities
             self.app.front.watchers.append(Tracing(config.otlp, share=config.trace_share))
         self.stopping = asyncio.Event()
         self.linger = 0.0
@@ -144,12 +145,12 @@ class Worker:
     def warnings(self) -> list[str]:
         """What a person should know though all answers are right."""
         found = log_warnings(self._gauges, self._log.failing)
+        if self._entities is not None:
+            found = [*found, *self._entities.warnings()]
         missing = int(self._gauges.get("bundles_missing", 0))
         if not missing:
             return found
         return [
-        if self._entities is not None:
-            found = [*found, *self._entities.warnings()]
             *found,
             f"{missing} bundles that routes need are not whole on disk and could not be fetched again: what is loaded "
             "answers from memory, a worker that starts now cannot load them",
@@ -160,11 +161,11 @@ class Worker:
         return {
             **self._gauges,
             **self.residency.gauges(),
+            **({"online_store_up": float(not self._entities.lookups.why)} if self._entities else {}),
             "route_serial": float(self._serial or 0),
             "models": float(len(self.engine.models)),
         }
 
-            **({"online_store_up": float(not self._entities.lookups.why)} if self._entities else {}),
     async def ask(self, what: str) -> tuple[int, dict[str, Any]]:
         """Ask the supervisor and wait for its answer."""
         number = next(self._numbers)
@@ -202,15 +203,15 @@ class Worker:
             for watcher in self.app.front.watchers:
                 await asyncio.to_thread(watcher.close)
 
-    def begin_stop(self, linger: float = 0.0) -> None:
-        """Accept no more connections. Requests under way are answered; idle connections stay `linger` seconds, and the
-        next answer on each is its last."""
-        self.linger = linger
     async def _look(self) -> None:
         while self._entities is not None:
             await self._entities.look(self.engine.models)
             await asyncio.sleep(LOOK_SECONDS)
 
+    def begin_stop(self, linger: float = 0.0) -> None:
+        """Accept no more connections. Requests under way are answered; idle connections stay `linger` seconds, and the
+        next answer on each is its last."""
+        self.linger = linger
         self.stopping.set()
 
     async def _listen(self) -> None:
@@ -220,6 +221,10 @@ class Worker:
             elif "apply" in message:
                 # Beside this loop: a version that hangs while it loads must not make the whole worker look dead.
                 task = asyncio.create_task(self._apply_and_tell(message["apply"]))
+                self._applying.add(task)
+                task.add_done_callback(self._applying.discard)
+            elif "reside" in message:
+                task = asyncio.create_task(self._reside(message))
                 self._applying.add(task)
                 task.add_done_callback(self._applying.discard)
             elif "drain" in message:
@@ -252,6 +257,10 @@ class Worker:
             # Routes have changed without what loads slowly; once it is there, they change again.
             await asyncio.wait(slow)
             await self._apply_and_tell(unfetched)
+
+    async def _reside(self, message: Mapping[str, Any]) -> None:
+        status, why = await carry_out(self.residency, message["reside"], message["model"])
+        self._channel.send({"resided": message["number"], "status": status, "error": why})
 
     async def _apply(
         self, unfetched: Mapping[str, str], patience: float | None = None
@@ -291,7 +300,9 @@ async def _serve_http(worker: Worker) -> None:
         worker.app,
         loop="none",
         http=cast(type[asyncio.Protocol], partial(HotProtocol, worker.app, connections)),
-        ws="none",
+        ws="wsproto",
+        ws_max_size=worker.config.max_body,
+        ws_per_message_deflate=False,  # a few bytes of it may become any number
         lifespan="off",
         interface="asgi3",
         access_log=False,
@@ -329,7 +340,7 @@ async def _main(config: WorkerConfig) -> None:
         await worker.run(_serve_http)
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Run a worker from its configuration (JSON) in argv[1]."""
     config = msgspec.json.decode(sys.argv[1], type=WorkerConfig)
     # Only the supervisor decides when to stop; it gets the terminal's Ctrl-C.
@@ -337,8 +348,11 @@ def main() -> int:
     gc.set_threshold(50_000, 20, 20)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_main(config))
-    return 0
+        # What had to be finished is. Threads that hang in a model would keep the process: nobody waits for them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

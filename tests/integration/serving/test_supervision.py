@@ -14,6 +14,7 @@ import pytest
 
 from loopwright.bundle.routes import Arm
 from loopwright.bundle.testing import TOLERANT
+from loopwright.serving.slots import LINGER_SECONDS
 
 from .conftest import Control, Server, eventually, request
 from .load import Load
@@ -21,6 +22,15 @@ from .load import Load
 Serve = Callable[..., Server]
 STABLE = Arm("stable", 1, 1.0)
 
+# Slow enough for a thread of its own; for a distance above 9000 km it never comes back, and lets other threads run.
+STUCK = TOLERANT.replace("def transform", "def good") + (
+    "def transform(inputs, state):\n"
+    "    many = np.arange(1_000_000.0)[::-1]\n"
+    "    np.sort(many)\n"
+    "    while (inputs['distance'] > 9000).any():\n"
+    "        np.sort(many)\n"
+    "    return good(inputs, state)\n"
+)
 CEILING = 400_000_000
 TAKEN = 'loopwright_worker_resident_bytes{{worker="{}"}}'
 
@@ -96,6 +106,24 @@ def test_a_ceiling_below_what_the_models_take_is_said_and_replaces_nothing(
     assert server.log.read_text().count("--max-memory") == 1
 
 
+def test_a_worker_whose_model_is_stuck_is_replaced_though_it_answers_pings(
+    control: Control, serve: Serve
+) -> None:
+    control.route({1: control.bundle("stuck", transform=STUCK)}, STABLE)
+    server = serve(timeout=0.3)
+    (before,) = server.workers()
+    for _ in range(20):
+        assert server.predict().status_code == 200
+    eventually(lambda: server.predict(9999.0).status_code != 200 and restarts(server, "asked") == 1, 40)
+    assert "asks to be replaced" in server.log.read_text()
+    with httpx.Client(base_url=server.http.base_url, timeout=30) as http:
+        answer = http.post("/v2/models/late/infer", json=request())
+        assert (answer.status_code, restarts(server, "hang")) == (200, 0)
+    # Its threads never end, and do not keep it.
+    eventually(lambda: before not in server.workers(), LINGER_SECONDS + 5)
+    assert "does not go" not in server.log.read_text()
+
+
 def test_a_worker_that_hangs_is_replaced_while_the_others_answer(control: Control, serve: Serve) -> None:
     control.route({1: control.bundle("one")}, STABLE)
     server = serve(workers=2, hang_seconds=1.0)
@@ -137,18 +165,11 @@ def test_a_server_told_to_stop_says_not_ready_and_answers_until_it_is_drained(
     assert "late" in {event.id for event in control.events}
 
 
-def test_a_second_signal_ends_the_draining(control: Control, serve: Serve) -> None:
+def test_a_connection_kept_open_is_told_that_an_answer_is_its_last_and_a_second_signal_ends_draining(
+    control: Control, serve: Serve
+) -> None:
     control.route({1: control.bundle("one")}, STABLE)
     server = serve(drain_seconds=600.0)
-    server.process.send_signal(signal.SIGTERM)
-    eventually(lambda: server.http.get("/readyz").status_code == 503)
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(30) == 0
-
-
-def test_a_connection_kept_open_is_told_that_an_answer_is_its_last(control: Control, serve: Serve) -> None:
-    control.route({1: control.bundle("one")}, STABLE)
-    server = serve()
     assert "connection" not in server.predict().headers
     server.process.send_signal(signal.SIGHUP)
     eventually(lambda: restarts(server, "asked") == 1)
@@ -156,6 +177,10 @@ def test_a_connection_kept_open_is_told_that_an_answer_is_its_last(control: Cont
     last = server.predict()
     assert (last.status_code, last.headers["connection"]) == (200, "close")
     assert "connection" not in server.predict().headers, "the next one goes to the replacement"
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: server.http.get("/readyz").status_code == 503)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
 
 
 def test_a_server_has_started_when_every_worker_came_up_and_there_is_a_table(
