@@ -49,10 +49,13 @@ class SqliteStore:
         self.url = f"sqlite:///{path}"
         self._mine = threading.local()
         self._open: list[sqlite3.Connection] = []
+        self._file: tuple[int, int] | None = None
+        """Which file the path named when it was last looked at; connections to another one are made again."""
         self._heads: dict[tuple[str, str], Head] = {}
 
     def heads(self, model: str) -> dict[str, Head]:
         with self._explained():
+            self._look()
             reader = self._reader()
             if reader is None:
                 return {}
@@ -63,7 +66,9 @@ class SqliteStore:
 
     def fetch(self, model: str, asks: Sequence[Ask]) -> list[Answer]:
         try:
-            reader = getattr(self._mine, "reader", None) or self._reader()
+            reader: sqlite3.Connection | None = getattr(self._mine, "reader", None)
+            if reader is None or self._mine.file != self._file:
+                reader = self._reader()
             if reader is None:
                 return [(None, ()) for _ in asks]
             if len(asks) == 1:
@@ -157,8 +162,13 @@ class SqliteStore:
     def _reader(self) -> sqlite3.Connection | None:
         """This thread's read-only connection; None while there is no file."""
         found: sqlite3.Connection | None = getattr(self._mine, "reader", None)
+        if found is not None and self._mine.file != self._file:
+            del self._mine.reader
+            found.close()
+            found = None
         if found is None:
-            if not self.path.exists():
+            self._look()
+            if self._file is None:
                 return None
             found = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=self._seconds, isolation_level=None,
@@ -168,9 +178,20 @@ class SqliteStore:
             if not found.execute("SELECT 1 FROM sqlite_master WHERE name = 'heads'").fetchall():
                 found.close()
                 return None
-            self._mine.reader = found
+            self._mine.reader, self._mine.file = found, self._file
             self._open.append(found)
         return found
+
+    def _look(self) -> None:
+        """See whether the path names another file now: one that was damaged is deleted and made anew."""
+        try:
+            stat = self.path.stat()
+            file: tuple[int, int] | None = (stat.st_dev, stat.st_ino)
+        except FileNotFoundError:
+            file = None
+        if file != self._file:
+            self._file = file
+            self._heads.clear()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

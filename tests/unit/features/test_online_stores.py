@@ -71,6 +71,26 @@ def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
         open_store(f"sqlite:///{path}").heads("m")
 
 
+def test_a_file_that_was_deleted_and_made_anew_is_read_by_those_who_read_the_old_one(tmp_path: Path) -> None:
+    def write(x: float) -> None:
+        store = open_store(f"sqlite:///{tmp_path / 'online.db'}")
+        writing = store.begin("m", "v", "b")
+        writing.put([(pack_key(["a"]), pack(7, None, None, (x,)))], [], 1)
+        writing.publish(HEAD)
+        store.close()
+
+    reader = OnlineFeatures(open_store(f"sqlite:///{tmp_path / 'online.db'}"))
+    for x in (1.0, 2.0):
+        write(x)
+        reader.store.heads("m")  # as servers do every few seconds
+        assert reader.read("m", "v", ["a"]).values == {"x": x}
+        for file in tmp_path.glob("online.db*"):
+            file.unlink()
+    assert reader.store.heads("m") == {}
+    with pytest.raises(NotFound):
+        reader.read("m", "v", ["a"])
+
+
 def test_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path / 'nowhere' / 'online.db'}")
     with pytest.raises(Unavailable, match="Check that the folder exists"):
