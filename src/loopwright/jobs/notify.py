@@ -27,7 +27,7 @@ Say = Callable[[dict[str, Any]], None]
 
 def message(job: Job) -> dict[str, Any]:
     """The body. No values of data are in it but for the job's own figures and where its results lie."""
-    result = {name: value for name, value in (job.result or {}).items() if name != "answers"}
+    result = {name: value for name, value in (job.result or {}).items() if name not in ("answers", "columns")}
     error = job.error or {}
     return {
         "event": f"job.{job.state.value}",

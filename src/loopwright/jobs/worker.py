@@ -296,9 +296,11 @@ class Worker:
         with self.ledger.read() as conn:
             self.versions.check(conn, chunk.answering)
         events, uids, folds = chunk.to_record()
-        answers = chunk.table().to_pylist()
-        now = self.clock()
-        result = {"rows": len(answers), "version": chunk.answering.version, "answers": answers}
+        table, now = chunk.table(), self.clock()
+        result = {
+            "rows": len(chunk), "version": chunk.answering.version, "columns": table.column_names,
+            "answers": table.to_pylist(),
+        }  # fmt: skip
         with self.ledger.write() as conn:
             _, after = store.change(conn, job.id, now, chunk.published(now, self.options.lease))
             store.change(conn, job.id, now, lambda at: life.complete(at, job.fence, now, result))

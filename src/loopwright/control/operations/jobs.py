@@ -163,7 +163,9 @@ def show(ctx: Context, job: str) -> dict[str, Any]:
         request["webhook"] = {"url": public_uri(str(hook["url"])), "secret": hook["secret"]}
     if not sees:
         tried = [{**one, "error": ""} for one in tried]
-    result = {name: value for name, value in (found.result or {}).items() if name != "answers"}
+    result = {
+        name: value for name, value in (found.result or {}).items() if name not in ("answers", "columns")
+    }
     return {
         **_brief(found, sees=sees),
         "request": request,
@@ -193,7 +195,11 @@ def results(ctx: Context, job: str, after: int = 0, limit: int = 1000) -> dict[s
             wanted=State.SUCCEEDED.value, next=f"See: loopwright jobs show {job}",
         )  # fmt: skip
     answers = found.result.get("answers")
-    rows = answers[after : after + limit] if answers is not None else read_results(parts, after, limit)
+    if answers is None:
+        rows = read_results(parts, after, limit)
+    else:
+        columns = found.result["columns"]
+        rows = [{name: one[name] for name in columns} for one in answers[after : after + limit]]
     end = after + len(rows)
     return {
         "job": job, "model": found.model, "version": found.result["version"], "total": found.done,
