@@ -40,6 +40,7 @@ TURN = 32
 
 _UNUSUAL = frozenset((b"expect", b"upgrade", b"content-encoding"))
 _LENGTH = b"content-length"
+_FRAMES = frozenset((_LENGTH, b"transfer-encoding"))
 _NOTED = _UNUSUAL | {_LENGTH, JSON_LENGTH}
 _LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _PLAIN_HEAD = _LINES[200] + f"content-type: {JSON}\r\ncontent-length: ".encode()
@@ -81,6 +82,35 @@ class _Parting:
         return self._protocol.gone or self._protocol.transport.is_closing()
 
 
+class _Resumed:
+    """Hears a parser in a protocol's place, all but the first head, which the protocol has heard already."""
+
+    def __init__(self, protocol: "HotProtocol") -> None:
+        self._protocol = protocol
+        self._heard = True
+        self.on_body = protocol.on_body
+
+    def on_message_begin(self) -> None:
+        if not self._heard:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._heard:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._heard:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self._heard:
+            self._protocol.on_headers_complete()
+        self._heard = False
+
+    def on_message_complete(self) -> None:
+        self._protocol.on_message_complete()
+
+
 class HotProtocol(HttpToolsProtocol):
     """One connection of a worker. The ASGI cycle and WebSockets are uvicorn's; nearly all callbacks are not."""
 
@@ -117,6 +147,8 @@ class HotProtocol(HttpToolsProtocol):
         self._json_length: str | None = None
         self._skipping = False
         """It was answered before it was whole."""
+        self._framing: bytes | None = None
+        """The lines that frame a body which the parser does not take for one."""
         self._target: Target | None = None
         """Set while it takes the short way."""
         self._call = PLAIN
@@ -163,11 +195,8 @@ class HotProtocol(HttpToolsProtocol):
                 self._all.forget(self)
                 self.handle_websocket_upgrade()
                 return
-            # Another protocol was offered and is not taken up: what follows is the next request.
-            rest = data[upgrade.args[0] :]
-            if rest:
-                self.data_received(rest)
-                return
+            self._decline(data[upgrade.args[0] :])
+            return
         except httptools.HttpParserError as error:
             if not self._last:
                 self._refuse(Malformed(f"not HTTP/1.1 ({error})"))
@@ -310,7 +339,9 @@ class HotProtocol(HttpToolsProtocol):
         self._received = 0
         target = self._target
         if target is None:
-            if not self._skipping:
+            if self._framing is not None:
+                self._stage = BODY
+            elif not self._skipping:
                 super().on_message_complete()
                 if self.cycle is not None and not self.cycle.keep_alive:
                     self._last = True
@@ -366,12 +397,31 @@ class HotProtocol(HttpToolsProtocol):
         )
         super().on_headers_complete()
         self.headers = []
-        if self.parser.should_upgrade() and self._should_upgrade():
-            return
+        if self.parser.should_upgrade():
+            if self._should_upgrade():
+                return
+            fields = [field for field in headers if field[0] in _FRAMES]
+            self._framing = b"".join(b"%b: %b\r\n" % field for field in fields) or None
         cycle = self.cycle
         cycle.transport = cast(asyncio.Transport, _Parting(self))
         if self._finishing or len(self.pipeline) >= self._all.limits.pipelined:
             cycle.keep_alive = False
+
+    def _decline(self, rest: bytes) -> None:
+        """Go on with HTTP/1.1 where another protocol was offered.
+
+        The parser takes what follows such a head for the other protocol's, also the request's own body (Java's client
+        offers HTTP/2 with its first POST): another parser is given the framing again, and then the body.
+        """
+        framing, self._framing = self._framing, None
+        if framing is not None:
+            self.parser = httptools.HttpRequestParser(_Resumed(self))
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % framing)
+        if rest:
+            self.data_received(rest)
+        else:
+            self._settle()
 
     def _await(self, begun: Coroutine[Any, Any, Reply], keep_alive: bool) -> None:
         waiting = _Awaited(keep_alive)
