@@ -259,6 +259,8 @@ def check_event_time(value: object, where: str) -> int:
             ) from None
     elif isinstance(value, int) and not isinstance(value, bool):
         moment = value
+    elif isinstance(value, float) and value.is_integer():  # JSON knows one kind of number
+        moment = int(value)
     else:
         raise BadInput("not a time", where=where, got=value, wanted="ISO 8601 text or integer microseconds")
     if not EARLIEST_US <= moment < LATEST_US:

@@ -24,6 +24,7 @@ ERRORS = {
 assert all(HTTPStatus(status) for status in ERRORS)
 
 _TEXT = {"type": "string"}
+_NAME = {**_TEXT, "maxLength": 256, "pattern": "^[ -~]*$"}
 HEADERS: dict[str, Any] = {
     "x-loopwright-model": {"schema": _TEXT},
     "x-loopwright-version": {"schema": {"type": "integer"}, "description": "Of a mixed answer, stable's."},
@@ -43,11 +44,11 @@ PARAMETERS: dict[str, Any] = {
         "description": "How long the answer is waited for.",
     },
     "request_id": {
-        "name": "X-Request-Id", "in": "header", "schema": {**_TEXT, "maxLength": 256},
+        "name": "X-Request-Id", "in": "header", "schema": _NAME,
         "description": "What the request is called where its body does not say: in the answer and in the log.",
     },
     "unit": {
-        "name": "X-Loopwright-Unit", "in": "header", "schema": {**_TEXT, "maxLength": 256},
+        "name": "X-Loopwright-Unit", "in": "header", "schema": _NAME,
         "description": "The unit of all rows that name none: the same unit always gets the same arm.",
     },
 }  # fmt: skip
@@ -211,7 +212,7 @@ _READY = Described(
 _PING = Described(
     "Whether traffic may come, as MLflow asks", "MLflow",
     {
-        "200": {"description": "It may.", "content": {"application/json": {"schema": {}}}},
+        "200": {"description": "It may.", "content": {"text/plain": {"schema": _TEXT}}},
         "503": _json("It may not; says why.", {"$ref": "#/components/schemas/Error"}),
     },
 )  # fmt: skip

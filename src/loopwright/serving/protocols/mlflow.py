@@ -18,11 +18,22 @@ from loopwright import __version__
 from loopwright.kernel.errors import BadInput, LoopwrightError, did_you_mean
 from loopwright.serving.engine import Answer
 from loopwright.serving.front import Front, Target, answer_headers
-from loopwright.serving.http import JSON, Malformed, Reply, Request, Route, TooLarge, encode, error_reply
+from loopwright.serving.http import (
+    JSON,
+    Malformed,
+    Reply,
+    Request,
+    Route,
+    TooLarge,
+    encode,
+    error_reply,
+    json_reply,
+)
 from loopwright.serving.protocols.parsing import About, At, check_count, check_media_type, parse_json, rows_of
 from loopwright.serving.rows import RESERVED, Reader, Rows, short_name
 
 CSV = "text/csv"
+TEXT = "text/plain; charset=utf-8"
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 PARAMS = ("id", "unit", "event_time")
 MISSPELLINGS = 32
@@ -67,11 +78,11 @@ class Mlflow:
     async def ping(self, request: Request, names: Mapping[str, str]) -> Reply:
         """Whether traffic may come."""
         why = self._front.host.not_ready()
-        return Reply(200, b"\n") if not why else Reply(503, encode({"error": why}))
+        return Reply(200, b"\n", TEXT) if not why else json_reply({"error": why}, 503)
 
     async def version(self, request: Request, names: Mapping[str, str]) -> Reply:
         """What answers here: this program's version, as bare text."""
-        return Reply(200, __version__.encode(), "text/plain; charset=utf-8")
+        return Reply(200, __version__.encode(), TEXT)
 
 
 def predictions(target: Target, answer: Answer) -> list[float] | list[dict[str, float]]:

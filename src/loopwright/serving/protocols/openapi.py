@@ -95,7 +95,9 @@ def document(
             operation = _operation(told.summary, told.tag)
             if not open_to_all and told.right:
                 operation["security"] = [{"token": []}]
-            parameters = [PARAMETERS[name] for name in told.parameters]
+            # An arm and a version at once are two answers to one question.
+            asked = [name for name in told.parameters if name != "arm" or "{version}" not in route.template]
+            parameters = [PARAMETERS[name] for name in asked]
             if "{model}" in path:
                 parameters.append(_in_path("model", {"enum": models} if models else {"type": "string"}))
             for name in ("version", "key", "action"):

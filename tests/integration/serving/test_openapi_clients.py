@@ -1,0 +1,103 @@
+"""What a server says of itself, taken at its word: schemathesis over its document, curl over its pages."""
+
+import html
+import re
+import subprocess
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    positive_data_acceptance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from loopwright.bundle.routes import Arm
+from tests.integration.serving.conftest import Control, Server
+
+pytestmark = pytest.mark.integration
+
+EXAMPLES = 6
+"""Right requests and wrong ones, of each, for every address."""
+
+ALWAYS = [
+    not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
+    response_headers_conformance, negative_data_rejection,
+]  # fmt: skip
+
+NOT_ALL_IN_A_SCHEMA = re.compile(r"/invocations$|/infer$|/bulk$")
+"""That columns have one length, that tensors are those of the model: what these bodies must meet beside the schema."""
+
+printable = st.text("abc é", max_size=5)
+moments = st.datetimes(min_value=datetime(1900, 1, 2), max_value=datetime(2199, 12, 30))
+
+
+@pytest.fixture
+def server(control: Control, serve: Callable[..., Server]) -> Server:
+    control.route({1: control.bundle("a")}, Arm("stable", 1, 1.0))
+    return serve(workers=1)
+
+
+def test_schemathesis_finds_no_difference_between_the_document_and_the_server(server: Server) -> None:
+    schemathesis.openapi.format("printable-text", printable)
+    schemathesis.openapi.format("date-time", moments.map(lambda moment: f"{moment.isoformat()}Z"))
+    base = str(server.http.base_url).rstrip("/")
+    document = server.http.get("/openapi.json").json()
+    _only_lines_in_bulk(document)
+    tried: dict[tuple[str, str], int] = {}
+
+    def check(case: Any) -> None:
+        key = (case.operation.label, case.meta.generation.mode.name)
+        tried[key] = tried.get(key, 0) + 1
+        checks = list(ALWAYS)
+        if not NOT_ALL_IN_A_SCHEMA.search(case.operation.path):
+            checks.append(positive_data_acceptance)
+        case.validate_response(case.call(base_url=base), checks=checks)
+
+    for found in schemathesis.openapi.from_dict(document).get_all_operations():
+        operation = found.ok()
+        free = operation.body or any(True for _ in operation.iter_parameters())
+        for mode in (
+            (GenerationMode.POSITIVE, GenerationMode.NEGATIVE) if free else (GenerationMode.POSITIVE,)
+        ):
+            cases = operation.as_strategy(generation_mode=mode)
+            settings(
+                max_examples=EXAMPLES, deadline=None, database=None, phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )(given(case=cases)(check))()  # fmt: skip
+
+    assert {label.split()[1] for label, _ in tried} == document["paths"].keys()
+    for path in ("/models/late/predict", "/models/late/invocations", "/v2/models/{model}/infer"):
+        assert tried[f"POST {path}", "POSITIVE"] == tried[f"POST {path}", "NEGATIVE"] == EXAMPLES
+    assert server.predict().status_code == 200
+    assert server.process.poll() is None
+
+
+def _only_lines_in_bulk(document: dict[str, Any]) -> None:
+    """Send text where the document says lines: schemathesis writes no Arrow."""
+    for path, item in document["paths"].items():
+        if path.endswith("/bulk"):
+            item["post"]["requestBody"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+
+
+def test_every_command_of_a_page_is_answered(server: Server) -> None:
+    page = server.http.get("/docs/late").text
+    commands = [html.unescape(text) for text in re.findall(r"<pre>(curl .*?)</pre>", page, re.DOTALL)]
+    assert len(commands) == 5
+    for command in commands:
+        run = subprocess.run(
+            ["sh", "-c", f"{command} -w '\\n%{{http_code}}'"], capture_output=True, text=True, timeout=30, check=False
+        )  # fmt: skip
+        assert (run.returncode, run.stderr) == (0, ""), command
+        answer, _, status = run.stdout.rpartition("\n")
+        assert (status, "0.6399" in answer) == ("200", True), (command, run.stdout)
