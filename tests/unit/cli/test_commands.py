@@ -13,6 +13,8 @@ import pytest
 
 from loopwright.cli.commands import SECTIONS
 from loopwright.cli.commands import loopwright as top
+from loopwright.serving import supervisor
+from loopwright.serving.options import ServeOptions
 
 Type = Callable[..., Any]
 
@@ -176,6 +178,7 @@ def test_what_is_not_there_is_one_paragraph_and_exit_code_2(loopwright: Type, wo
         ("status --url http://127.0.0.1:1", "does not answer"),
         ("up --port 99999", "not a port"),
         ("serve", "no control plane is named"),
+        ("serve --control http://127.0.0.1:1 --online memcached://x", "no online store of this kind"),
         ("labels add late nofile.csv", "no such file"),
     ],
 )
@@ -185,6 +188,29 @@ def test_bad_input_says_what_to_do(loopwright: Type, words: str, said: str) -> N
     assert answer.code == 2
     assert said in answer.err
     assert len(answer.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "home", "store"),
+    [
+        ("", "nothing", ""),
+        ("", "a home", "sqlite:///{home}/online.db"),
+        ("", '{"online_url": "redis://cache:6379/1"}', "redis://cache:6379/1"),
+        ("--online none", "a home", ""),
+        ("--online sqlite:////srv/online.db", "a home", "sqlite:////srv/online.db"),
+    ],
+)
+def test_serve_reads_the_online_store_of_the_home_on_its_machine_or_the_one_named(
+    loopwright: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, home: str, store: str
+) -> None:
+    started: list[ServeOptions] = []
+    monkeypatch.setattr(supervisor, "serve", lambda options: started.append(options) or 0)
+    if home != "nothing":
+        loopwright("user", "add", "ada")
+    if home.startswith("{"):
+        (tmp_path / "home" / "home.json").write_text(home)
+    assert loopwright("serve", "--control", "http://127.0.0.1:1", *words.split()).code == 0
+    assert started[0].online == store.format(home=tmp_path / "home")
 
 
 def test_the_audit_log_is_shown_verified_and_exported(loopwright: Type, tmp_path: Path) -> None:
