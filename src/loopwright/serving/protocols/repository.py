@@ -101,7 +101,8 @@ class Repository:
 
     async def _act(self, act: Act, request: Request, name: str) -> Reply:
         self._front.allow("admin", request.headers, request.client)
-        parameters = _asked(await request.body()).get("parameters") or {}
+        parameters = _asked(await request.body()).get("parameters")
+        parameters = {} if parameters is None else parameters
         if not isinstance(parameters, dict):
             raise BadInput("not an object", where="parameters", got=parameters)
         await self.act(act, name, parameters)
