@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import clickhouse_connect
 import httpx
 import msgspec
 import pyarrow.parquet as pq
@@ -160,6 +161,54 @@ def test_killed_between_confirmation_and_memory_clickhouse_holds_every_row_once(
     assert row["event_time"] == "2013-04-01 05:00:00"
     assert (row["uid"], row["inputs"]) == ("sv_1/w0-000000/0", '{"distance":0.0,"carrier":null}')
     assert row["redacted"] == "['carrier']"
+
+
+@pytest.fixture
+def clickhouse(tmp_path: Path) -> Iterator[str]:
+    """A ClickHouse whose user is `me` and whose password is `hush-hush`; its address."""
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "clickhouse_server.py"), str(tmp_path / "engine"), "me", "hush-hush"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    yield f"127.0.0.1:{process.stdout.readline().strip()}"
+    process.kill()
+    process.wait()
+
+
+def test_a_server_writes_to_clickhouse_over_http_and_waits_when_it_refuses(
+    control: Any, serve: Callable[..., Any], clickhouse: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control.route({1: control.bundle("one")}, STABLE)
+    monkeypatch.setenv("LOOPWRIGHT_CLICKHOUSE_PASSWORD", "hush-hush")
+    server = serve(log_to=[f"clickhouse://me@{clickhouse}/default/predictions?every=0.1"])
+    client = clickhouse_connect.get_client(
+        host="127.0.0.1", port=int(clickhouse.rpartition(":")[2]), username="me", password="hush-hush"
+    )
+
+    def there() -> list[str]:
+        if not client.command("SELECT count() FROM system.tables WHERE name = 'predictions'"):
+            return []
+        return [row[0] for row in client.query("SELECT id FROM predictions FINAL ORDER BY id").result_rows]
+
+    assert server.predict(id="c1").status_code == 200
+    eventually(lambda: there() == ["c1"])
+    httpx.get(f"http://{clickhouse}/refuse")
+    assert server.predict(id="c2").status_code == 200
+    eventually(lambda: gauge(metrics(server), "log_sink_up") == 0)
+    server.admin("flush")
+    assert [each.id for each in control.events] == ["c1", "c2"]
+    assert there() == ["c1"]
+    httpx.get(f"http://{clickhouse}/accept")
+    eventually(lambda: there() == ["c1", "c2"])
+    inputs, arm = client.query("SELECT inputs, arm FROM predictions WHERE id = 'c2'").result_rows[0]
+    assert json.loads(inputs) == {"distance": 500.0, "hour": 6, "carrier": "UA"}
+    assert arm == "stable"
+    said = server.log.read_text()
+    assert "not enough space" in said
+    command = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
+    assert "hush-hush" not in said + metrics(server) + command.decode()
+    client.close()
 
 
 def test_the_log_of_a_home_is_replayed_by_a_command_that_is_audited(tmp_path: Path, broker: Broker) -> None:

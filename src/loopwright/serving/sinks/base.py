@@ -96,4 +96,4 @@ def encoded(row: Row) -> bytes:
 
 
 def _moment(us: int) -> str:
-    return f"{from_us(us):%Y-%m-%dT%H:%M:%S.%f}Z"
+    return f"{from_us(us).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
