@@ -29,10 +29,14 @@ from loopwright.serving.http import (
     error_reply,
     json_reply,
 )
+from loopwright.serving.protocols.bulk import Bulk
 from loopwright.serving.protocols.docs import Docs
 from loopwright.serving.protocols.inference import OpenInference
 from loopwright.serving.protocols.mlflow import Mlflow
+from loopwright.serving.protocols.ofrep import OpenFeature
 from loopwright.serving.protocols.openapi import OpenApi
+from loopwright.serving.protocols.repository import Repository
+from loopwright.serving.protocols.stream import Stream
 from loopwright.serving.protocols.typed import Typed
 from loopwright.serving.watching import Asked, answered
 
@@ -69,7 +73,12 @@ class App:
         """Everything that predicts."""
         yield from self.inference.routes()
         yield from Mlflow(self.front).routes()
-        yield from Typed(self.front).routes()
+        typed = Typed(self.front)
+        yield from typed.routes()
+        yield from Bulk(self.front).routes()
+        yield from Stream(self.front, typed).routes()
+        yield from OpenFeature(self.front).routes()
+        yield from Repository(self.front).routes()
         yield from OpenApi(self.front, lambda: self.routes).routes()
         yield from Docs(self.front).routes()
 

@@ -7,6 +7,7 @@ in the order they were sent, and memory holds one part of either side, however l
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Protocol
 
 from loopwright.kernel.errors import LoopwrightError
@@ -122,6 +123,10 @@ class Bulk:
         """Ask the engine; what it says of a part as a whole becomes the error of each of its rows."""
         if part.rows is None:
             return None
+        if call.request_id:
+            # Parts would otherwise all begin to number their rows anew.
+            part.name(call.request_id)
+            call = replace(call, request_id="")
         tries = 0
         while True:
             try:

@@ -31,6 +31,14 @@ class Part:
         """Places within this part of the rows that can be answered, in the order of `rows`."""
         return [at for at in range(len(self.places)) if at not in self.bad]
 
+    def name(self, request_id: str) -> None:
+        """Give rows without an id one, from the request's and their number."""
+        if self.rows is not None:
+            self.rows.ids = [
+                given or f"{request_id}/{self.places[at]}"
+                for at, given in zip(self.good(), self.rows.ids, strict=True)
+            ]
+
     def refuse(self, why: str) -> None:
         """Give every row that could have been answered this reason why it is not."""
         if self.rows is None:

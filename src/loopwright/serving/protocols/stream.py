@@ -7,7 +7,7 @@ way at once, so that a slow model can predict them together, and no more are rea
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -120,7 +120,8 @@ class Stream:
     def _asked(self, peer: "_Peer") -> tuple[Target, Call]:
         # For every message anew: routes change while a connection lasts, and a caller's rate is one of requests.
         target = self._front.find(peer.names["model"], peer.names.get("version"))
-        return target, self._front.call(target, peer.headers, peer.client)
+        # An id of the connection would be the id of every message.
+        return target, replace(self._front.call(target, peer.headers, peer.client), request_id="")
 
 
 @dataclass(frozen=True, slots=True)
