@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import replace
 from time import perf_counter_ns
 from typing import Any
 
@@ -54,17 +55,22 @@ class OpenInference:
         reader = target.served.reader
         if asked.outputs:
             v2.check_outputs(asked, reader.schema)
-        if asked.parameters and "timeout" in asked.parameters:
-            call = _in_time(call, asked.parameters["timeout"])
-        try:
-            rows = v2.read_rows(asked, reader, max_rows=self._front.bounds.rows)
-        except NamesEntities:
-            partial = v2.read_partial(asked, reader, max_rows=self._front.bounds.rows)
-            return self._later(target, asked, self._front.answer_entities(target, partial, call), started)
-        begun = self._front.engine.start(target.model, rows, call)
+        begun = self.ask(target, asked, call)
         if isinstance(begun, Answer):
             return self._reply(target, asked, begun, started)
         return self._later(target, asked, begun, started)
+
+    def ask(self, target: Target, asked: v2.InferRequest, call: Call) -> Answer | Coroutine[Any, Any, Answer]:
+        """Check what a request brings and ask the engine, which answers at once where it can."""
+        if asked.parameters and "timeout" in asked.parameters:
+            call = _in_time(call, asked.parameters["timeout"])
+        reader, max_rows = target.served.reader, self._front.bounds.rows
+        try:
+            rows = v2.read_rows(asked, reader, max_rows=max_rows)
+        except NamesEntities:
+            partial = v2.read_partial(asked, reader, max_rows=max_rows)
+            return self._front.answer_entities(target, partial, call)
+        return self._front.engine.start(target.model, rows, call)
 
     async def _later(
         self, target: Target, asked: v2.InferRequest, begun: Coroutine[Any, Any, Answer], started: int
@@ -132,4 +138,4 @@ def _in_time(call: Call, microseconds: object) -> Call:
     if not microseconds:
         return call
     until = asyncio.get_running_loop().time() + microseconds / 1e6
-    return Call(call.version, call.arm, min(call.until, until))
+    return replace(call, until=min(call.until, until))
