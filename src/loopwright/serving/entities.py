@@ -13,8 +13,8 @@ from loopwright.bundle.signature import Field
 from loopwright.features.online import Head, Reading
 from loopwright.kernel.clock import Clock, to_us, utc_now
 from loopwright.kernel.errors import BadInput, Unavailable, did_you_mean
+from loopwright.serving.answers import Call
 from loopwright.serving.counters import Counters
-from loopwright.serving.engine import Call
 from loopwright.serving.lookups import Away, Found, Lookups
 from loopwright.serving.models import Model, Served
 from loopwright.serving.rows import LookedUp, PartialRows, Rows, Value, check_values, short_name, v2_datatype
