@@ -37,6 +37,10 @@ def _span(option: str, default: str, help: str) -> Callable[[F], F]:
 )  # fmt: skip
 @click.option("--host", default="*", show_default=True, help="The address to listen at; *: all of them.")
 @click.option("--port", type=int, default=8080, show_default=True, help="The port to listen at.")
+@click.option("--grpc-port", type=int, help="The port to listen at for gRPC; default: none.")
+@click.option(
+    "--grpc-backend-port", type=int, default=8082, show_default=True, help="The gRPC port of every replica."
+)
 @click.option(
     "--stick-by", type=click.Choice(["unit-header", "cookie", "none"]), default="unit-header", show_default=True,
     help="What keeps requests on one replica: the header X-Loopwright-Unit, a cookie, or nothing.",
@@ -78,6 +82,8 @@ def haproxy(
     weights: tuple[str, ...],
     host: str,
     port: int,
+    grpc_port: int | None,
+    grpc_backend_port: int,
     stick_by: str,
     timeout: str,
     connect_timeout: str,
@@ -101,11 +107,23 @@ def haproxy(
     nothing but the log, where both attempts have one request id. What is for operators (/admin, /metrics, loading
     models) is not passed on. Check the file with `haproxy -c -f FILE`.
     """
-    from loopwright.exports.haproxy import Balancer, Stick, backends_of, haproxy_config, parse_address
+    from loopwright.exports.haproxy import (
+        Address,
+        Balancer,
+        Stick,
+        backends_of,
+        haproxy_config,
+        parse_address,
+    )
+
+    def at(port: int, option: str) -> Address:
+        return parse_address(f"{_bracketed(host)}:{port}", where=option, any_host=True)
 
     balancer = Balancer(
         backends=backends_of(addresses, weights),
-        listen=parse_address(f"{_bracketed(host)}:{port}", where="--port", any_host=True),
+        listen=at(port, "--port"),
+        grpc=None if grpc_port is None else at(grpc_port, "--grpc-port"),
+        grpc_port=grpc_backend_port,
         stick=Stick(stick_by),
         timeout=_parsed("--timeout", timeout),
         connect_timeout=_parsed("--connect-timeout", connect_timeout),

@@ -89,12 +89,15 @@ class Balancer:
 
     timeout: how long a replica may stay silent before the request goes to another one; more than the longest prediction
     takes. check_every: between two health checks. slow_start: until a replica that has come back has its full share.
-    retries: tries after the first. buffer: bytes of a request that are kept for a retry. overrides: whether clients may
-    force an arm by header, which replicas without --callers take from the balancer's machine.
+    grpc: where to listen for gRPC; grpc_port: where each replica does. retries: tries after the first. buffer: bytes of
+    a request that are kept for a retry. overrides: whether clients may force an arm by header, which replicas without
+    --callers take from the balancer's machine.
     """
 
     backends: tuple[Backend, ...]
     listen: Address = Address("*", DEFAULT_PORT)
+    grpc: Address | None = None
+    grpc_port: int = 8082
     stick: Stick = Stick.UNIT_HEADER
     timeout: timedelta = timedelta(seconds=10)
     connect_timeout: timedelta = timedelta(seconds=1)
@@ -148,6 +151,7 @@ class Balancer:
                 )  # fmt: skip
         for name, number, least_n, most_n in (
             ("--retries", self.retries, 0, 10),
+            ("--grpc-backend-port", self.grpc_port, 1, 65535),
             ("--buffer", self.buffer, 16 << 10, 1 << 20),
             ("--max-connections", self.max_connections, 1, 1_000_000),
         ):
@@ -164,7 +168,9 @@ class Balancer:
                     wanted="an absolute path of letters, digits and ._-/@+" if form is _PATH else "a user's name",
                 )  # fmt: skip
         ports: dict[int, str] = {}
-        for what, address in (("--port", self.listen), ("--metrics", self.metrics), ("--stats", self.stats)):
+        for what, address in (
+            ("--port", self.listen), ("--grpc-port", self.grpc), ("--metrics", self.metrics), ("--stats", self.stats),
+        ):  # fmt: skip
             if address is not None and ports.setdefault(address.port, what) != what:
                 raise BadInput(
                     f"the port is taken by {ports[address.port]}", where=what, got=address.port,
@@ -195,7 +201,7 @@ class Balancer:
         for name, value in plain.items():
             if isinstance(value, timedelta):
                 plain[name] = value.total_seconds()
-        for name in ("listen", "metrics", "stats"):
+        for name in ("listen", "grpc", "metrics", "stats"):
             address = getattr(self, name)
             plain[name] = None if address is None else str(address)
         plain["backends"] = [
@@ -274,6 +280,9 @@ def haproxy_config(balancer: Balancer) -> str:
     if any(backend.address.is_name for backend in balancer.backends):
         names = ["parse-resolv-conf", "hold valid 10s", "resolve_retries 3", "timeout retry 1s"]
         sections.insert(2, ("resolvers system", names))
+    if balancer.grpc is not None:
+        sections.append(("frontend grpc_predictions", _grpc_frontend(balancer, balancer.grpc)))
+        sections.append(("backend grpc_replicas", _grpc_backend(balancer)))
     if balancer.metrics is not None:
         lines = [
             f"bind {balancer.metrics}",
@@ -370,11 +379,8 @@ def _frontend(balancer: Balancer) -> list[str]:
         "http-request deny status 404 content-type application/json "
         'string \'{"error":"not served through the balancer"}\' if operators',
     ]
-    if not balancer.overrides:
-        lines.append("http-request del-header X-Loopwright-Arm")
     lines += [
-        "# One id for all attempts: the log shows which predictions are one request.",
-        "http-request set-header X-Request-Id %[uuid()] unless { req.hdr(X-Request-Id) -m found }",
+        *_headers(balancer),
         "# Twice would be more than was asked for.",
         "http-request disable-l7-retry if { path,url_dec -m end /jobs } !{ req.hdr(Idempotency-Key) -m found }",
     ]
@@ -383,27 +389,66 @@ def _frontend(balancer: Balancer) -> list[str]:
     return [*lines, "default_backend replicas"]
 
 
+def _grpc_frontend(balancer: Balancer, listen: Address) -> list[str]:
+    secure = f" ssl crt {balancer.certificate} alpn h2" if balancer.certificate is not None else " proto h2"
+    return [
+        f"bind {listen}{secure}",
+        "option http-buffer-request",
+        "option forwardfor",
+        *_headers(balancer),
+        "default_backend grpc_replicas",
+    ]
+
+
+def _headers(balancer: Balancer) -> list[str]:
+    return [
+        *([] if balancer.overrides else ["http-request del-header X-Loopwright-Arm"]),
+        "# One id for all attempts: the log shows which predictions are one request.",
+        "http-request set-header X-Request-Id %[uuid()] unless { req.hdr(X-Request-Id) -m found }",
+    ]
+
+
 def _backend(balancer: Balancer) -> list[str]:
-    fast = max(50, round(balancer.check_every.total_seconds() * 250))
-    sticking = {
-        Stick.UNIT_HEADER: [
-            f"# The same {UNIT_HEADER} finds the same replica while it is up; without the header they take turns.",
-            f"balance hdr({UNIT_HEADER})",
-            "hash-type consistent sdbm avalanche",
-            "# A replica with half as much again as its share under way passes some of it on.",
-            "hash-balance-factor 150",
-        ],
-        # Two are drawn by weight, and the less busy one is taken: it is seldom the one that hangs.
-        Stick.COOKIE: [
-            "balance random(2)",
-            "cookie LOOPWRIGHT insert indirect nocache httponly"
-            + (" secure" if balancer.certificate is not None else ""),
-        ],
-        Stick.NONE: ["balance random(2)"],
-    }[balancer.stick]
-    check = f"check inter {_span(balancer.check_every)} fastinter {fast}ms downinter {_span(balancer.check_every)}"
+    secure = " secure" if balancer.certificate is not None else ""
+    by_cookie = balancer.stick is Stick.COOKIE
     lines = [
-        *sticking,
+        *_sticking(balancer.stick),
+        *([f"cookie LOOPWRIGHT insert indirect nocache httponly{secure}"] if by_cookie else []),
+        *_keeping_up(balancer),
+    ]
+    for backend in balancer.backends:
+        cookie = f" cookie {backend.id:08x}" if by_cookie else ""
+        lines.append(_server(backend, backend.address) + cookie)
+    return lines
+
+
+def _grpc_backend(balancer: Balancer) -> list[str]:
+    lines = [*_sticking(balancer.stick), *_keeping_up(balancer)]
+    for backend in balancer.backends:
+        there = replace(backend.address, port=balancer.grpc_port)
+        # Whether it is ready is asked over HTTP, as for the other port.
+        lines.append(f"{_server(backend, there)} proto h2 port {backend.address.port} check-proto h1")
+    return lines
+
+
+def _sticking(stick: Stick) -> list[str]:
+    if stick is not Stick.UNIT_HEADER:
+        # It is seldom the one that hangs.
+        return ["# Two are drawn by weight, and the less busy one is taken.", "balance random(2)"]
+    return [
+        f"# The same {UNIT_HEADER} finds the same replica while it is up; without the header they take turns.",
+        f"balance hdr({UNIT_HEADER})",
+        "hash-type consistent sdbm avalanche",
+        "# A replica with half as much again as its share under way passes some of it on.",
+        "hash-balance-factor 150",
+    ]
+
+
+def _keeping_up(balancer: Balancer) -> list[str]:
+    """Checks and retries."""
+    fast = max(50, round(balancer.check_every.total_seconds() * 250))
+    check = f"check inter {_span(balancer.check_every)} fastinter {fast}ms downinter {_span(balancer.check_every)}"
+    return [
         f"retries {balancer.retries}",
         "option redispatch 1",
         "retry-on conn-failure empty-response response-timeout 503" if balancer.retries else "retry-on none",
@@ -415,14 +460,11 @@ def _backend(balancer: Balancer) -> list[str]:
         f"default-server {check} fall {FALL} rise {RISE} slowstart {_span(balancer.slow_start)}"
         " observe layer4 error-limit 3 on-error fail-check pool-purge-delay 5s",
     ]
-    for backend in balancer.backends:
-        line = f"server {backend.name} {backend.address} id {backend.id} weight {backend.weight}"
-        if backend.address.is_name:
-            line += " resolvers system init-addr last,libc,none"
-        if balancer.stick is Stick.COOKIE:
-            line += f" cookie {backend.id:08x}"
-        lines.append(line)
-    return lines
+
+
+def _server(backend: Backend, address: Address) -> str:
+    line = f"server {backend.name} {address} id {backend.id} weight {backend.weight}"
+    return f"{line} resolvers system init-addr last,libc,none" if backend.address.is_name else line
 
 
 def _span(span: timedelta) -> str:

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
 
+from loopwright.bundle.routes import Arm
+from loopwright.bundle.testing import tiny_answer
 from loopwright.exports.haproxy import Address, Backend, Balancer, Stick
 
 from .balancing import HAProxy, free_port, haproxy
-from .conftest import eventually
+from .conftest import Control, Server, eventually
 
 FAST = timedelta(milliseconds=100)
 
@@ -249,6 +253,38 @@ def test_without_a_replica_the_client_is_told_in_json_when_to_come_back(start: S
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.json() == {"error": "no replica can take the request now"}
     assert site.seen == []
+
+
+def test_grpc_is_balanced_and_a_replica_that_is_gone_is_passed_over(
+    control: Control, serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    control.route({1: control.bundle("one")}, Arm("stable", 1, 1.0))
+    grpc_port = free_port()
+    server = serve(grpc_port=grpc_port)
+    # The same machine under two addresses; at the second nobody answers.
+    asked = Balancer(
+        backends=(Backend(Address("127.0.0.1", server.port)), Backend(Address("127.0.0.2", server.port))),
+        listen=Address("127.0.0.1", free_port()), metrics=Address("127.0.0.1", free_port()),
+        grpc=Address("127.0.0.1", free_port()), grpc_port=grpc_port, stick=Stick.NONE,
+        check_every=timedelta(seconds=30),
+    )  # fmt: skip
+    inputs = []
+    for name, values, kind in (
+        ("distance", np.array([500.0]), "FP64"),
+        ("hour", np.array([6]), "INT64"),
+        ("carrier", np.array(["UA"], dtype=object), "BYTES"),
+    ):
+        tensor = triton.InferInput(name, [1], kind)
+        tensor.set_data_from_numpy(values)
+        inputs.append(tensor)
+    with haproxy(asked, tmp_path):
+        client = triton.InferenceServerClient(str(asked.grpc))
+        answers = [client.infer("late", inputs) for _ in range(12)]
+    wanted = tiny_answer(500.0, 6, "UA")
+    assert [answer.as_numpy("probability")[0] for answer in answers] == [pytest.approx(wanted, abs=1e-6)] * 12
+    names = {answer.get_response().parameters["request_id"].string_param for answer in answers}
+    assert len(names) == 12
+    assert all(re.fullmatch(r"[0-9a-f-]{36}", name) for name in names), "the balancer named them"
 
 
 def test_metrics_and_the_page_of_statistics_have_ports_of_their_own(start: Start) -> None:

@@ -51,10 +51,11 @@ def servers(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("stick", list(Stick))
 def test_haproxy_takes_what_is_written_without_a_warning(tmp_path: Path, stick: Stick) -> None:
     every: list[dict[str, Any]] = [
-        {"stick": stick},
+        {"stick": stick, "grpc": parse_address("127.0.0.1:9001")},
         {
             "stick": stick, "retries": 0, "slow_start": timedelta(), "metrics": None, "user": "root",
-            "stats": parse_address("127.0.0.1:9000"), "admin_socket": str(tmp_path / "admin.sock"),
+            "stats": parse_address("127.0.0.1:9000"), "grpc": parse_address("127.0.0.1:9001"),
+            "admin_socket": str(tmp_path / "admin.sock"),
             "check_every": timedelta(milliseconds=50), "overrides": True, "certificate": str(certificate(tmp_path)),
         },
     ]  # fmt: skip
@@ -121,6 +122,15 @@ def test_what_is_open_by_default_is_only_the_port_and_metrics_on_this_machine() 
     assert "stats" not in text
 
 
+def test_grpc_goes_to_the_other_port_of_each_replica_and_readiness_is_asked_over_http() -> None:
+    text = haproxy_config(balancer("a:8081", "b:9081", grpc=parse_address("127.0.0.1:9001"), grpc_port=7000))
+    lines = {line[2]: line for line in servers(text)}
+    assert lines.keys() == {"a:8081", "b:9081", "a:7000", "b:7000"}
+    assert lines["b:7000"][-5:] == ["h2", "port", "9081", "check-proto", "h1"]
+    assert lines["b:7000"][3:7] == lines["b:9081"][3:7], "one place on the ring for both"
+    assert "bind 127.0.0.1:9001 proto h2" in text
+
+
 def test_the_time_to_drain_covers_the_time_to_notice() -> None:
     slow, fast = balancer(check_every=timedelta(seconds=5)), balancer(check_every=timedelta(seconds=0.2))
     assert slow.notices_after == pytest.approx(5 + 1 + 1.25 + 1)
@@ -160,6 +170,7 @@ def test_no_address_adds_a_word_to_the_configuration(host: str, port: int) -> No
     ({"certificate": "/etc/a b.pem"}, "--tls"), ({"certificate": "relative.pem"}, "--tls"),
     ({"admin_socket": "/run/x\nuser root"}, "--admin-socket"), ({"user": "root\n"}, "--user"),
     ({"retries": 11}, "--retries"), ({"buffer": 1}, "--buffer"), ({"timeout": timedelta()}, "--timeout"),
+    ({"grpc": Address("127.0.0.1", 8080)}, "--grpc-port"), ({"grpc_port": 0}, "--grpc-backend-port"),
     ({"check_every": timedelta(days=1)}, "--check-every"), ({"max_connections": 0}, "--max-connections"),
     ({"metrics": Address("127.0.0.1", 8080)}, "--metrics"),
 ])  # fmt: skip
@@ -205,7 +216,8 @@ def test_the_command_prints_writes_and_shows_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("option", "value"), [
     ("--backend", "nowhere"), ("--host", "a b"), ("--port", "70000"), ("--timeout", "soon"), ("--buffer", "1XB"),
-    ("--metrics", "everywhere"), ("--stats", ":1"), ("--tls", "x.pem"), ("--weight", "10.0.0.1:8081=lots"),
+    ("--metrics", "everywhere"), ("--grpc-port", "0"), ("--stats", ":1"), ("--tls", "x.pem"),
+    ("--weight", "10.0.0.1:8081=lots"),
 ])  # fmt: skip
 def test_a_bad_option_of_the_command_names_itself(option: str, value: str) -> None:
     done = run("--backend", THREE[0], option, value)
