@@ -6,16 +6,14 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from loopwright.bundle.depot import BundleDepot
-from loopwright.bundle.manifest import MANIFEST, parse_manifest
 from loopwright.control.context import Context
+from loopwright.control.inputs import input_names
 from loopwright.kernel.actor import Role, require
 from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import BadInput, NotFound
 from loopwright.monitoring.log import PredictionLog
 from loopwright.monitoring.replay import replay
 from loopwright.monitoring.store import load_spec
-from loopwright.registry.versions import get_version
 from loopwright.serving.sinks.address import open_sink, parse_sink
 
 
@@ -62,15 +60,8 @@ def replay_log(
 
     @lru_cache(maxsize=1024)
     def names(version: int) -> tuple[str, ...] | None:
-        try:
-            with ctx.ledger.read() as conn:
-                digest = get_version(conn, model=model, version=version).bundle
-        except NotFound:
-            return None
-        path = BundleDepot(ctx.home.bundles).path(digest) / MANIFEST if digest else None
-        if path is None or not path.is_file():
-            return None
-        return tuple(field.name for field in parse_manifest(path.read_bytes(), where=str(path)).schema.inputs)
+        with ctx.ledger.read() as conn:
+            return input_names(ctx, conn, model, version)
 
     sink = open_sink(address)
     span = {"since": iso(start), "until": iso(end)}

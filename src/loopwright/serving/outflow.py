@@ -1,6 +1,7 @@
 """Everything that takes predictions off this server: to the control plane, and to the sinks that were asked for."""
 
 import threading
+import time
 from collections.abc import Callable
 
 from loopwright.serving.cache import Cache
@@ -42,6 +43,7 @@ class Outflow:
     ) -> None:
         self._cache = cache
         self._say = options.say
+        self._level_at = time.monotonic()
         source = cache.source()
         self.feeders = [
             Feeder(open_sink(parse_sink(url)), cache.segments, source, _Known(profiles), complain)
@@ -83,8 +85,12 @@ class Outflow:
     def gauges(self) -> dict[str, float]:
         """Numbers for /metrics; raises OSError when the log's folder cannot be read."""
         free, low = disk_room(self._cache.segments)
+        waiting = self.shipper.backlog()
+        if not waiting:
+            self._level_at = time.monotonic()
         numbers = {
-            "unshipped_bytes": float(self.shipper.backlog()),
+            "unshipped_bytes": float(waiting),
+            "log_lag_seconds": round(time.monotonic() - self._level_at, 3),
             "log_refused_files": float(self.shipper.set_aside()),
             "log_disk_free_bytes": float(free),
             "log_disk_low": float(free < low),

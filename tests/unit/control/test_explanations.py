@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.errors import BadInput, NotFound, Refused, Tampered
 from loopwright.monitoring.explanations import ExplanationLog
 from loopwright.monitoring.log import PredictionLog
+from loopwright.project.spec import Spec
 from loopwright.quality.explain import explainer_for, native_text
 from tests.explained import DAY, RNG, ask, event, register, rows, sealed, ship
 
@@ -87,6 +89,18 @@ class TestTheLog:
         assert rows(ctx) == []
         told = ExplanationLog(ctx.home.explanations, ctx.home.predictions).progress("late")
         assert told.skipped == {"version 1: inputs are not logged (serving.log.redact: carrier)": 1}
+
+    def test_an_input_that_is_not_logged_is_one_that_there_is(self, ctx: Context, first: str) -> None:
+        data = {"sources": {"f": {"uri": "f.csv", "contract": "f.yaml"}}, "label": {"name": "y"}}
+        for name in ("carrier", "carier"):
+            log = {"redact": [name]}
+            spec = Spec.from_json({"model": "late", "task": "binary", "data": data, "serving": {"log": log}})
+            asked = partial(find("projects.apply").answer, ctx, model="late", path="/x", spec=spec.to_json())
+            if name == "carrier":
+                asked()
+                continue
+            with pytest.raises(BadInput, match="did you mean `carrier`"):
+                asked()
 
     def test_a_model_that_does_not_ask_is_left_alone(self, ctx: Context, first: str) -> None:
         ask(ctx, "none")

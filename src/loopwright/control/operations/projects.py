@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loopwright.control.context import Context
+from loopwright.control.inputs import check_redacted
 from loopwright.control.operation import operation
 from loopwright.kernel.actor import Role, require
 from loopwright.kernel.digest import digest_json
@@ -44,6 +45,7 @@ def apply(ctx: Context, model: str, path: str, spec: dict[str, Any]) -> dict[str
             conn, model=model, section=parsed.to_json()["policy"], actor=ctx.actor, deliberate=True
         )  # fmt: skip
         _check_reach(ctx, parsed, path, before)
+        check_redacted(ctx, conn, parsed)
         if before is None or (before["spec_digest"], before["path"]) != (digest, path):
             pipeline_store.save_project(conn, model, path, parsed.to_json(), digest, ctx.now)
             ledger_store.append(
