@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from loopwright.cli.documents import card, document, documents, sbom
+from loopwright.cli.importing import import_model
 from loopwright.cli.lazy import subcommands
 from loopwright.cli.lineage import version_text
 from loopwright.cli.session import Session, command
@@ -20,7 +21,7 @@ def models() -> None:
     """List models, show versions and their lineage."""
 
 
-for each in (card, sbom, document, documents):
+for each in (card, sbom, document, documents, import_model):
     models.add_command(each)
 
 

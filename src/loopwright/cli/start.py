@@ -88,7 +88,7 @@ def run(
 
     opened = load_project(project, overrides)  # a bad loop.yaml is told before a home is made
     opened.check_files()
-    context = _context(session, tracking_uri)
+    context = training_context(session, tracking_uri)
     if retrain:
         context = _for_retraining(context, retrain, opened.spec.model)
     from loopwright.pipeline.lifecycle import run_project
@@ -134,7 +134,7 @@ def apply(session: Session, project: Path) -> None:
     session.show(answer, lambda a: f"{a['model']}: applied {a['path']}; changed: {text(a['changed'])}")
 
 
-def _context(session: Session, tracking_uri: str | None) -> Any:
+def training_context(session: Session, tracking_uri: str | None = None) -> Any:
     """The home to train on: the folder, or the folder of a control plane on this machine."""
     from loopwright.control.client import HttpClient
     from loopwright.control.context import open_context

@@ -22,9 +22,7 @@ def trust() -> None:
 @click.argument("file", type=_FILE)
 def scan(session: Session, file: Path) -> int:
     """Say what a pickled FILE would import, without loading it."""
-    from loopwright.bundle.pickles import scan as scan_file
-
-    found = scan_file(file)
+    found = _scanned_file(file)
     session.show(found.to_json(), _scanned)
     return 1 if found.objections else 0
 
@@ -34,9 +32,7 @@ def scan(session: Session, file: Path) -> int:
 @click.option("--reason", required=True, help="Why it cannot be ONNX; the approver reads it.")
 def request(session: Session, file: Path, reason: str) -> None:
     """Ask that a pickled FILE may be loaded."""
-    from loopwright.bundle.pickles import scan as scan_file
-
-    found = scan_file(file)
+    found = _scanned_file(file)
     if found.objections:
         raise Refused(
             "nobody can be trusted with this file", where=str(file), got="; ".join(found.objections[:3]),
@@ -81,6 +77,16 @@ def list_trusts(session: Session, state: str | None) -> None:
                ("imports", lambda row: len(row["globals"]))]  # fmt: skip
     empty = "nobody asked for trust in a pickled model"
     session.show(session.call("trust.list", state=state), lambda rows: table(rows, columns, empty=empty))
+
+
+def _scanned_file(file: Path) -> Any:
+    """The scan of pickled objects, or of a model that MLflow saved and a bundle holds as an archive."""
+    from loopwright.bundle.archive import scan_archive
+    from loopwright.bundle.forms import PYFUNC
+    from loopwright.bundle.pickles import read_bounded, scan_bytes
+
+    data = read_bounded(file)
+    return scan_archive(data) if file.name == PYFUNC else scan_bytes(data)
 
 
 def _scanned(answer: dict[str, Any]) -> str:
