@@ -162,6 +162,17 @@ def test_golden_rows_are_shown_to_those_who_may_predict(tmp_path: Path) -> None:
     site.close()
 
 
+def test_what_the_document_guards_is_guarded_and_nothing_else(tmp_path: Path) -> None:
+    callers = Callers((Caller("shop", sha256(b"open sesame").hexdigest(), may=("predict", "admin")),))
+    site = Inside(tmp_path, model_of("late", {1: tiny(tmp_path / "b")}), callers=callers)
+    for path, method, operation in operations(site.call("GET", "/openapi.json").json()):
+        place = path.replace("{model}", "late").replace("{version}", "1").replace("{key}", "late")
+        nobody = site.call(method.upper(), place)
+        assert (nobody.status_code == 401) == ("security" in operation), place
+        assert site.call(method.upper(), place, headers=TOKEN).status_code not in (401, 403), place
+    site.close()
+
+
 def test_an_empty_server_describes_itself(tmp_path: Path) -> None:
     site = Inside(tmp_path)
     OPENAPI_31_VALIDATOR.validate(site.call("GET", "/openapi.json").json())
