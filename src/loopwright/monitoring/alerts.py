@@ -24,6 +24,7 @@ class Tier(StrEnum):
 class Kind(StrEnum):
     UNAVAILABLE = "unavailable"
     DEGRADED = "degraded"
+    SLOW = "slow"
     QUALITY = "quality"
     DRIFT = "drift"
     PREDICTION = "prediction"
@@ -35,7 +36,8 @@ class Kind(StrEnum):
 
 
 TIERS = {
-    Kind.UNAVAILABLE: Tier.P0, Kind.DEGRADED: Tier.P1, Kind.QUALITY: Tier.P1, Kind.DRIFT: Tier.P2,
+    Kind.UNAVAILABLE: Tier.P0, Kind.DEGRADED: Tier.P1, Kind.SLOW: Tier.P1,
+    Kind.QUALITY: Tier.P1, Kind.DRIFT: Tier.P2,
     Kind.PREDICTION: Tier.P2, Kind.FEATURE: Tier.P2, Kind.DATA: Tier.P1,
     Kind.BROKEN_GLASS: Tier.P1, Kind.REVIEW: Tier.P1, Kind.INTEGRITY: Tier.P1,
 }  # fmt: skip

@@ -8,12 +8,16 @@ from loopwright.kernel.verdict import Verdict
 from loopwright.monitoring.alerts import Cleared, Condition, Kind, Raised
 from loopwright.monitoring.windows import LATEST, SUSTAINED, StableHour, Window, sustained
 from loopwright.stats.drift import Level
+from loopwright.stats.histogram import LatencyHistogram
 from loopwright.stats.profile import PREDICTION
+from loopwright.stats.proportions import wilson
 
 # Google's SRE workbook, ch. 5: at 14.4 times the tolerated rate a month's error budget is gone in two days.
 FAST_BURN = 14.4
 MIN_REQUESTS = 20
 MIN_ERRORS = 3
+MIN_MEASURED = 300
+"""Fewer predictions say nothing of a p99."""
 
 
 class Judged(Protocol):
@@ -141,6 +145,36 @@ def availability_conditions(hours: Sequence[StableHour], availability: float) ->
         elif share <= budget:
             found.append(Cleared(kind, newest, over))
     return found
+
+
+def latency_conditions(hours: Sequence[StableHour], p99_ms: float) -> list[Condition]:
+    """From the stable arm's hours, oldest first: the newest that hold 300 measured predictions.
+
+    p99 below `p99_ms` is promised, so at most one in a hundred may take longer. It holds when more did with 95 %
+    confidence (Wilson's interval), and is over when no more did. What a request waits besides is not in it: the promise
+    cannot be kept when the model alone breaks it.
+    """
+    latency, newest, version = LatencyHistogram(), None, 0
+    for each in reversed(hours):
+        if newest is None:
+            newest, version = each.hour, each.version
+        latency = latency + each.latency
+        if latency.n >= MIN_MEASURED:
+            break
+    n = latency.n
+    if newest is None or n < MIN_MEASURED:
+        return []
+    over = latency.above(1000 * p99_ms)
+    p99 = latency.quantile(0.99) / 1000
+    if wilson(over, n).low > 0.01:
+        title = (
+            f"{over / n:.1%} of predictions took over {p99_ms:g} ms ({over} of {n}), 1% is promised at most"
+        )
+        figures = {"over": over, "predictions": n, "p99_ms": p99, "promised_ms": p99_ms}
+        return [Raised(Kind.SLOW, version, newest, title, figures)]
+    if over <= 0.01 * n:
+        return [Cleared(Kind.SLOW, newest, f"p99 of the last {n} predictions is {p99:.3g} ms")]
+    return []
 
 
 def _told(latest: Sequence[Judged], is_bad: Callable[[Judged], bool]) -> Judged:

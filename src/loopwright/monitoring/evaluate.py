@@ -28,6 +28,7 @@ from loopwright.monitoring.alerts import Alert, Condition, Open, Renew, Resolve,
 from loopwright.monitoring.conditions import (
     availability_conditions,
     drift_condition,
+    latency_conditions,
     prediction_condition,
     quality_condition,
 )
@@ -161,6 +162,7 @@ def evaluate(
         fresh = [each for each in judged if store.record_window(conn, each)]
         conditions = _conditions(conn, spec, fresh)
         conditions += availability_conditions(hours, spec.monitoring.slo.availability)
+        conditions += latency_conditions(hours, spec.monitoring.slo.latency_p99_ms)
         opened, resolved = apply_conditions(conn, spec.model, conditions, now)
         store.save_progress(conn, spec.model, look.progress)
     return Evaluation(spec.model, reached, tuple(fresh), tuple(opened), tuple(resolved))

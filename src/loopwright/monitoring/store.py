@@ -188,25 +188,29 @@ def stable_hours(conn: Connection, model: str, since: datetime, until: datetime)
         )
         .order_by(folds.c.bucket)
     )
-    asked: dict[int, list[tuple[int, int, int]]] = {}
+    asked: dict[int, list[tuple[int, FoldCounts]]] = {}
     stood_in: Counter[int] = Counter()
     for bucket, version, arm, payload in conn.execute(query):
         counts = _counts(payload)
         if arm == "stable":
-            asked.setdefault(bucket, []).append((version, counts.n, counts.errors))
+            asked.setdefault(bucket, []).append((version, counts))
         else:
             stood_in[bucket] += counts.n
             asked.setdefault(bucket, [])
     hours = []
     for bucket, versions in sorted(asked.items()):
         left = stood_in[bucket]
-        for version, n, errors in versions:
-            covered = min(left, errors)
+        for version, counts in versions:
+            covered = min(left, counts.errors)
             left -= covered
-            hours.append(StableHour(from_us(bucket), version, n, errors, covered))
+            hours.append(
+                StableHour(from_us(bucket), version, counts.n, counts.errors, covered, counts.latency)
+            )
         if left:
             # Nobody asked stable for these.
-            version = max(versions)[0] if versions else (hours[-1].version if hours else 0)
+            version = (
+                max(number for number, _ in versions) if versions else (hours[-1].version if hours else 0)
+            )
             hours.append(StableHour(from_us(bucket), version, left, left, left))
     return hours
 

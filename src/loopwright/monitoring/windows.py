@@ -5,13 +5,14 @@ Windows lie on a fixed grid that begins on Mondays at midnight UTC, so that ever
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
 from loopwright.kernel.verdict import Verdict
 from loopwright.monitoring.labels import Outcomes
+from loopwright.stats.histogram import LatencyHistogram
 from loopwright.stats.metrics import Metric
 
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
@@ -40,7 +41,8 @@ class Window:
 class StableHour:
     """What became in one hour of the requests that stable was the last model for.
 
-    errors: those that it did not answer. stood_in: those that were given a kept or the default answer.
+    errors: those that it did not answer. stood_in: those that were given a kept or the default answer. latency: of
+    predictions, where it was measured.
     """
 
     hour: datetime
@@ -48,6 +50,7 @@ class StableHour:
     n: int
     errors: int
     stood_in: int = 0
+    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,8 @@ def test_folds_and_watermarks_add_up(any_ledger: Ledger) -> None:
         counts = store.arm_counts(conn, "m", 1, None, NOON, NOON + WEEK)
         assert (counts.n, counts.profile.rows, counts.latency.n) == (7, 7, 7)
         assert store.arm_tally(conn, "m", 1, "stable", NOON, NOON + WEEK)[0] == 7
-        assert store.stable_hours(conn, "m", NOON, NOON + WEEK) == [StableHour(NOON, 1, 7, 0)]
+        (hour,) = store.stable_hours(conn, "m", NOON, NOON + WEEK)
+        assert hour == StableHour(NOON, 1, 7, 0, 0, counts.latency)
         assert store.first_hour(conn, "m", version=1) == NOON
         assert list(store.monitored_models(conn)) == [("m", NOON - timedelta(hours=3))]
 

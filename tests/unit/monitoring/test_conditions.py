@@ -2,10 +2,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from loopwright.kernel.verdict import Verdict
-from loopwright.monitoring.alerts import Cleared, Raised
-from loopwright.monitoring.conditions import drift_condition, prediction_condition, quality_condition
-from loopwright.monitoring.windows import Window
+from loopwright.monitoring.alerts import Cleared, Kind, Raised
+from loopwright.monitoring.conditions import (
+    drift_condition,
+    latency_conditions,
+    prediction_condition,
+    quality_condition,
+)
+from loopwright.monitoring.windows import StableHour, Window
+from loopwright.stats.histogram import LatencyHistogram
 from loopwright.stats.profile import PREDICTION
 
 MONDAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -77,3 +85,29 @@ def test_a_prediction_alert_tells_the_newest_week_that_moved() -> None:
     raised = prediction_condition(weeks)
     assert isinstance(raised, Raised)
     assert raised.title.endswith("(PSI 0.70)")
+
+
+def timed(*milliseconds: float) -> StableHour:
+    latency = LatencyHistogram()
+    latency.add([1000 * each for each in milliseconds])
+    return StableHour(MONDAY, 4, len(milliseconds), 0, 0, latency)
+
+
+def test_predictions_that_break_the_promised_p99_alone_are_an_alert() -> None:
+    (raised,) = latency_conditions([timed(*[5] * 960, *[250] * 40)], 100)
+    assert isinstance(raised, Raised)
+    assert (raised.kind, raised.version) == (Kind.SLOW, 4)
+    assert raised.title == "4.0% of predictions took over 100 ms (40 of 1000), 1% is promised at most"
+
+
+@pytest.mark.parametrize(
+    ("hours", "cleared"),
+    [
+        ([timed(*[5] * 299, 250)], True),  # 0.3 %: kept
+        ([timed(*[5] * 200, *[250] * 90)], False),  # too few to say
+        ([timed(*[5] * 394, *[250] * 6)], False),  # 1.5 % of 400: it may be chance
+        ([timed(*[250] * 500), timed(*[5] * 500)], True),  # the newest hours count
+    ],
+)
+def test_a_promise_is_broken_only_beyond_chance(hours: list[StableHour], cleared: bool) -> None:
+    assert [type(each) for each in latency_conditions(hours, 100)] == ([Cleared] if cleared else [])
