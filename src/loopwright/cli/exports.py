@@ -107,14 +107,8 @@ def haproxy(
     nothing but the log, where both attempts have one request id. What is for operators (/admin, /metrics, loading
     models) is not passed on. Check the file with `haproxy -c -f FILE`.
     """
-    from loopwright.exports.haproxy import (
-        Address,
-        Balancer,
-        Stick,
-        backends_of,
-        haproxy_config,
-        parse_address,
-    )
+    from loopwright.exports.balancer import Address, Balancer, Stick, backends_of, parse_address
+    from loopwright.exports.haproxy import haproxy_config
 
     def at(port: int, option: str) -> Address:
         return parse_address(f"{_bracketed(host)}:{port}", where=option, any_host=True)

@@ -14,7 +14,8 @@ from typing import Protocol
 import httpx
 import pytest
 
-from loopwright.exports.haproxy import Balancer, haproxy_config
+from loopwright.exports.balancer import Balancer
+from loopwright.exports.haproxy import haproxy_config
 
 _PATHS = "/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/usr/local/bin:/bin:/opt/homebrew/bin"
 

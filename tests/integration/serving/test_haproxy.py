@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from loopwright.bundle.routes import Arm
-from loopwright.exports.haproxy import Address, Backend, Balancer
+from loopwright.exports.balancer import Address, Backend, Balancer
 
 from .balancing import HAProxy, Network, free_port, haproxy, network
 from .conftest import Control, eventually, launch

@@ -18,14 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loopwright.cli.commands import loopwright
-from loopwright.exports.haproxy import (
-    Address,
-    Balancer,
-    Stick,
-    backends_of,
-    haproxy_config,
-    parse_address,
-)
+from loopwright.exports.balancer import Address, Balancer, Stick, backends_of, parse_address
+from loopwright.exports.haproxy import haproxy_config
 from loopwright.kernel.errors import BadInput
 
 THREE = ["10.0.0.1:8081", "10.0.0.2:8081", "[fd00::3]:8081"]
