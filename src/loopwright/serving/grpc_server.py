@@ -9,13 +9,14 @@ from urllib.parse import unquote
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Unavailable
 from loopwright.serving import inference_pb2 as pb
 from loopwright.serving import v2
 from loopwright.serving.engine import Answer, Call
 from loopwright.serving.front import Front, Target, answer_parameters
-from loopwright.serving.http import Headers, HttpError
+from loopwright.serving.http import Headers, HttpError, Malformed
 from loopwright.serving.models import Model
 from loopwright.serving.protocols.inference import OpenInference
 from loopwright.serving.protocols.repository import Act, Repository
@@ -96,7 +97,7 @@ class Calls:
             "Check": self._handler(HEALTH, self.check, pb.HealthCheckRequest),
             "Watch": grpc.unary_stream_rpc_method_handler(
                 self.watch,
-                request_deserializer=pb.HealthCheckRequest.FromString,
+                request_deserializer=_reader(pb.HealthCheckRequest),
                 response_serializer=_serialize,
             ),
         }
@@ -108,7 +109,7 @@ class Calls:
     def _handler(self, service: str, call: Callable[[Any, Any], Awaitable[Any]], message: Any) -> Any:
         name = f"/{service}/{message.__name__.removesuffix('Request')}"
         return grpc.unary_unary_rpc_method_handler(
-            self._guarded(call, name), request_deserializer=message.FromString, response_serializer=_serialize
+            self._guarded(call, name), request_deserializer=_reader(message), response_serializer=_serialize
         )
 
     def _guarded(
@@ -116,7 +117,7 @@ class Calls:
     ) -> Callable[[Any, Any], Awaitable[Any]]:
         async def run(request: Any, context: Any) -> Any:
             try:
-                return await call(request, context)
+                return await call(_readable(request), context)
             except LoopwrightError as error:
                 pause = getattr(error, "retry_after", None)
                 trailing = (("retry-after", f"{max(1, round(pause))}"),) if pause is not None else ()
@@ -253,6 +254,8 @@ class Calls:
     async def watch(self, request: pb.HealthCheckRequest, context: Any) -> AsyncIterator[Any]:
         """The same, again whenever it changes."""
         told = None
+        if isinstance(request, DecodeError):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(request)[:MAX_DETAILS])
         while True:
             status = self._health(request.service)
             if status != told:
@@ -272,6 +275,24 @@ class Calls:
             except Unavailable:
                 well = False
         return pb.HealthCheckResponse.SERVING if well else pb.HealthCheckResponse.NOT_SERVING
+
+
+def _reader(message: Any) -> Callable[[bytes], Any]:
+    """Parses requests. What cannot be parsed becomes its error: raised here, gRPC would call it the server's."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return message.FromString(data)
+        except DecodeError as error:
+            return error
+
+    return read
+
+
+def _readable(request: Any) -> Any:
+    if isinstance(request, DecodeError):
+        raise Malformed(f"not a message of this call ({request})", where="request")
+    return request
 
 
 def _serialize(answer: Any) -> bytes:
