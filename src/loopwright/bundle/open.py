@@ -45,6 +45,11 @@ class Bundle:
         source = contents.get("transform.py")
         self._transform = load_transform(source.decode()) if source else Transform(identity, None)
         self._runner = runner
+        inputs = [field.name for field in self.schema.inputs if field.dtype != "string"]
+        self.direct = (
+            not source and inputs == list(self.schema.features) and len(inputs) == len(self.schema.inputs)
+        )
+        """Whether the model sees the inputs as they come, in their order."""
         self.isolated: bool = runner.isolated
         self._bytes = sum(map(len, contents.values())) - max(map(len, contents.values()))
 
@@ -74,6 +79,17 @@ class Bundle:
             result = result[:, 1:]
         if result.shape[1] != width:
             raise BadInput("the model's output has another width", got=result.shape[1], wanted=str(width))
+        return result
+
+    def predict_one(self, features: NDArray[np.float32]) -> list[float]:
+        """`predict_features` for float32 (1, f), at half of what it costs around a small model."""
+        result: list[float] = self._runner(features).ravel().tolist()
+        if len(result) == 2 and self.schema.task == "binary":
+            del result[0]
+        if len(result) != len(self.schema.outputs):
+            raise BadInput(
+                "the model's output has another width", got=len(result), wanted=str(len(self.schema.outputs))
+            )
         return result
 
     def smoke(self) -> None:

@@ -47,7 +47,7 @@ MAX_VALUES = 1 << 24
 """Values of one binary tensor, whatever its shape says."""
 
 
-class Tensor(msgspec.Struct):
+class Tensor(msgspec.Struct, gc=False):
     """A V2 tensor in a request."""
 
     name: str
@@ -57,14 +57,14 @@ class Tensor(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
-class WantedOutput(msgspec.Struct):
+class WantedOutput(msgspec.Struct, gc=False):
     """An output the client asks for."""
 
     name: str
     parameters: dict[str, Any] | None = None
 
 
-class InferRequest(msgspec.Struct):
+class InferRequest(msgspec.Struct, gc=False):
     """A V2 inference request."""
 
     inputs: list[Tensor]
@@ -73,7 +73,7 @@ class InferRequest(msgspec.Struct):
     outputs: list[WantedOutput] | None = None
 
 
-class OutTensor(msgspec.Struct, omit_defaults=True):
+class OutTensor(msgspec.Struct, omit_defaults=True, gc=False):
     """A V2 tensor in an answer."""
 
     name: str
@@ -83,7 +83,7 @@ class OutTensor(msgspec.Struct, omit_defaults=True):
     parameters: dict[str, Any] | None = None
 
 
-class InferResponse(msgspec.Struct):
+class InferResponse(msgspec.Struct, gc=False):
     """A V2 answer. parameters: arm, request_id, and fallback when stable answered for a failing canary."""
 
     model_name: str
@@ -158,7 +158,7 @@ def read_rows(request: InferRequest, reader: Reader, *, max_rows: int) -> Rows:
                     f"tensor `{name}` has no rows", where="inputs", got=tensor.shape, wanted="at least one"
                 )
             value = data[0]
-        if n == 1 and _is_plain(value, tensor.datatype, dtype):
+        if n == 1 and is_plain(value, tensor.datatype, dtype):
             columns.append(data)
         else:
             if type(value) is list:  # shape [1, 1], written as a row of its own
@@ -167,7 +167,7 @@ def read_rows(request: InferRequest, reader: Reader, *, max_rows: int) -> Rows:
     values: list[list[Value]] = (
         [[column[0] for column in columns]] if n == 1 else [list(row) for row in zip(*columns, strict=True)]
     )
-    return _with_reserved(request, tensors, n, values)
+    return with_reserved(request, tensors, n, values)
 
 
 def read_partial(request: InferRequest, reader: Reader, *, max_rows: int) -> PartialRows:
@@ -200,7 +200,7 @@ def read_partial(request: InferRequest, reader: Reader, *, max_rows: int) -> Par
         for field, name, _ in reader.fields
         if name in tensors
     }
-    about = _with_reserved(request, tensors, n, [])
+    about = with_reserved(request, tensors, n, [])
     return PartialRows(
         about.request_id,
         n,
@@ -216,7 +216,7 @@ _KEYS = ("BYTES", "INT64", "FP64", "BOOL")
 _ONE_ROW = ([1], [1, 1])
 
 
-def _is_plain(value: Any, datatype: str, dtype: str) -> bool:
+def is_plain(value: Any, datatype: str, dtype: str) -> bool:
     """True for single values that need no closer look; all others take the slower way with its exact messages."""
     kind = type(value)
     if kind is float:
@@ -234,9 +234,10 @@ def _where(request: InferRequest, tensor: Tensor) -> str:
     return f"inputs[{next(i for i, other in enumerate(request.inputs) if other is tensor)}]"
 
 
-def _with_reserved(
+def with_reserved(
     request: InferRequest, tensors: Mapping[str, Tensor], n: int, values: list[list[Value]]
 ) -> Rows:
+    """Rows with the ids, units and times that a request gives them; raises BadInput."""
     request_id = check_id(request.id, "id") if request.id else ""
     parameters = request.parameters or {}
     ids, units, times = [""] * n, [""] * n, [0] * n
@@ -347,7 +348,7 @@ def _matrix_rows(
         check_values(data[i::width], field, tensor.datatype, f"{where} column {i}")
         for i, (field, _, _) in enumerate(reader.fields)
     ]
-    return _with_reserved(request, tensors, n, [list(row) for row in zip(*columns, strict=True)])
+    return with_reserved(request, tensors, n, [list(row) for row in zip(*columns, strict=True)])
 
 
 def _check_rows(n: int, name: str, where: str, max_rows: int) -> None:

@@ -250,7 +250,8 @@ def test_what_follows_an_offer_of_another_protocol_is_the_next_request(inside: I
 
 @pytest.mark.parametrize(
     "raw",
-    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n\r\n", b"GET\r\n\r\n", b"\x00" * 10, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n\r\n", b"GET\r\n\r\n", b"\x00" * 10,
+     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
      b"GET / HTTP/9.9\r\n\r\n", b"GET http:// HTTP/1.1\r\n\r\n", b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
      b"CONNECT x:1 HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
      b"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999999999\r\n\r\n",

@@ -86,6 +86,23 @@ def test_a_slow_model_gets_a_thread_and_a_fast_one_comes_back(bundle: Bundle) ->
     assert 0 < asyncio.run(until_inline()) < 200
 
 
+def test_a_fast_model_comes_back_though_its_rows_come_in_company(bundle: Bundle) -> None:
+    pauses = iter([0.06, *[0.0] * 200])
+    lane = lane_of(Watched(bundle, lambda rows: time.sleep(next(pauses))))
+    lane.now(row(6))
+    assert not lane.inline
+
+    async def together() -> int:
+        for tries in range(100):
+            if lane.inline:
+                return tries
+            until = asyncio.get_running_loop().time() + 5
+            await asyncio.gather(*(lane.predict([row(hour)], until) for hour in range(8)))
+        return -1
+
+    assert 0 < asyncio.run(together()) < 100
+
+
 def test_one_hiccup_changes_nothing(bundle: Bundle) -> None:
     pauses = iter([0.002, *[0.0] * 50])
     lane = lane_of(Watched(bundle, lambda rows: time.sleep(next(pauses))))
