@@ -354,6 +354,26 @@ rollout_events = Table(
     Index(None, "rollout_id"),
 )
 
+experiments = Table(
+    "lw_experiments",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("stable", Integer, nullable=False),
+    Column("variants", Json, nullable=False),
+    Column("salt", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("started_at", Moment, nullable=False),
+    Column("began", Moment, nullable=False),
+    Column("ended_at", Moment),
+    Column("until", Moment),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("ended_why", Text, nullable=False),
+    _one_of("status", "running", "stopped"),
+    Index(None, "model", "started_at"),
+)
+
 route_tables = Table(
     "lw_route_tables",
     metadata,

@@ -140,6 +140,27 @@ def upgrade() -> None:
     op.create_index(op.f("ix_lw_evidence_bundle"), "lw_evidence", ["bundle"], unique=False)
     op.create_index(op.f("ix_lw_evidence_model_version"), "lw_evidence", ["model", "version"], unique=False)
     op.create_table(
+        "lw_experiments",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("stable", sa.Integer(), nullable=False),
+        sa.Column("variants", sa.Text(), nullable=False),
+        sa.Column("salt", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("started_at", sa.BigInteger(), nullable=False),
+        sa.Column("began", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
+        sa.Column("until", sa.BigInteger(), nullable=True),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("ended_why", sa.Text(), nullable=False),
+        sa.CheckConstraint("\"status\" IN ('running', 'stopped')", name=op.f("ck_lw_experiments_status")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lw_experiments")),
+    )
+    op.create_index(
+        op.f("ix_lw_experiments_model_started_at"), "lw_experiments", ["model", "started_at"], unique=False
+    )
+    op.create_table(
         "lw_feature_statistics",
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("feature", sa.Text(), nullable=False),
