@@ -202,7 +202,7 @@ def test_every_command_of_a_page_works_and_the_answer_is_the_golden_one(inside: 
     page = inside.call("GET", f"/docs/{quote(name)}").text
     answers = [asked(inside, command) for command in commands(page)]
     assert [answer.status_code for answer in answers] == [200] * 5
-    shown = re.findall(r"<pre>(\{.*?)</pre>", page)
+    shown = re.findall(r"<pre>(\{.*?)</pre>", page, re.DOTALL)
     (said,) = [msgspec.json.decode(html.unescape(text)) for text in shown]
     assert outputs(said) == pytest.approx(outputs(answers[0].json()))
 

@@ -11,6 +11,8 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
+
 from loopwright.serving.front import Front
 from loopwright.serving.http import Reply, Request, Route, encode
 from loopwright.serving.models import Model
@@ -18,7 +20,6 @@ from loopwright.serving.protocols.openapi import may_predict
 from loopwright.serving.protocols.schemas import (
     Shown,
     example_of,
-    field_schemas,
     infer_example,
     predicted_example,
 )
@@ -31,8 +32,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #8884; vertical-align: top; }
-pre { background: #8881; padding: .8rem; overflow-x: auto; }
-textarea { width: 100%; min-height: 8rem; font: 13px monospace; }
+pre { background: #8881; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+textarea { box-sizing: border-box; width: 100%; min-height: 12rem; font: 13px monospace; }
 nav { margin-bottom: 1.5rem; } .quiet { opacity: .7; }
 """
 
@@ -46,7 +47,9 @@ if (form) form.addEventListener("submit", async (event) => {
   shown.textContent = "…";
   try {
     const answer = await fetch(form.dataset.path, { method: "POST", headers, body: form.elements.body.value });
-    shown.textContent = answer.status + " " + await answer.text();
+    const text = await answer.text();
+    try { shown.textContent = answer.status + " " + JSON.stringify(JSON.parse(text), null, 2); }
+    catch { shown.textContent = answer.status + " " + text; }
   } catch (error) { shown.textContent = String(error); }
 });
 """
@@ -133,9 +136,13 @@ def commands(one: Shown, base: str, *, closed: bool) -> list[tuple[str, str]]:
     model = quote(one.model.name, safe="")
 
     def curl(path: str, body: str, media_type: str = "application/json") -> str:
-        token = ' -H "Authorization: Bearer $TOKEN"' if closed else ""
-        address = shlex.quote(f"{base}{path}")
-        return f"curl -sS --globoff {address} -H 'Content-Type: {media_type}'{token} --data-raw {shlex.quote(body)}"
+        words = [
+            f"curl -sS --globoff {shlex.quote(f'{base}{path}')}",
+            f"-H 'Content-Type: {media_type}'",
+            *(['-H "Authorization: Bearer $TOKEN"'] if closed else []),
+            f"--data-raw {shlex.quote(body)}",
+        ]
+        return " \\\n  ".join(words)
 
     return [
         ("A row", curl(f"{one.path}/predict", _json({"inputs": one.example.inputs}))),
@@ -154,11 +161,10 @@ def _task(model: Model) -> str:
 
 
 def _inputs(one: Shown) -> list[str]:
-    schemas = field_schemas(one.schema)
     return [
         _row(
             f"<code>{escape(field.name)}</code>",
-            escape(f"{field.dtype}" + (" up to 64 bits" if "maximum" in schemas[field.name] else "")),
+            field.dtype,
             "yes" if field.nullable else "no",
             f"<code>{escape(_json(one.example.inputs[field.name]))}</code>",
         )
@@ -170,12 +176,12 @@ def _answer(one: Shown) -> str:
     example = predicted_example(one)
     if example is None:
         return ""
-    return f"<h3>The answer to the first</h3><pre>{escape(_json(example))}</pre>"
+    return f"<h3>The answer to the first</h3><pre>{escape(_indented(example))}</pre>"
 
 
 def _form(one: Shown, *, closed: bool) -> str:
     token = "<p><label>Token <input type='password' name='token' autocomplete='off'></label></p>"
-    body = escape(_json({"inputs": one.example.inputs}))
+    body = escape(_indented({"inputs": one.example.inputs}))
     return (
         f"<h2>Try it</h2><form id='try' data-path=\"{escape(one.path)}/predict\">"
         f"<textarea name='body' aria-label='Body' spellcheck='false'>\n{body}</textarea>"
@@ -193,6 +199,10 @@ def _host(request: Request) -> str:
 
 def _json(value: Any) -> str:
     return encode(value).decode()
+
+
+def _indented(value: Any) -> str:
+    return msgspec.json.format(encode(value), indent=2).decode()
 
 
 def _row(*cells: str) -> str:
