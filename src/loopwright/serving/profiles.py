@@ -10,9 +10,10 @@ from loopwright.bundle.folder import MAX_MANIFEST
 from loopwright.bundle.manifest import MANIFEST, parse_manifest
 from loopwright.bundle.routes import RouteTable
 from loopwright.kernel.digest import canonical_json
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.errors import BadInput, LoopwrightError
 from loopwright.kernel.files import write_atomic
 from loopwright.serving.cache import Cache
+from loopwright.serving.complaints import in_words
 from loopwright.serving.fold import Profiler
 from loopwright.serving.logrule import LogRules
 from loopwright.stats.profile import Reference
@@ -28,6 +29,7 @@ class Profiles:
         self._digests: dict[str, str] = {}
         self._loaded: dict[str, Profiler] = {}
         self._inputs: dict[str, tuple[str, ...]] = {}
+        self._told: set[str] = set()
         self.rules = LogRules(cache.folder / "log-rules.json")
         with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
             self._digests = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
@@ -63,7 +65,16 @@ class Profiles:
         if digest not in self._loaded:
             if not self._cache.depot.has(digest):
                 return None
-            self._load(digest)
+            try:
+                self._load(digest)
+            except (OSError, LoopwrightError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                # Pruned just now, or damaged: its rows are counted and sent all the same, without what it would tell.
+                if digest not in self._told:
+                    self._told.add(digest)
+                    self._say(
+                        f"bundle {digest[:12]} cannot be read, so it is not profiled: {in_words(error)}"
+                    )
+                return None
         return digest
 
     def _load(self, digest: str) -> None:

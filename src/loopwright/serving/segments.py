@@ -75,6 +75,13 @@ def read_stretch(path: Path, start: int, size: int, most: int) -> Stretch | None
 
 
 def still_written(paths: Iterable[Path], is_writing: Callable[[str], bool]) -> set[Path]:
-    """Those of `paths` that may grow: a living writer's newest. Ask before sizes are taken."""
-    newest = {path.stem.rpartition("-")[0]: path for path in paths}
+    """Those of `paths` that may grow: a living writer's newest. Ask before sizes are taken.
+
+    What was put back by hand (`refused/` names files by segment and place) is no writer's, wherever its name sorts.
+    """
+    newest = {}
+    for path in sorted(paths):
+        writer, _, number = path.stem.rpartition("-")
+        if number.isdecimal():
+            newest[writer] = path
     return {path for writer, path in newest.items() if is_writing(writer)}

@@ -198,7 +198,8 @@ class Shipper:
         """
         kept = self._folder / REFUSED / f"{stretch.segment}_{stretch.start:012d}.seg"
         write_atomic(kept, stretch.frames, mode=0o600)
-        write_atomic(kept.with_suffix(".txt"), f"{error}\n".encode(), mode=0o600)
+        told = f"{error}\nTo have it sent again, move {kept.name} to {self._folder}.\n"
+        write_atomic(kept.with_suffix(".txt"), told.encode(), mode=0o600)
         nothing = BatchHeader(
             source=self._source, segment=stretch.segment, start=stretch.start, end=stretch.end, events=0, crc32=0,
             event_times={}, folds=[],
