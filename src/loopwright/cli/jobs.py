@@ -94,7 +94,7 @@ def list_jobs(session: Session, model: str | None, state: str | None, limit: int
     ]  # fmt: skip
     session.show(
         session.call("jobs.list", model=model, state=state, limit=limit),
-        lambda found: table(found, columns, empty="no job yet; see: loopwright jobs submit --help"),
+        lambda found: table(found, columns, empty="no job yet; see: loopwright jobs submit"),
     )
 
 
@@ -177,7 +177,11 @@ def results(session: Session, job: str, after: int, limit: int, to: Path | None)
 def worker(
     session: Session, once: bool, models: tuple[str, ...], lease: str, poll: str, chunk_rows: int
 ) -> int:  # fmt: skip
-    """Answer jobs: takes them from the home's ledger, several workers side by side."""
+    """Answer jobs in the background, several workers side by side.
+
+    Takes them from the home's ledger, the most urgent first. On SIGTERM it publishes what is answered and gives its job
+    back; killed, another worker goes on behind the last rows that were published.
+    """
     if session.url:
         raise BadInput(
             "a worker works on a folder",
