@@ -72,7 +72,9 @@ class OpenFeature:
 def _unit(body: bytes) -> str | None:
     """The user asked for, None where none is named. Raises Malformed, BadInput."""
     document = parse_json(body) if body.strip() else {}
-    context = document.get("context") if isinstance(document, dict) else document
+    if not isinstance(document, dict):
+        raise BadInput("not an object", where="body", got=document, wanted='{"context": {…}}')
+    context = document.get("context")
     if context is None:
         return None
     if not isinstance(context, dict):
