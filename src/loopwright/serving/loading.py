@@ -1,11 +1,12 @@
 """Turns a route table into loaded models; a version without a valid approval or with one wrong byte is refused."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 
-from loopwright.bundle.approval import verify_record
+from loopwright.bundle.approval import ApprovalRecord, SignedRecord, verify_record
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.isolated import Limits
 from loopwright.bundle.keys import PublicKey
@@ -29,7 +30,7 @@ def check_approval(route: ModelRoute, version: int, keys: Sequence[PublicKey]) -
     """
     entry = route.versions[str(version)]
     where = f"{route.model} version {version}"
-    record = verify_record(entry.approval, keys)
+    record = _verified(entry.approval, tuple(keys))
     if (record.model, record.version) != (route.model, version):
         raise Refused(
             "the approval is for another version", where=where, got=f"{record.model} {record.version}"
@@ -46,6 +47,12 @@ def check_approval(route: ModelRoute, version: int, keys: Sequence[PublicKey]) -
             wanted=" or ".join(allowed),
             next=f"Promote it: loopwright promote {route.model} {version} --to production",
         )
+
+
+@lru_cache(maxsize=4096)
+def _verified(approval: SignedRecord, keys: tuple[PublicKey, ...]) -> ApprovalRecord:
+    """`verify_record`, once for a record and a set of keys: every table names those of all models again."""
+    return verify_record(approval, keys)
 
 
 def check_version(
