@@ -147,6 +147,8 @@ class HotProtocol(HttpToolsProtocol):
         self._json_length: str | None = None
         self._skipping = False
         """It was answered before it was whole."""
+        self._upgrades = False
+        """It begins a WebSocket."""
         self._framing: bytes | None = None
         """The lines that frame a body which the parser does not take for one."""
         self._target: Target | None = None
@@ -191,7 +193,7 @@ class HotProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            if self._should_upgrade():
+            if self._upgrades:
                 self._all.forget(self)
                 self.handle_websocket_upgrade()
                 return
@@ -341,7 +343,7 @@ class HotProtocol(HttpToolsProtocol):
         if target is None:
             if self._framing is not None:
                 self._stage = BODY
-            elif not self._skipping:
+            elif not (self._skipping or self._upgrades):
                 super().on_message_complete()
                 if self.cycle is not None and not self.cycle.keep_alive:
                     self._last = True
@@ -396,10 +398,12 @@ class HotProtocol(HttpToolsProtocol):
             (name, value.lower()) for name, value in headers
         )
         super().on_headers_complete()
+        offered = self.parser.should_upgrade()
+        self._upgrades = offered and self._should_upgrade()  # which looks at the headers
         self.headers = []
-        if self.parser.should_upgrade():
-            if self._should_upgrade():
-                return
+        if self._upgrades:
+            return
+        if offered:
             fields = [field for field in headers if field[0] in _FRAMES]
             self._framing = b"".join(b"%b: %b\r\n" % field for field in fields) or None
         cycle = self.cycle
