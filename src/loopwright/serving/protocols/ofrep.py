@@ -71,7 +71,7 @@ class OpenFeature:
 
 def _unit(body: bytes) -> str | None:
     """The user asked for, None where none is named. Raises Malformed, BadInput."""
-    document = parse_json(body) if body.strip() else {}
+    document = parse_json(body) if body else {}
     if not isinstance(document, dict):
         raise BadInput("not an object", where="body", got=document, wanted='{"context": {…}}')
     context = document.get("context")

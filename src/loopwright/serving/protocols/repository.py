@@ -110,7 +110,7 @@ class Repository:
 
 
 def _asked(body: bytes) -> dict[str, Any]:
-    document = parse_json(body) if body.strip() else {}
+    document = parse_json(body) if body else {}
     if not isinstance(document, dict):
         raise BadInput("not an object", where="body", got=document, wanted="{} or nothing")
     return document
