@@ -251,10 +251,10 @@ def resident(server: Server) -> int:
 
 
 def test_pyarrow_sends_more_than_a_worker_would_hold(server: Server) -> None:
-    n, batches = 4000, 12
+    n, batches = 3000, 10
     table = pa.table({
         "a": np.linspace(-3, 3, n), "b": np.linspace(0, 1, n).astype("f4"), "c": np.arange(n) % 5,
-        "_id": [f"{number:09d}" * 20 for number in range(n)],
+        "_id": [f"{number:09d}" * 28 for number in range(n)],
     })  # fmt: skip
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:

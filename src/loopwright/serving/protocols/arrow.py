@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import nanoarrow as na
 import numpy as np
@@ -29,6 +29,7 @@ from loopwright.serving.protocols.parsing import EVENT_TIME, ROW_ID, UNIT
 from loopwright.serving.protocols.parts import Part, part_of, rows_at_once
 from loopwright.serving.rows import Reader, check_names, short_name
 
+_Texts = Sequence[str | None]
 _WANTED = {
     "float64": (("float", "int"), "float64, or another float or integer"),
     "int64": (("int", "float"), "int64, or another integer, or a float of whole numbers"),
@@ -96,15 +97,6 @@ def _check(columns: Sequence[Column], reader: Reader) -> None:
             )  # fmt: skip
 
 
-class _Row(NamedTuple):
-    id: str | None
-    outputs: Sequence[float] = ()
-    version: int | None = None
-    arm: str | None = None
-    source: str | None = None
-    error: str | None = None
-
-
 class ArrowWriter:
     """Writes a record batch for each part: _id, the outputs, _version, _arm, _source and _error (null: none)."""
 
@@ -124,43 +116,52 @@ class ArrowWriter:
 
     def part(self, part: Part, answer: Answer | None) -> bytes:
         """A record batch with a row for each of the part's."""
-        rows: list[_Row] = []
-        row = 0
-        for at in range(len(part.places)):
-            if answer is None or at in part.bad:
-                rows.append(_Row(part.names.get(at) or None, error=part.bad[at]))
-                continue
-            told = _Row(answer.ids[row], version=answer.versions[row], arm=answer.arms[row] or None)
+        n = len(part.places)
+        ids: list[str | None] = [None] * n
+        arms: list[str | None] = [None] * n
+        sources: list[str | None] = [None] * n
+        errors: list[str | None] = [None] * n
+        versions, outputs = np.zeros(n, np.int64), np.full((n, len(self._outputs)), np.nan)
+        for at, why in part.bad.items():
+            ids[at], errors[at] = part.names.get(at) or None, why
+        good = part.good() if answer is not None else []
+        for row, at in enumerate(good):
+            assert answer is not None
+            ids[at], versions[at], arms[at] = answer.ids[row], answer.versions[row], answer.arms[row] or None
             if answer.errors[row]:
-                told = told._replace(error=answer.errors[row])
+                errors[at] = answer.errors[row]
             else:
-                told = told._replace(outputs=answer.outputs[row], source=answer.sources[row])
-            rows.append(told)
-            row += 1
-        return self._batch(rows)
+                outputs[at], sources[at] = answer.outputs[row], answer.sources[row]
+        return self._batch(ids, outputs, versions, arms, sources, errors)
 
     def end(self, failure: str, position: int) -> bytes:
         """The stream's end, after a row with what ended the request before its time."""
-        last = self._batch([_Row(None, error=failure)]) if failure else b""
+        last = b""
+        if failure:
+            nothing = np.full((1, len(self._outputs)), np.nan)
+            last = self._batch([None], nothing, np.zeros(1, np.int64), [None], [None], [failure])
         self._writer.close()
         return last + self._written()
 
-    def _batch(self, rows: Sequence[_Row]) -> bytes:
-        ids, outputs, versions, arms, sources, errors = zip(*rows, strict=True)
-        n = len(rows)
-        there = np.array([bool(each) for each in outputs])
-        values = np.full((n, len(self._outputs)), np.nan)
-        if there.any():
-            values[there] = [each for each in outputs if each]
+    def _batch(
+        self,
+        ids: _Texts,
+        outputs: NDArray[np.float64],
+        versions: NDArray[np.int64],
+        arms: _Texts,
+        sources: _Texts,
+        errors: _Texts,
+    ) -> bytes:
+        """A record batch. A row without a source has no outputs, and one of version 0 no version."""
+        there = np.array([source is not None for source in sources])
         children = [_text_array(ids)]
         children += [
-            _number_array(na.float64(), values[:, i].copy(), there) for i in range(len(self._outputs))
+            _number_array(na.float64(), outputs[:, i].copy(), there) for i in range(len(self._outputs))
         ]
-        known = np.array([version is not None for version in versions])
-        children.append(_number_array(na.int64(), np.array([version or 0 for version in versions]), known))
+        children.append(_number_array(na.int64(), versions, versions > 0))
         children += [_text_array(texts) for texts in (arms, sources, errors)]
         self._writer.write_array(
-            na.c_array_from_buffers(self._schema, n, [None], children=children, null_count=0)
+            na.c_array_from_buffers(self._schema, len(ids), [None], children=children, null_count=0)
         )
         return self._written()
 
