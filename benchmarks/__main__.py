@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 ORDER = (
-    "startup", "checks", "training_set", "online", "governance", "lineage", "serving", "serving_rivals", "soak", "rollback", "demo",
+    "startup", "checks", "training_set", "online", "governance", "lineage", "serving", "models", "serving_rivals",
+    "soak", "rollback", "demo",
 )  # fmt: skip
 
 
