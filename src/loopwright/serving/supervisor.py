@@ -9,7 +9,9 @@ import contextlib
 import resource
 import signal
 import socket
-from collections.abc import Coroutine
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from loopwright.bundle.keys import PublicKey
@@ -34,12 +36,15 @@ OWN_FILES = 320
 
 
 def serve(options: ServeOptions) -> int:
-    """Serve until SIGTERM or SIGINT, then drain and return 0. SIGHUP replaces the workers, one after another.
+    """Serve until SIGTERM or SIGINT, then drain and return 0.
+
+    SIGHUP replaces the workers, one after another; at a terminal it stops the server.
 
     Raises what keeps it from starting: Unavailable (control plane, port, disk), Unauthenticated, Refused (another key),
     Conflict (another server uses the folder), BadInput.
     """
     options.check()
+    options = replace(options, say=_to_whoever_reads(options.say))
     cache = Cache(options.home)
     cache.create()
     with cache.owned():
@@ -117,7 +122,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self.workers.recycle_all, "is to be replaced (SIGHUP)")
+        # Of a terminal it says that it is gone, and nobody would find what went on serving.
+        loop.add_signal_handler(signal.SIGHUP, self._stop if sys.stderr.isatty() else self._renew)
         await self.following.begin()
         jobs: list[Coroutine[Any, Any, None]] = [
             *(self.workers.keep_alive(slot) for slot in self.workers.slots),
@@ -147,6 +153,9 @@ class Supervisor:
         if self._told.is_set():
             self._told_again.set()
         self._told.set()
+
+    def _renew(self) -> None:
+        self.workers.recycle_all("is to be replaced (SIGHUP)")
 
     async def _drain(self) -> None:
         """Say not ready for a while and go on answering, so that who sends requests here sends them elsewhere."""
@@ -304,6 +313,15 @@ class Supervisor:
         models = ", ".join(sorted(table.models)) if table and table.models else "no model yet"
         grpc = f", gRPC on port {self._options.grpc_port}" if self._options.grpc_port else ""
         self._say(f"serving {models} at http://{host}:{port}/v2 with {self._options.workers} workers{grpc}")
+
+
+def _to_whoever_reads(say: Callable[[str], None]) -> Callable[[str], None]:
+    def said(text: str) -> None:
+        # A terminal or a pipe that is gone is no reason to serve no more.
+        with contextlib.suppress(OSError):
+            say(text)
+
+    return said
 
 
 async def _either(*events: asyncio.Event) -> None:

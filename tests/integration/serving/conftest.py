@@ -236,13 +236,16 @@ def serve_fails(tmp_path: Path, control: Control) -> Callable[..., tuple[int, st
 
 
 def launch(
-    tmp_path: Path, plane: Control, prefix: Sequence[str] = (), **options: object
+    tmp_path: Path, plane: Control, prefix: Sequence[str] = (), keep: Sequence[int] = (), **options: object
 ) -> tuple[subprocess.Popen[bytes], Path]:
     log = tmp_path / f"serve-{time.monotonic_ns()}.log"
     full = {"control": plane.url, "home": str(tmp_path / "serving"), "port": 0, "wait": 0.5, **options}
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-c", SERVE, json.dumps(full)], stderr=stream, env=dict(os.environ)
+            [*prefix, sys.executable, "-c", SERVE, json.dumps(full)],
+            stderr=stream,
+            env=dict(os.environ),
+            pass_fds=keep,
         )
     return process, log
 

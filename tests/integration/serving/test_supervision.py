@@ -16,7 +16,7 @@ from loopwright.bundle.routes import Arm
 from loopwright.bundle.testing import TOLERANT
 from loopwright.serving.slots import LINGER_SECONDS
 
-from .conftest import Control, Server, eventually, request
+from .conftest import Control, Server, eventually, launch, request
 from .load import Load
 
 Serve = Callable[..., Server]
@@ -181,6 +181,22 @@ def test_a_connection_kept_open_is_told_that_an_answer_is_its_last_and_a_second_
     eventually(lambda: server.http.get("/readyz").status_code == 503)
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(30) == 0
+
+
+def test_a_server_goes_with_its_terminal(control: Control, tmp_path: Path) -> None:
+    control.route({1: control.bundle("one")}, STABLE)
+    ours, terminal = os.openpty()
+    process, log = launch(
+        tmp_path, control, ("sh", "-c", f'exec "$@" 2>/dev/fd/{terminal}', "sh"), keep=(terminal,)
+    )
+    said = b""
+    while b"serving late at" not in said:
+        said += os.read(ours, 4096)
+    os.close(ours)  # from now on what it says fails
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 0
+    assert log.read_bytes() == b""
+    os.close(terminal)
 
 
 def test_a_server_has_started_when_every_worker_came_up_and_there_is_a_table(
