@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loopwright.kernel.clock import parse_time, to_us
 from loopwright.kernel.errors import BadInput, Unavailable
 from loopwright.serving.complaints import Complaints
 from loopwright.serving.events import Event, SegmentWriter, frame, read_frames
 from loopwright.serving.log_health import log_warnings
 from loopwright.serving.options import ServeOptions
+from loopwright.serving.rows import EARLIEST_US, LATEST_US
 from loopwright.serving.segments import REFUSED
 from loopwright.serving.sinks.address import open_sink, parse_sink
-from loopwright.serving.sinks.base import Rejected, Row, document
+from loopwright.serving.sinks.base import Rejected, Row, document, rfc3339
 from loopwright.serving.sinks.feeding import Feeder
 
 
@@ -130,6 +132,11 @@ def test_a_row_says_which_inputs_it_was_written_without(tmp_path: Path) -> None:
     }  # fmt: skip
     # Without the version's bundle nobody knows the names.
     assert document(sink.rows[1])["inputs"] == [1.5, None]
+
+
+@given(st.integers(EARLIEST_US, LATEST_US - 1))
+def test_times_are_told_to_the_microsecond(us: int) -> None:
+    assert to_us(parse_time(rfc3339(us))) == us
 
 
 def test_rows_outside_the_sample_are_passed_by(tmp_path: Path) -> None:

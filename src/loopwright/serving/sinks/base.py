@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -79,8 +80,8 @@ def document(row: Row) -> dict[str, Any]:
         "arm": event.arm,
         "id": event.id,
         "unit": event.unit,
-        "event_time": _moment(event.event_time),
-        "at": _moment(event.at),
+        "event_time": rfc3339(event.event_time),
+        "at": rfc3339(event.at),
         "latency_us": event.latency_us,
         "status": event.status,
         "error": event.error,
@@ -95,5 +96,12 @@ def encoded(row: Row) -> bytes:
     return _encode(document(row))
 
 
-def _moment(us: int) -> str:
-    return f"{from_us(us).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+def rfc3339(us: int) -> str:
+    """Microseconds since 1970 as text in UTC, all six digits of them."""
+    seconds, rest = divmod(us, 1_000_000)
+    return f"{_second(seconds)}.{rest:06d}Z"
+
+
+@lru_cache(maxsize=4096)
+def _second(seconds: int) -> str:
+    return from_us(seconds * 1_000_000).isoformat()[:19]
