@@ -38,6 +38,9 @@ BETWEEN, HEAD, BODY = 0, 1, 2
 TURN = 32
 """Requests that one arrival of bytes may bring to the short way; others wait for their turn meanwhile."""
 
+DROPPED = 16 << 20
+"""Bytes read of what follows the last request: a client that sends before it reads is to get as far as its answer."""
+
 _UNUSUAL = frozenset((b"expect", b"upgrade", b"content-encoding"))
 _LENGTH = b"content-length"
 _FRAMES = frozenset((_LENGTH, b"transfer-encoding"))
@@ -187,6 +190,9 @@ class HotProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._last:
+            self._received += len(data)
+            if (self._busy() and not self.gone) or self._received > DROPPED:
+                self.flow.pause_reading()
             return
         self._turn = 0
         self._received = len(data) + (self._received if self._stage != BETWEEN else 0)
@@ -231,6 +237,7 @@ class HotProtocol(HttpToolsProtocol):
         if self.gone or self.transport.is_closing():
             return
         self._last = self.gone = True
+        self._received = 0
         self._release()
         self._move(self._all.parting)
         if self._eof or (self._stage == BETWEEN and not self.parser.should_keep_alive()):
