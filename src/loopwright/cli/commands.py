@@ -33,6 +33,7 @@ SECTIONS = (
     }),
     Section("Delivery and monitoring", {
         "rollout": ("delivery:rollout", "Show, pause, resume, abort or promote a rollout."),
+        "experiment": ("experiments:experiment", "Split traffic between approved versions, and see what comes of it."),
         "jobs": ("jobs:jobs", "Have rows answered in the background; fetch the results."),
         "labels": ("monitoring:labels", "Add the outcomes of past predictions."),
         "drift": ("monitoring:drift", "Show how far features and predictions moved, window by window."),

@@ -15,12 +15,12 @@ from loopwright.project.sections import Delivery
 def deliver_due(ctx: Context, conn: Connection, model: str) -> list[Rollout]:
     """Begin the rollout that a promotion of `model` asks for, inside the caller's write transaction. Is idempotent.
 
-    A model that is being rolled out already waits: one at a time. Other models are left to the controllers: what is
+    A model that is being rolled out already, or experimented on, waits: one at a time. Other models are left to the controllers: what is
     wrong with one must not undo an approval of another.
     """
     begun = []
     for due in delivery_store.due_promotions(conn, model):
-        if delivery_store.active_rollout(conn, model) is not None:
+        if delivery_store.active_rollout(conn, model) or delivery_store.active_experiment(conn, model):
             break
         moment = event_time_of(conn, due.model, ctx.now)
         plan = plan_of(conn, due.model)

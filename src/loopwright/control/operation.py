@@ -24,6 +24,7 @@ ROOMS = (
     "data",
     "delivery",
     "documents",
+    "experiments",
     "explain",
     "feature_health",
     "feature_tests",

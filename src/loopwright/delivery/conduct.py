@@ -35,9 +35,11 @@ from loopwright.delivery.routes import rollback_targets, route_table, stable_ver
 from loopwright.delivery.store import (
     DuePromotion,
     Rollout,
+    active_experiment,
     active_rollout,
     add_event,
     add_rollout,
+    end_experiment,
     get_rollout,
     rollout_of_promotion,
     set_state,
@@ -66,7 +68,17 @@ class _Act:
 
 
 def refuse_while_rolling(conn: Connection, model: str) -> None:
-    """Raise Conflict, saying what to do, while a rollout of `model` runs; for use before a promotion."""
+    """Raise Conflict, saying what to do, while a rollout of `model` or an experiment on it runs; for use before a
+    promotion.
+    """
+    tried = active_experiment(conn, model)
+    if tried is not None:
+        raise Conflict(
+            f"an experiment has run on {model} since {iso(tried.started_at)}",
+            where=model,
+            wanted="no experiment in progress",
+            next=f"Stop it first: loopwright experiment stop {model}",
+        )
     running = active_rollout(conn, model)
     if running is not None:
         raise Conflict(
@@ -251,6 +263,9 @@ def rollback_now(
         aborted = abort_rollout(conn, model, actor=actor, why=why, event_time=event_time, now=now, key=key)
         if to_version is None or to_version == running.baseline:
             return aborted
+    tried = active_experiment(conn, model)
+    if tried is not None:
+        end_experiment(conn, tried, why=f"rolled back: {why}", now=now, event_time=event_time, actor=actor)
     leaving = stable_version(conn, model)
     target = _target(conn, model, leaving, to_version)
     assert leaving is not None  # a target exists only beside a stable version

@@ -13,7 +13,9 @@ from loopwright.delivery.plan import Plan
 from loopwright.delivery.rollout import Canary, Paused, Shadow, Smoke, State
 from loopwright.delivery.serving import policy_of
 from loopwright.delivery.store import (
+    Experiment,
     Rollout,
+    active_experiment,
     active_rollout,
     add_routes,
     completions,
@@ -23,6 +25,7 @@ from loopwright.delivery.store import (
 )
 from loopwright.kernel.clock import iso
 from loopwright.kernel.digest import digest_json
+from loopwright.kernel.errors import LoopwrightError
 from loopwright.monitoring.store import load_spec
 from loopwright.registry.approval import approval_record
 from loopwright.registry.promotion import returnable
@@ -120,7 +123,34 @@ def _model_route(conn: Connection, model: str, key: SigningKey) -> ModelRoute | 
     # risk.
     salt = (running or standing).id
     versions = {str(arm.version): _version(conn, model, arm.version, key) for arm in split}
+    tried = active_experiment(conn, model) if running is None else None
+    if tried is not None:
+        salt = tried.salt
+        split, versions = _experiment(conn, tried, split[0], versions, key)
     return ModelRoute(model, salt, split, versions, policy_of(load_spec(conn, model)))
+
+
+def _experiment(
+    conn: Connection,
+    tried: Experiment,
+    stable: Arm,
+    versions: dict[str, VersionRoute],
+    key: SigningKey,
+) -> tuple[tuple[Arm, ...], dict[str, VersionRoute]]:
+    """The arms of an experiment. A variant that has lost its approval gives its units to stable; others keep theirs."""
+    split: list[Arm] = []
+    versions = dict(versions)
+    for arm in tried.variants:
+        try:
+            record = approval_record(conn, model=tried.model, version=arm.version, back=True)
+        except LoopwrightError:
+            # It stays in its place, so that no unit of another variant moves.
+            split.append(Arm(arm.name, stable.version, arm.weight))
+            continue
+        versions[str(arm.version)] = VersionRoute(record.bundle, sign_record(record, key))
+        split.append(arm)
+    rest = max(0.0, 1.0 - sum(arm.weight for arm in split))
+    return (Arm("stable", stable.version, rest), *split), versions
 
 
 def _version(conn: Connection, model: str, version: int, key: SigningKey) -> VersionRoute:

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, exists, func, insert, select, update
 
+from loopwright.bundle.routes import Arm
 from loopwright.delivery.plan import Plan
 from loopwright.delivery.rollout import (
     Aborted,
@@ -20,12 +21,22 @@ from loopwright.delivery.rollout import (
     state_from_json,
     state_to_json,
 )
+from loopwright.kernel.actor import Actor
 from loopwright.kernel.clock import from_us, iso, to_us
 from loopwright.kernel.digest import canonical_json
 from loopwright.kernel.errors import NotFound
 from loopwright.kernel.stage import Stage
 from loopwright.ledger.engine import become_writer
-from loopwright.ledger.schema import promotions, rollout_events, rollouts, route_tables, segments, versions
+from loopwright.ledger.schema import (
+    experiments,
+    promotions,
+    rollout_events,
+    rollouts,
+    route_tables,
+    segments,
+    versions,
+)
+from loopwright.ledger.store import append
 
 _ACTIVE = ("running", "paused")
 
@@ -270,6 +281,95 @@ def due_promotions(conn: Connection, model: str | None = None) -> list[DuePromot
         DuePromotion(row.id, row.model, row.version, row.requested_by, row.reason)
         for row in conn.execute(query)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A split of traffic, as recorded. `variants` beside `stable`. began, until: in event time."""
+
+    id: str
+    model: str
+    stable: int
+    variants: tuple[Arm, ...]
+    salt: str
+    status: str
+    started_at: datetime
+    began: datetime
+    ended_at: datetime | None
+    until: datetime | None
+    actor: str
+    reason: str
+    ended_why: str
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """All arms, as routes have them."""
+        rest = max(0.0, 1.0 - sum(arm.weight for arm in self.variants))
+        return (Arm("stable", self.stable, rest), *self.variants)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id, "model": self.model, "status": self.status, "salt": self.salt,
+            "arms": [{"arm": arm.name, "version": arm.version, "weight": arm.weight} for arm in self.arms],
+            "started_at": iso(self.started_at), "began": iso(self.began),
+            "ended_at": iso(self.ended_at) if self.ended_at else None,
+            "until": iso(self.until) if self.until else None,
+            "by": self.actor, "reason": self.reason, "ended_why": self.ended_why,
+        }  # fmt: skip
+
+
+def add_experiment(conn: Connection, experiment: Experiment) -> None:
+    """Record a new experiment."""
+    variants = [[arm.name, arm.version, arm.weight] for arm in experiment.variants]
+    conn.execute(
+        insert(experiments).values(
+            id=experiment.id, model=experiment.model, stable=experiment.stable, variants=_json(variants),
+            salt=experiment.salt, status=experiment.status, started_at=to_us(experiment.started_at),
+            began=to_us(experiment.began), actor=experiment.actor, reason=experiment.reason, ended_why="",
+        )
+    )  # fmt: skip
+
+
+def active_experiment(conn: Connection, model: str) -> Experiment | None:
+    """The experiment on `model` that runs; there is at most one."""
+    query = select(experiments).where(experiments.c.model == model, experiments.c.status == "running")
+    found = conn.execute(query).one_or_none()
+    return _experiment(found) if found else None
+
+
+def list_experiments(conn: Connection, model: str | None = None, limit: int = 50) -> list[Experiment]:
+    """The newest `limit` experiments, newest first."""
+    query = (
+        select(experiments).order_by(experiments.c.started_at.desc(), experiments.c.id.desc()).limit(limit)
+    )
+    if model is not None:
+        query = query.where(experiments.c.model == model)
+    return [_experiment(found) for found in conn.execute(query)]
+
+
+def end_experiment(
+    conn: Connection, running: Experiment, *, why: str, now: datetime, event_time: datetime, actor: Actor
+) -> Experiment:
+    """Record that it has ended, and in the audit log why."""
+    conn.execute(
+        update(experiments)
+        .where(experiments.c.id == running.id)
+        .values(status="stopped", ended_at=to_us(now), until=to_us(event_time), ended_why=why)
+    )
+    append(
+        conn, at=now, actor=actor.name, action="experiment.stopped", subject=running.model,
+        payload={"experiment": running.id, "why": why},
+    )  # fmt: skip
+    return replace(running, status="stopped", ended_at=now, until=event_time, ended_why=why)
+
+
+def _experiment(row: Row[Any]) -> Experiment:
+    return Experiment(
+        row.id, row.model, row.stable, tuple(Arm(*variant) for variant in json.loads(row.variants)), row.salt,
+        row.status, from_us(row.started_at), from_us(row.began),
+        from_us(row.ended_at) if row.ended_at is not None else None,
+        from_us(row.until) if row.until is not None else None, row.actor, row.reason, row.ended_why,
+    )  # fmt: skip
 
 
 def received_bytes(conn: Connection) -> int:

@@ -13,6 +13,7 @@ from loopwright.delivery.rollout import Smoke, State, advance, describe
 from loopwright.delivery.store import (
     DuePromotion,
     Rollout,
+    active_experiment,
     active_rollout,
     due_promotions,
     get_rollout,
@@ -97,7 +98,7 @@ def _begin(
     ledger: Ledger, promotion: DuePromotion, plan: Plan, *, key: SigningKey, now: datetime
 ) -> list[Happened]:
     with ledger.write() as conn:
-        if active_rollout(conn, promotion.model) is not None:
+        if active_rollout(conn, promotion.model) or active_experiment(conn, promotion.model):
             return []
         time = watermark(conn, promotion.model) or now
         rollout = start_due(conn, promotion, plan, key=key, now=now, event_time=time)

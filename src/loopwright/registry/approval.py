@@ -7,20 +7,22 @@ from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import Refused
 from loopwright.kernel.stage import Stage
 from loopwright.registry import store
+from loopwright.registry.promotion import returnable
 
 
-def approval_record(conn: Connection, *, model: str, version: int) -> ApprovalRecord:
+def approval_record(conn: Connection, *, model: str, version: int, back: bool = False) -> ApprovalRecord:
     """Return who approved exactly this version's bytes for Production, under which policy.
 
-    Raises Refused unless the version is in Production by an effective promotion of those bytes.
+    Raises Refused unless the version is in Production by an effective promotion of those bytes. back: or may come back
+    there without a new approval, as in a rollback (see `promotion.returnable`).
     """
     found = store.get_version(conn, model, version)
     granted = [
         p
-        for p in store.effective_productions(conn, model)
+        for p in (returnable(conn, model) if back else store.effective_productions(conn, model))
         if p.version == version and p.bundle == found.bundle
     ]
-    if found.stage is not Stage.PRODUCTION or not granted:
+    if not granted or not (back or found.stage is Stage.PRODUCTION):
         raise Refused(
             "may not be served: it is not in Production by an effective promotion",
             where=found.subject, got=f"stage {found.stage.value}",
