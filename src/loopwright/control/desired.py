@@ -15,8 +15,8 @@ from loopwright.project.sections import Delivery
 def deliver_due(ctx: Context, conn: Connection, model: str) -> list[Rollout]:
     """Begin the rollout that a promotion of `model` asks for, inside the caller's write transaction. Is idempotent.
 
-    A model that is being rolled out already, or experimented on, waits: one at a time. Other models are left to the controllers: what is
-    wrong with one must not undo an approval of another.
+    A model that is being rolled out already, or experimented on, waits: one at a time. Other models are left to the
+    controllers: what is wrong with one must not undo an approval of another.
     """
     begun = []
     for due in delivery_store.due_promotions(conn, model):
