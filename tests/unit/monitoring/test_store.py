@@ -1,5 +1,6 @@
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -70,6 +71,28 @@ def test_a_fold_on_other_bins_is_counted_but_not_profiled(ledger: Ledger) -> Non
         store.apply_fold(conn, fold(NOON, 4, reference=other))
         counts = store.arm_counts(conn, "m", 1, "stable", NOON, NOON + HOUR)
     assert (counts.n, counts.profile.rows, counts.unprofiled) == (14, 10, 4)
+
+
+def test_columns_that_come_and_go_are_each_summed_and_do_not_grow_without_bound(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_COLUMNS", 3)
+
+    def of(*names: str) -> Fold:
+        made = build_reference({name: np.arange(100.0) for name in names})
+        profile = made.count({name: np.full(4, 3.0) for name in names})
+        return msgspec.structs.replace(fold(NOON, 4), profile=profile.to_json())
+
+    with ledger.write() as conn:
+        for each in (of("x", "y"), of("x"), of("x", "z"), of("invented", "names")):
+            store.apply_fold(conn, each)
+        counts = store.arm_counts(conn, "m", 1, "stable", NOON, NOON + HOUR)
+    assert {name: int(column.sum()) for name, column in counts.profile.columns.items()} == {
+        "x": 12,
+        "y": 4,
+        "z": 4,
+    }
+    assert (counts.n, counts.profile.rows, counts.unprofiled) == (16, 12, 4)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6))

@@ -101,6 +101,20 @@ def test_profiles_of_different_references_do_not_add_up() -> None:
         REFERENCE.counts + other.counts
 
 
+@given(numbers, words, st.booleans(), st.booleans())
+def test_a_column_that_is_not_looked_at_is_left_out_and_the_sum_does_not_depend_on_the_order(
+    n: list[float], w: list[str | None], without: bool, also: bool
+) -> None:
+    less = REFERENCE.without(["carrier"])
+    a = (less if without else REFERENCE).count(rows(n, w))
+    b = (less if also else REFERENCE).count(rows(n, w))
+    assert a + b == b + a
+    assert (a + b) + a == a + (b + a)
+    assert ("carrier" in (a + b).columns) == (not (without and also))
+    assert (a + b).columns["distance"].sum() == 2 * len(rows(n, w)["distance"])
+    assert (a + b).rows == a.rows + b.rows
+
+
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(BadInput, match="carrier"):
         REFERENCE.count({name: c for name, c in TRAINING.items() if name != "carrier"})
