@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.lightgbm
+import mlflow.pytorch
 import mlflow.sklearn
 import numpy as np
 import pandas
 import pytest
+import torch
 from lightgbm import Dataset, train
 from mlflow.models import infer_signature
 from sklearn.linear_model import LinearRegression
@@ -22,7 +24,7 @@ Y = (X["a"] + X["b"] > 1).astype(int)
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders as MLflow makes them: a LightGBM model, a scikit-learn model, and one without a signature."""
+    """Folders as MLflow makes them: LightGBM, scikit-learn, torch, one without a signature; and labelled rows."""
     folder = tmp_path_factory.mktemp("saved")
     booster = train({"objective": "binary", "verbosity": -1, "num_threads": 1}, Dataset(X, Y), 10)
     line = LinearRegression().fit(X, X["a"] * 2)
@@ -33,9 +35,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
     mlflow.lightgbm.save_model(booster, folder / "trees", **fast)
     mlflow.sklearn.save_model(line, folder / "line", serialization_format="cloudpickle", **fast)
+    matrix = X.to_numpy(dtype=np.float32)
+    mlflow.pytorch.save_model(
+        torch.nn.Linear(3, 1), folder / "net", pip_requirements=[], input_example=matrix[:5],
+        signature=infer_signature(matrix, np.zeros((5, 1), dtype=np.float32)),
+    )  # fmt: skip
     mlflow.sklearn.save_model(line, folder / "bare", serialization_format="cloudpickle", pip_requirements=[])
     X.assign(late=Y).to_csv(folder / "rows.csv", index=False)
-    return {name: str(folder / name) for name in ("trees", "line", "bare", "rows.csv")}
+    return {name: str(folder / name) for name in ("trees", "line", "net", "bare", "rows.csv")}
 
 
 def test_a_booster_becomes_a_graph_measured_on_the_rows_that_are_given(
@@ -72,10 +79,11 @@ def test_without_labelled_rows_nothing_is_known_and_nothing_is_a_pass(
     assert any("gates" in what for what in shown["missing"]["Production"])
 
 
+@pytest.mark.parametrize("name", ["line", "net"])
 def test_a_pyfunc_is_registered_once_two_people_trust_its_bytes(
-    loopwright: Type, saved: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    loopwright: Type, saved: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    words = ("models", "import", saved["line"], "--model", "line", "--task", "regression")
+    words = ("models", "import", saved[name], "--model", "line", "--task", "regression")
     refused = loopwright(*words)
     assert refused.code == 1
     path = re.search(r"trust request (\S+)", refused.err)
