@@ -67,17 +67,19 @@ def test_schemathesis_finds_no_difference_between_the_document_and_the_server(se
             checks.remove(negative_data_rejection)
         case.validate_response(case.call(base_url=base), checks=checks)
 
-    for found in schemathesis.openapi.from_dict(document).get_all_operations():
-        operation = found.ok()
-        free = operation.body or any(True for _ in operation.iter_parameters())
-        for mode in (
-            (GenerationMode.POSITIVE, GenerationMode.NEGATIVE) if free else (GenerationMode.POSITIVE,)
-        ):
-            cases = operation.as_strategy(generation_mode=mode)
+    # What breaks a format that is ours alone cannot be made up (some of it would be right), and 413 for too many rows
+    # is no refusal to schemathesis.
+    text = re.sub(rb',"format":"printable-text"|,"maxItems":10000', b"", msgspec.json.encode(document))
+    loose = msgspec.json.decode(text)
+    for described, mode in ((document, GenerationMode.POSITIVE), (loose, GenerationMode.NEGATIVE)):
+        for found in schemathesis.openapi.from_dict(described).get_all_operations():
+            operation = found.ok()
+            if mode is GenerationMode.NEGATIVE and not (operation.body or any(operation.iter_parameters())):
+                continue
             settings(
                 max_examples=EXAMPLES, deadline=None, database=None, phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
-            )(given(case=cases)(check))()  # fmt: skip
+            )(given(case=operation.as_strategy(generation_mode=mode))(check))()  # fmt: skip
 
     assert {label.split()[1] for label, _ in tried} == document["paths"].keys()
     for path in ("/models/late/predict", "/models/late/invocations", "/v2/models/{model}/infer"):
