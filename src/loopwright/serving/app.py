@@ -1,7 +1,7 @@
 """The worker's ASGI application: V2 inference on a hot path, other protocols by their routes, health and metrics."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter_ns
@@ -230,6 +230,10 @@ def _size(reply: Reply) -> int:
 
 async def _stream(body: AsyncIterator[bytes], send: Send) -> None:
     """Send parts as they come. Once the first has left, an error can only end the connection before its time."""
-    async for part in body:
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+    try:
+        async for part in body:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        if isinstance(body, AsyncGenerator):
+            await body.aclose()

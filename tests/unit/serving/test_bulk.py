@@ -243,6 +243,32 @@ def test_a_client_that_reads_nothing_until_all_is_sent_is_answered_from_disk(
     assert not made[0].on_disk
 
 
+def test_a_client_that_falls_silent_is_told_what_was_not_waited_for(inside: Inside) -> None:
+    async def run() -> list[dict[str, Any]]:
+        sent = [row(_id="a") + b"\n"]
+
+        async def receive() -> dict[str, Any]:
+            if not sent:
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": sent.pop(), "more_body": True}
+
+        got = bytearray()
+
+        async def send(message: dict[str, Any]) -> None:
+            got.extend(message.get("body", b""))
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/models/late/bulk", "client": ("127.0.0.1", 1),
+            "headers": [(b"content-type", LINES.encode())],
+        }  # fmt: skip
+        await asyncio.wait_for(inside.app(scope, receive, send), 5)  # type: ignore[arg-type]
+        return [json.loads(line) for line in bytes(got).splitlines()]
+
+    first, last = inside._runner.run(run())
+    assert first["id"] == "a"
+    assert last == {"error": "the body came too slowly; wanted all of it within 0.3 s", "line": 2}
+
+
 def test_more_bulk_requests_than_one_worker_takes_are_told_to_wait(inside: Inside) -> None:
     async def run() -> list[int]:
         statuses = []
