@@ -8,7 +8,14 @@ from sqlalchemy import Connection
 
 from loopwright.bundle.approval import sign_record
 from loopwright.bundle.keys import SigningKey
-from loopwright.bundle.routes import Arm, ModelRoute, RouteTable, VersionRoute, sign_routes
+from loopwright.bundle.routes import (
+    Arm,
+    ModelRoute,
+    RouteTable,
+    ServingPolicy,
+    VersionRoute,
+    sign_routes,
+)
 from loopwright.delivery.plan import Plan
 from loopwright.delivery.rollout import Canary, Paused, Shadow, Smoke, State
 from loopwright.delivery.serving import policy_of
@@ -25,7 +32,7 @@ from loopwright.delivery.store import (
 )
 from loopwright.kernel.clock import iso
 from loopwright.kernel.digest import digest_json
-from loopwright.kernel.errors import LoopwrightError
+from loopwright.kernel.errors import BadInput, LoopwrightError
 from loopwright.monitoring.store import load_spec
 from loopwright.registry.approval import approval_record
 from loopwright.registry.promotion import returnable
@@ -127,7 +134,20 @@ def _model_route(conn: Connection, model: str, key: SigningKey) -> ModelRoute | 
     if tried is not None:
         salt = tried.salt
         split, versions = _experiment(conn, tried, split[0], versions, key)
-    return ModelRoute(model, salt, split, versions, policy_of(load_spec(conn, model)))
+    return ModelRoute(model, salt, split, versions, _policy(conn, model))
+
+
+def _policy(conn: Connection, model: str) -> ServingPolicy:
+    """How the model is answered for. A spec that cannot be read (any more) leaves it as it stands: traffic of this and
+    of all other models must be movable all the same."""
+    try:
+        return policy_of(load_spec(conn, model))
+    except BadInput:
+        standing = last_routes(conn)
+        if standing is None:
+            return ServingPolicy()
+        table = msgspec.json.decode(msgspec.json.decode(standing[1])["table"], type=RouteTable)
+        return table.models[model].serving if model in table.models else ServingPolicy()
 
 
 def _experiment(

@@ -17,6 +17,7 @@ from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused
 from loopwright.ledger import store as ledger_store
 from loopwright.monitoring.labels import LabelLog
 from loopwright.monitoring.log import PredictionLog
+from loopwright.pipeline.store import save_project
 from loopwright.serving.events import Event
 from loopwright.serving.router import assign
 from tests.unit.cli.conftest import Type, loopwright
@@ -140,6 +141,22 @@ def test_a_variant_that_loses_its_approval_leaves_its_units_to_stable_and_moves_
     assert (now.arms[1].weight, set(now.versions)) == (0.3, {"2"})
     arms = call(ada, "experiments.show", model="late")["arms"]
     assert [arm["approved"] for arm in arms] == [True, False, True]
+
+
+def test_a_stored_spec_that_cannot_be_read_keeps_nobodys_traffic_where_it_is(delivered: People) -> None:
+    ada = delivered["ada"]
+    spec = {
+        "model": "late", "task": "binary", "serving": {"timeout_ms": 77},
+        "data": {"sources": {"t": {"uri": "t.csv", "contract": "t.yaml"}}, "label": {"name": "late"}},
+    }  # fmt: skip
+    with ada.ledger.write() as conn:
+        save_project(conn, "late", "", spec, "", ada.now)
+        route_table(conn, ada.key, ada.now)
+    assert route(ada).serving.timeout_ms == 77
+    with ada.ledger.write() as conn:
+        save_project(conn, "late", "", {**spec, "of_another_release": True}, "", ada.now)
+    start(delivered)
+    assert (len(route(ada).arms), route(ada).serving.timeout_ms) == (2, 77)
 
 
 # What it shows.
