@@ -119,6 +119,14 @@ class Shipper:
             raise stuck
         return sent
 
+    def tidy(self) -> None:
+        """Delete the segments that nobody writes and all who need them have; sends nothing."""
+        segments = segment_files(self._folder)
+        still_open = still_written(segments, self._is_writing)
+        for path in segments:
+            if path not in still_open:
+                self._retire(path)
+
     def _ship_segment(self, path: Path, size: int, *, is_last: bool) -> int:
         sent, rewinds, most = 0, 0, 0
         offset = self._offsets.get(path.stem, 0)
@@ -233,7 +241,10 @@ class Shipper:
         size = path.stat().st_size
         if offset == size or path.stem in self._damaged:
             return True
-        return read_stretch(path, offset, size, BATCH_BYTES) is None
+        try:
+            return read_stretch(path, offset, size, BATCH_BYTES) is None
+        except BadInput:
+            return False  # damaged, which the next round tells
 
     def _make_room(self, still_open: set[Path]) -> None:
         """Have readers that lag give up the oldest segments that stay for their sake alone: those beyond `keep` bytes,

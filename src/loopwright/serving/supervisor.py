@@ -143,8 +143,8 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._last_shipment()
-        await asyncio.to_thread(self._outflow.stop, 10.0)
+        await asyncio.gather(self._last_shipment(), asyncio.to_thread(self._outflow.stop, 10.0))
+        await asyncio.to_thread(self._shipper.tidy)
         if self.workers.failure is not None:
             raise self.workers.failure
         return 0

@@ -257,6 +257,19 @@ def test_a_disk_that_is_nearly_full_is_worth_more_than_what_waits_for_a_reader(
     assert reader.given_up == ["w0-000000", "w0-000001"]
 
 
+def test_tidying_deletes_what_all_have_and_sends_nothing(tmp_path: Path) -> None:
+    for name in ("w0", "w1"):
+        SegmentWriter(tmp_path, name).append(frame(event(name)))
+    reader, control = Behind(), Control()
+    shipper = ship(tmp_path, control, readers=[reader])
+    shipper.ship()
+    (tmp_path / "w2-000000.seg").write_bytes(b"\xff" * 100)
+    reader.read["w0-000000"] = 10**6
+    shipper.tidy()
+    assert [path.name for path in sorted(tmp_path.glob("*.seg"))] == ["w1-000000.seg", "w2-000000.seg"]
+    assert control.ids == ["w0", "w1"]
+
+
 def test_a_damaged_segment_waits_for_its_readers_too(tmp_path: Path) -> None:
     data = bytearray(frame(event("a")) + frame(event("c")))
     data[-1] ^= 1
