@@ -140,7 +140,10 @@ def document(
         "info": {
             "title": "Models served by Loopwright",
             "version": __version__,
-            "description": "Predictions from approved versions, over one port. People read /docs.",
+            "description": (
+                "Predictions from approved versions, over one port. People read /docs. Beside what stands here, "
+                "/models/{model}/stream is a WebSocket."
+            ),
         },
         "paths": dict(sorted(paths.items())),
         "components": components,
