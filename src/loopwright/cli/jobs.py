@@ -21,7 +21,7 @@ PAGE = 5000
 
 @subcommands(default="list")
 def jobs() -> None:
-    """Have rows answered in the background: submit, watch, cancel, fetch results."""
+    """Have rows answered in the background; fetch the results."""
 
 
 @command("submit", jobs)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from loopwright.jobs import job as life
 from loopwright.jobs import store
 from loopwright.jobs.job import Job, LeaseLost
+from loopwright.jobs.stop import Stop
 from loopwright.kernel.clock import Clock
 from loopwright.kernel.errors import LoopwrightError
 from loopwright.ledger.engine import Ledger
@@ -34,7 +35,7 @@ class Hold:
         lease: timedelta,
         clock: Clock,
         *,
-        draining: threading.Event,
+        draining: Stop,
         stall: float = 600.0,
         hung: Callable[[], None] = lambda: None,
     ) -> None:

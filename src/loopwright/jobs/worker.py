@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from loopwright.jobs.request import MAX_INLINE_ROWS, Request
 from loopwright.jobs.results import Results, delete_file
 from loopwright.jobs.rows import Checked, check_batch, check_rows, columns_wanted
 from loopwright.jobs.settings import Settings
+from loopwright.jobs.stop import Stop
 from loopwright.jobs.store import Part
 from loopwright.jobs.versions import Answering, Versions
 from loopwright.kernel.clock import Clock, iso, utc_now
@@ -93,7 +93,7 @@ class Worker:
     say: Say = lambda _: None
     hung: Callable[[], None] = lambda: None
     name: str = field(default_factory=lambda: f"{socket.gethostname()}/{os.getpid()}/{new_id('wk')[-6:]}")
-    draining: threading.Event = field(default_factory=threading.Event)
+    draining: Stop = field(default_factory=Stop)
     died: int = 0
     _swept: float = field(default=float("-inf"), repr=False)
 

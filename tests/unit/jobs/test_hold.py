@@ -1,6 +1,5 @@
 """A hold beats while the work moves, and says at once when the job is somebody else's."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -12,6 +11,7 @@ from loopwright.jobs import job as life
 from loopwright.jobs import store
 from loopwright.jobs.hold import Cancelled, Draining, Hold
 from loopwright.jobs.job import Job, LeaseLost
+from loopwright.jobs.stop import Stop
 from loopwright.kernel.clock import utc_now
 from loopwright.ledger.engine import Ledger
 
@@ -49,7 +49,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def test_a_lease_is_renewed_for_as_long_as_the_work_moves(ledger: Ledger, job: Job) -> None:
-    with Hold(ledger, job, LEASE, utc_now, draining=threading.Event()) as hold:
+    with Hold(ledger, job, LEASE, utc_now, draining=Stop()) as hold:
         until(lambda: current(ledger).due_at != job.due_at)
         hold.check()
     renewed = current(ledger).due_at
@@ -59,7 +59,7 @@ def test_a_lease_is_renewed_for_as_long_as_the_work_moves(ledger: Ledger, job: J
 def test_a_worker_that_hangs_lets_go_and_says_so_once(ledger: Ledger, job: Job) -> None:
     hung: list[bool] = []
     with Hold(
-        ledger, job, LEASE, utc_now, draining=threading.Event(), stall=0.3, hung=lambda: hung.append(True)
+        ledger, job, LEASE, utc_now, draining=Stop(), stall=0.3, hung=lambda: hung.append(True)
     ) as hold:
         until(lambda: hung)
         with pytest.raises(LeaseLost, match="nothing moved"):
@@ -69,7 +69,7 @@ def test_a_worker_that_hangs_lets_go_and_says_so_once(ledger: Ledger, job: Job) 
 
 
 def test_whoever_took_the_job_meanwhile_keeps_it(ledger: Ledger, job: Job) -> None:
-    with Hold(ledger, job, LEASE, utc_now, draining=threading.Event()) as hold:
+    with Hold(ledger, job, LEASE, utc_now, draining=Stop()) as hold:
         later = utc_now() + 10 * LEASE
         with ledger.beside() as conn:
             assert store.claim_next(conn, "w2", later, LEASE) is not None
@@ -86,14 +86,14 @@ def test_whoever_took_the_job_meanwhile_keeps_it(ledger: Ledger, job: Job) -> No
 
 def test_a_ledger_that_is_away_longer_than_the_lease_costs_the_job(ledger: Ledger, job: Job) -> None:
     short = timedelta(seconds=0.2)
-    with ledger.write(), Hold(ledger, job, short, utc_now, draining=threading.Event()) as hold:
+    with ledger.write(), Hold(ledger, job, short, utc_now, draining=Stop()) as hold:
         time.sleep(0.25)  # nobody else may write meanwhile: the beat waits
         with pytest.raises(LeaseLost, match="no beat for"):
             hold.check()
 
 
 def test_cancelling_and_stopping_are_heard_between_rows(ledger: Ledger, job: Job) -> None:
-    draining = threading.Event()
+    draining = Stop()
     with Hold(ledger, job, LEASE, utc_now, draining=draining) as hold:
         hold.check()
         draining.set()
