@@ -75,7 +75,7 @@ def main() -> None:
             megabytes = resident(worker)
             row(f"worker with {options.models} models", megabytes, LIMIT_MB, "MB")
             plain = naive(root / "graphs")
-            bare, one = naive(root / "none"), resident_after_start(control, root)
+            bare, one = naive(root / "none"), resident_with_one(root / "one")
             ours, theirs = (megabytes - one) / (options.models - 1), (plain - bare) / options.models
             print(f"{'naive: a process of default sessions, bare':44}{plain:9.1f} MB")
             print(f"{'a further model, in the worker':44}{ours:9.2f} MB; naive {theirs:.2f} MB")
@@ -104,6 +104,8 @@ def swap(
     print(f"{'p99 before it':44}{np.quantile(before, 0.99):9.1f} ms")
     row(f"p99 while 10 models are swapped at {options.rate:.0f}/s", during[0], LIMIT_P99_MS, "ms")
     row("failed requests meanwhile", during[2], 1, "")
+    for why in load.failed[:3]:
+        print(f"{'':4}{why}")
     print(f"{'':4}slowest {during[1]:.1f} ms of {during[3]:,}; new versions answered {load.second:,} times")
 
 
@@ -279,16 +281,14 @@ def serving(home: Path, control: Control, *words: str) -> Any:
             process.wait(30)
 
 
-def resident_after_start(control: "Control", root: Path) -> float:
+def resident_with_one(root: Path) -> float:
     """Resident megabytes of a worker with one model."""
-    kept = control.routes
-    first = next(iter(control.sizes))
-    control.publish({first: (1, control.build(first, 0, 0))})
-    with serving(root / "one", control) as (port, worker):
-        ask(port, first)
-        taken = resident(worker)
-    control.routes = kept
-    return taken
+    root.mkdir()
+    control = Control(root)
+    control.publish({"model00": (1, control.build("model00", 0, 0))})
+    with serving(root / "home", control) as (port, worker):
+        ask(port, "model00")
+        return resident(worker)
 
 
 def naive(folder: Path) -> float:

@@ -50,6 +50,7 @@ _THREADS = dict.fromkeys(
 )
 _TAIL = 8 << 10
 _LONGEST_PAUSE = 30.0
+_GRACE = 1.0
 
 
 class ModelFailed(LoopwrightError):
@@ -157,6 +158,9 @@ class IsolatedRunner:
     def close(self) -> None:
         """End the process; a call under way fails. Is idempotent."""
         self._closed = True
+        child = self._held.child
+        if child is not None:
+            child.ask_to_end(_GRACE)
         self._finalizer()
 
     def _call(self, features: NDArray[np.float32], until: float, seconds: float) -> NDArray[Any]:
@@ -303,6 +307,13 @@ class _Child:
         except (OSError, ValueError):
             return 0
         return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+    def ask_to_end(self, seconds: float) -> None:
+        """Close its line and give it a moment to clear away what it unpacked."""
+        with suppress(OSError):
+            self._peer.shutdown(socket.SHUT_RDWR)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
 
     def end(self) -> int:
         """Kill it and return its exit status."""

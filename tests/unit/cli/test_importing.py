@@ -81,7 +81,7 @@ def test_without_labelled_rows_nothing_is_known_and_nothing_is_a_pass(
 
 @pytest.mark.parametrize("name", ["line", "net"])
 def test_a_pyfunc_is_registered_once_two_people_trust_its_bytes(
-    loopwright: Type, saved: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str
+    loopwright: Type, saved: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     words = ("models", "import", saved[name], "--model", "line", "--task", "regression")
     refused = loopwright(*words)
@@ -97,9 +97,11 @@ def test_a_pyfunc_is_registered_once_two_people_trust_its_bytes(
     approved = loopwright("trust", "approve", digest)
     assert approved.code == 0, approved.err
     monkeypatch.delenv("LOOPWRIGHT_USER")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     done = loopwright("--json", *words)
     assert done.code == 0, done.err
     assert json.loads(done.out)["form"] == "model.pyfunc.zip"
+    assert not list(tmp_path.glob("loopwright-pyfunc-*")), "what was unpacked is cleared away"
 
 
 @pytest.mark.parametrize(
