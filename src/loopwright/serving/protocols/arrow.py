@@ -91,9 +91,7 @@ def _check(columns: Sequence[Column], reader: Reader) -> None:
         encoded = column.dictionary is not None and column.kind != "string"
         if encoded or not (column.kind in kinds or (nullable and column.kind == "null")):
             raise BadInput(
-                "a column of another type", where=f"column {short_name(name)}", got=column.type, wanted=text,
-                next="polars: write_ipc_stream(…, compat_level=CompatLevel.oldest())."
-                if column.type == "string_view" else "",
+                "a column of another type", where=f"column {short_name(name)}", got=column.type, wanted=text
             )  # fmt: skip
 
 

@@ -35,10 +35,14 @@ _KINDS: dict[int, Kind] = {
     6: "bool",
     10: "timestamp",
     20: "string",
+    24: "string",
 }
 _NAMES = {4: "binary", 7: "decimal", 8: "date", 9: "time", 12: "list", 13: "struct", 14: "union", 17: "map",
-          18: "duration", 19: "large_binary", 21: "large_list", 23: "binary_view", 24: "string_view"}  # fmt: skip
-_LARGE_TEXT = 20
+          18: "duration", 19: "large_binary", 21: "large_list", 23: "binary_view"}  # fmt: skip
+_OFFSETS = {5: "<i4", 20: "<i8", 24: "view"}
+_VIEW = np.dtype([("size", "<i4"), ("start", "V4"), ("buffer", "<i4"), ("offset", "<i4")])
+_INLINE = 12
+"""Bytes of a text that stand in its view itself."""
 _BUFFERS: dict[Kind, int] = {"null": 0, "string": 3}
 """Buffers of a column; two where nothing else is said: validity and data."""
 
@@ -51,7 +55,7 @@ Take = Callable[[int, int], list[Any]]
 @dataclass(frozen=True, slots=True)
 class Column:
     """A schema's column. type: as Arrow calls it; kind: of its values; layout: numpy's name of its numbers, or of a
-    text's offsets; unit: a timestamp's, as a fraction of microseconds; dictionary, index: where it is encoded."""
+    text's offsets, or "view"; unit: a timestamp's in microseconds, as a fraction; dictionary, index: where encoded."""
 
     name: str
     type: str
@@ -125,6 +129,10 @@ class Table:
         start, count = self.vector(slot, _STRUCT.size)
         return [_STRUCT.unpack_from(self._data, start + _STRUCT.size * i) for i in range(count)]
 
+    def longs(self, slot: int) -> list[int]:
+        start, count = self.vector(slot, 8)
+        return list(struct.unpack_from(f"<{count}q", self._data, start)) if count else []
+
     def text(self, slot: int) -> str:
         start, count = self.vector(slot, 1)
         return self._data[start : start + count].decode()
@@ -189,7 +197,7 @@ def _column(field: Table) -> Column:
         layout = {0: "<f2", 1: "<f4", 2: "<f8"}.get(about.number(0, "<h"), "")
         type_ = np.dtype(layout).name if layout else "float"
     elif kind == "string":
-        layout = "<i8" if code == _LARGE_TEXT else "<i4"
+        layout = _OFFSETS[code]
     elif kind == "timestamp":
         layout, unit = "<i8", _MICROSECONDS.get(about.number(0, "<h") if about else 0, (1, 1))
     if kind in ("int", "float") and not layout:
@@ -240,14 +248,22 @@ def _read(
 ) -> tuple[list[Take], int]:
     try:
         n, nodes, buffers = batch.number(0, "<q"), batch.pairs(1), batch.pairs(2)
-        compressed = batch.table(3) is not None
+        compressed, counts = batch.table(3) is not None, batch.longs(4)
     except _BROKEN:
         raise broken("a record batch") from None
     if not 0 <= n <= MAX_BATCH_ROWS:
         raise _too_large(f"{n} rows")
     if compressed:
         raise BadInput("compressed buffers are not read", where="body", wanted="a stream without compression")
-    needed = [2 if column.dictionary is not None else _BUFFERS.get(column.kind, 2) for column in columns]
+    if any(count < 0 for count in counts):
+        raise broken("a record batch")
+    views = iter(counts)
+    needed = [
+        2 if column.dictionary is not None
+        else 2 + next(views, 0) if column.layout == "view"
+        else _BUFFERS.get(column.kind, 2)
+        for column in columns
+    ]  # fmt: skip
     if len(nodes) != len(columns) or len(buffers) != sum(needed) or any(length != n for length, _ in nodes):
         raise broken("a record batch")
     if any(start < 0 or size < 0 or start + size > len(body) for start, size in buffers):
@@ -269,7 +285,10 @@ def _take(
         indices = _numbers(buffers[1], column.index, n)
         plain = _looked_up(indices, dictionaries.get(column.dictionary))
     elif column.kind == "string":
-        plain = _texts(buffers[1], buffers[2], column.layout, n)
+        if column.layout == "view":
+            plain = _views(buffers[1], buffers[2:], n)
+        else:
+            plain = _texts(buffers[1], buffers[2], column.layout, n)
     elif column.kind == "bool":
         bits = _bits(buffers[1], n)
         plain = lambda start, end: bits[start:end].tolist()  # noqa: E731
@@ -306,21 +325,44 @@ def _texts(offsets: memoryview, data: memoryview, layout: str, n: int) -> Take:
     edges = _numbers(offsets, layout, n + 1)
     if int(edges[0]) < 0 or int(edges[-1]) > len(data) or (np.diff(edges) < 0).any():
         raise broken("a text")
-    most = 4 * MAX_TEXT + 4
-
-    def text(start: int, end: int) -> str | bytes:
-        # Beyond `most` bytes it is too long for every input, and need not be copied whole to be found so.
-        raw = bytes(data[start : min(end, start + most)])
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return raw[:20] if end - start <= most else raw.decode(errors="replace")
 
     def take(start: int, end: int) -> list[Any]:
         here = edges[start : end + 1].tolist()
-        return [text(here[row], here[row + 1]) for row in range(end - start)]
+        return [_text(data, here[row], here[row + 1]) for row in range(end - start)]
 
     return take
+
+
+def _views(views: memoryview, data: Sequence[memoryview], n: int) -> Take:
+    """Texts of which each says where it stands; as `_texts`. A view that points nowhere gives b""."""
+    if len(views) < _VIEW.itemsize * n:
+        raise broken("a text")
+    table = np.frombuffer(views, dtype=_VIEW, count=n)
+
+    def text(row: int, size: int, buffer: int, offset: int) -> str | bytes:
+        if 0 <= size <= _INLINE:
+            start = _VIEW.itemsize * row + 4
+            return _text(views, start, start + size)
+        if size < 0 or offset < 0 or not 0 <= buffer < len(data) or offset + size > len(data[buffer]):
+            return b""
+        return _text(data[buffer], offset, offset + size)
+
+    def take(start: int, end: int) -> list[Any]:
+        here = table[start:end]
+        about = zip(here["size"].tolist(), here["buffer"].tolist(), here["offset"].tolist(), strict=True)
+        return [text(start + row, *each) for row, each in enumerate(about)]
+
+    return take
+
+
+def _text(data: memoryview, start: int, end: int) -> str | bytes:
+    # Beyond `most` bytes it is too long for every input, and need not be copied whole to be found so.
+    most = 4 * MAX_TEXT + 4
+    raw = bytes(data[start : min(end, start + most)])
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw[:20] if end - start <= most else raw.decode(errors="replace")
 
 
 def _looked_up(indices: NDArray[Any], texts: Texts | None) -> Take:
