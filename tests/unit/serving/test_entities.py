@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import httpx
 import msgspec
 import pytest
@@ -23,12 +24,15 @@ from loopwright.bundle.testing import tiny_answer, tiny_bundle
 from loopwright.features.online import Head, open_store, pack, pack_key
 from loopwright.kernel.clock import to_us
 from loopwright.kernel.errors import Unavailable
+from loopwright.serving import inference_pb2 as pb
+from loopwright.serving import v2
 from loopwright.serving.app import App, Bounds
 from loopwright.serving.counters import Counters, read_counters
 from loopwright.serving.deadline import NoDeadline
 from loopwright.serving.engine import Engine, Model, Served
 from loopwright.serving.entities import EntityFeatures
 from loopwright.serving.events import Event, SegmentWriter, read_frames
+from loopwright.serving.grpc_server import SERVICE, server_of
 from loopwright.serving.lookups import TIMEOUTS, Lookups
 
 KEY = SigningKey.generate()
@@ -292,6 +296,40 @@ def test_metadata_tells_what_may_be_left_out(site: Site) -> None:
         "plane": {"entity": ["tailnum"], "inputs": ["distance"]},
         "place": {"entity": ["carrier", "number"], "inputs": ["hour"]},
     }
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_grpc_takes_entities_as_rest_does(site: Site, raw: bool) -> None:
+    given: dict[str, list[Any]] = {"_entity.tailnum": ["N1"], "_entity.number": [5], "carrier": ["UA"]}
+    request = pb.ModelInferRequest(model_name="late")
+    for name, values in given.items():
+        datatype = "INT64" if name == "_entity.number" else "BYTES"
+        sent = request.inputs.add(name=name, datatype=datatype, shape=[1])
+        if raw:
+            request.raw_input_contents.append(v2.pack_tensor(values, datatype))
+        elif datatype == "INT64":
+            sent.contents.int64_contents.extend(values)
+        else:
+            sent.contents.bytes_contents.extend(value.encode() for value in values)
+
+    async def ask() -> pb.ModelInferResponse:
+        server = server_of(site.app.front)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            method = channel.unary_unary(
+                f"/{SERVICE}/ModelInfer",
+                request_serializer=pb.ModelInferRequest.SerializeToString,
+                response_deserializer=pb.ModelInferResponse.FromString,
+            )
+            answer: pb.ModelInferResponse = await method(request)
+        await server.stop(None)
+        return answer
+
+    answer = asyncio.run(ask())
+    ages = answer.parameters["feature_ages"].string_param
+    assert json.loads(ages) == {"plane": [3600.0], "place": [3600.0]}
+    assert [event.inputs for event in site.events()] == [[500.0, 6, "UA"]]
 
 
 def predict(site: Site, **body: Any) -> httpx.Response:
