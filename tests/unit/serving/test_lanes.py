@@ -87,8 +87,10 @@ def test_a_slow_model_gets_a_thread_and_a_fast_one_comes_back(bundle: Bundle) ->
 
 
 def test_a_fast_model_comes_back_though_its_rows_come_in_company(bundle: Bundle) -> None:
-    pauses = iter([0.06, *[0.0] * 200])
+    pauses = iter([0.06, 0.06, *[0.0] * 200])
     lane = lane_of(Watched(bundle, lambda rows: time.sleep(next(pauses))))
+    lane.now(row(6))
+    assert lane.inline
     lane.now(row(6))
     assert not lane.inline
 
@@ -135,12 +137,13 @@ def test_without_batching_rows_are_never_put_together(bundle: Bundle) -> None:
 
     async def run() -> None:
         lane.now(row(1))
+        lane.now(row(1))
         assert not lane.inline
         until = asyncio.get_running_loop().time() + 10
         await asyncio.gather(*(lane.predict([row(hour)], until) for hour in range(4)))
 
     asyncio.run(run())
-    assert watched.sizes == [1] * 5
+    assert watched.sizes == [1] * 6
 
 
 ROWS = st.lists(
