@@ -201,7 +201,7 @@ class Worker:
         most = min(self.options.chunk_rows, max(500, CELLS // len(schema.inputs)))
         name = source.name if source is not None else "rows"
         chunk, began = Chunk(job, answering, job.done), time.monotonic()
-        for checked in self._batches(job, request, answering, source, rows):
+        for checked in self._batches(job, request, answering, source, rows, most):
             now_us = int(self.clock().timestamp() * 1e6)
             try:
                 self._fit(chunk, checked, request, name, hold, now_us)
@@ -224,7 +224,13 @@ class Worker:
         self._complete(job, answering, results, source, hold)
 
     def _batches(
-        self, job: Job, request: Request, answering: Answering, source: Input | None, rows: Sequence[Any]
+        self,
+        job: Job,
+        request: Request,
+        answering: Answering,
+        source: Input | None,
+        rows: Sequence[Any],
+        most: int,
     ) -> Iterator[Checked]:
         schema = answering.served.schema
         if source is None:
@@ -233,7 +239,7 @@ class Worker:
             return
         wanted = columns_wanted(source.rows.schema.names, schema, request, source.name)
         try:
-            for batch in source.rows.batches(wanted, rows=BATCH, skip=job.done):
+            for batch in source.rows.batches(wanted, rows=min(BATCH, most), skip=job.done):
                 yield check_batch(batch, schema, request, source.name)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise BadInput(

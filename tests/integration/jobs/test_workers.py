@@ -44,7 +44,7 @@ def transform(inputs, state):
         "carrier": np.array([codes.get(c, -1) for c in inputs["carrier"]], dtype=np.float32),
     }
 """
-BRISK = ("--lease", "1s", "--chunk-rows", "4096")
+BRISK = ("--lease", "4s", "--chunk-rows", "1000")
 SETTINGS: dict[str, object] = {"allow": ["127.0.0.0/8"], "secrets": {"billing": "BILLING_SECRET"}}
 
 
@@ -164,46 +164,33 @@ def counted(ctx: Context) -> int:
         return arm_counts(conn, "late", 1, "job", far.replace(year=2000), far).n
 
 
-def test_a_job_outlives_the_workers_that_are_killed_at_it(
+def test_a_job_outlives_workers_that_are_killed_and_one_that_is_told_to_stop(
     ctx: Context, tmp_path: Path, worker: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     job = submit(ctx, input=str(write_csv(tmp_path / "rows.csv", 200_000)))
     seen = [0]
-    for number in range(3):
+    for number, end in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)):
         process = worker(ctx.home.root, *BRISK, log=tmp_path / f"worker{number}.log")
         eventually(lambda: show(ctx, job)["done"] > seen[-1])
         seen.append(int(show(ctx, job)["done"]))
-        process.kill()  # at whatever instant this is
-        process.wait(10)
-    assert seen[-1] < 200_000
-    last = worker(ctx.home.root, "--lease", "1s", log=tmp_path / "last.log")
+        process.send_signal(end)  # at whatever instant this is
+        assert process.wait(20) == (0 if end is signal.SIGTERM else -signal.SIGKILL)
+        if end is signal.SIGTERM:
+            half = show(ctx, job)
+            assert (half["state"], half["failures"]) == ("queued", 0)
+            assert lines(tmp_path / "worker1.log")[-1]["event"] == "stopped"
+    last = worker(ctx.home.root, "--lease", "4s", log=tmp_path / "last.log")
     eventually(lambda: show(ctx, job)["state"] == "succeeded")
     last.send_signal(signal.SIGTERM)
     assert last.wait(20) == 0
     check_result(ctx, job, 200_000)
     assert counted(ctx) == 200_000
     attempts = show(ctx, job)["attempts"]
-    assert [one["outcome"] for one in attempts] == ["lost", "lost", "lost", "succeeded"]
-    assert all(
-        one["done_from"] >= before for one, before in zip(attempts, seen, strict=True)
-    )  # none began anew
-
-
-def test_a_worker_that_is_told_to_stop_publishes_nothing_half_and_gives_its_job_back(
-    ctx: Context, tmp_path: Path, worker: Callable[..., subprocess.Popen[bytes]]
-) -> None:
-    job = submit(ctx, input=str(write_csv(tmp_path / "rows.csv", 30_000)))
-    first = worker(ctx.home.root, *BRISK, log=tmp_path / "first.log")
-    eventually(lambda: show(ctx, job)["done"] > 0)
-    first.send_signal(signal.SIGTERM)
-    assert first.wait(20) == 0
-    half = show(ctx, job)
-    assert half["state"] == "queued" and half["failures"] == 0 and 0 < half["done"] < 30_000
-    assert half["attempts"][-1]["outcome"] == "released"
-    assert lines(tmp_path / "first.log")[-1]["event"] == "stopped"
-    once = worker(ctx.home.root, "--once", log=tmp_path / "second.log")
-    assert once.wait(60) == 0
-    check_result(ctx, job, 30_000)
+    outcomes = [one["outcome"] for one in attempts]
+    # A machine that stalls loses a job more often, or is done before it is killed, and nothing else.
+    assert "lost" in outcomes and "released" in outcomes and outcomes[-1] == "succeeded"
+    begun = [one["done_from"] for one in attempts]
+    assert begun == sorted(begun) and begun[-1] >= seen[-1]  # none began anew
 
 
 def test_a_stopped_worker_that_wakes_up_late_changes_nothing(
@@ -211,11 +198,11 @@ def test_a_stopped_worker_that_wakes_up_late_changes_nothing(
 ) -> None:
     """SIGSTOP is the worst of pauses: the lease passes to another, and the sleeper goes on in mid-row."""
     job = submit(ctx, input=str(write_csv(tmp_path / "rows.csv", 30_000)))
-    sleeper = worker(ctx.home.root, *BRISK, log=tmp_path / "sleeper.log")
+    sleeper = worker(ctx.home.root, "--lease", "2s", "--chunk-rows", "4096", log=tmp_path / "sleeper.log")
     eventually(lambda: show(ctx, job)["done"] > 0)
     sleeper.send_signal(signal.SIGSTOP)
-    other = worker(ctx.home.root, "--lease", "1s", log=tmp_path / "other.log")
-    eventually(lambda: len(show(ctx, job)["attempts"]) == 2)
+    other = worker(ctx.home.root, "--lease", "2s", log=tmp_path / "other.log")
+    eventually(lambda: len(show(ctx, job)["attempts"]) >= 2)
     sleeper.send_signal(signal.SIGCONT)
     eventually(lambda: show(ctx, job)["state"] == "succeeded")
     eventually(lambda: "lost" in {line["event"] for line in lines(tmp_path / "sleeper.log")})
@@ -304,7 +291,7 @@ def test_the_command_line_submits_waits_and_writes_the_results(
         return json.loads(said.out) if said.out else said.err
 
     monkeypatch.chdir(tmp_path)
-    worker(ctx.home.root, log=tmp_path / "worker.log")
+    process = worker(ctx.home.root, log=tmp_path / "worker.log")
     write_csv(tmp_path / "rows.csv", 1200)
     job = loopwright("jobs", "submit", "late", "--input", "rows.csv", "--key", "k", "--wait")
     assert job["state"] == "succeeded"
@@ -321,5 +308,6 @@ def test_the_command_line_submits_waits_and_writes_the_results(
     few = loopwright("jobs", "submit", "late", "--row", json.dumps(row(3)), "--wait")
     (only,) = loopwright("jobs", "results", few["id"])["rows"]
     assert only["probability"] == pytest.approx(answer(3), abs=1e-6)
-    cancelled = loopwright("jobs", "cancel", loopwright("jobs", "retry", bad["id"])["id"])
-    assert cancelled["state"] in ("cancelled", "running", "queued")
+    process.kill()
+    process.wait(10)
+    assert loopwright("jobs", "cancel", loopwright("jobs", "retry", bad["id"])["id"])["state"] == "cancelled"
