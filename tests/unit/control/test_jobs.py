@@ -390,15 +390,13 @@ def test_what_an_engine_does_may_pass_and_is_tried_again_after_a_pause(
     assert [one["outcome"] for one in show(late, job["id"])["attempts"]] == ["failed", "succeeded"]
 
 
-def test_a_dead_job_is_retried_from_where_it_was_once_its_file_is_mended(
-    late: Context, tmp_path: Path
-) -> None:
+def test_a_dead_job_is_begun_anew_once_its_file_is_mended(late: Context, tmp_path: Path) -> None:
     file = write_csv(tmp_path / "rows.csv", 900, extra=["UA,far,1,N"])
     job = submit(late, input=str(file), output=str(tmp_path / "out"))
     work(late, chunk_rows=300)
-    assert show(late, job["id"])["state"] == "dead"
+    assert (show(late, job["id"])["state"], show(late, job["id"])["done"]) == ("dead", 900)
     write_csv(file, 901)
-    find("jobs.retry")(late, model="late", job=job["id"])
+    find("jobs.retry")(late, model="late", job=job["id"], anew=True)
     work(late)
     assert (show(late, job["id"])["state"], show(late, job["id"])["done"]) == ("succeeded", 901)
 
