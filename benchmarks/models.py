@@ -50,7 +50,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.onnx")):
     session.run(None, {session.get_inputs()[0].name: row})
     sessions.append(session)
 print(len(sessions), flush=True)
-input()
+sys.stdin.read()
 """
 
 
@@ -73,6 +73,7 @@ def main() -> None:
             for name in names:
                 ask(port, name)
             megabytes = resident(worker)
+            budget = max(1, int(gauge(port, "loopwright_model_memory_bytes") / 5))
             row(f"worker with {options.models} models", megabytes, LIMIT_MB, "MB")
             plain = naive(root / "graphs")
             bare, one = naive(root / "none"), resident_with_one(root / "one")
@@ -80,7 +81,6 @@ def main() -> None:
             print(f"{'naive: a process of default sessions, bare':44}{plain:9.1f} MB")
             print(f"{'a further model, in the worker':44}{ours:9.2f} MB; naive {theirs:.2f} MB")
             swap(control, port, names, bundles, options)
-        budget = max(1, int(sum(control.sizes.values()) / 5))
         with serving(root / "lazy", control, "--model-memory", str(budget)) as (port, worker):
             lazily(port, worker, names, budget)
 
@@ -178,7 +178,6 @@ class Control:
     def __init__(self, root: Path) -> None:
         self.root, self.key = root, SigningKey.generate()
         self.depot = BundleDepot(root / "bundles")
-        self.sizes: dict[str, int] = {}
         self.built: dict[tuple[str, int], str] = {}
         self.serial = 0
         self.routes = sign_routes(table_of(0), self.key)
@@ -198,7 +197,6 @@ class Control:
         onnx = graph(number, seed)
         if not seed:
             (self.root / "graphs" / f"{name}.onnx").write_bytes(onnx)
-            self.sizes[name] = len(onnx)
         rows = np.random.default_rng(number).random((200, FEATURES)).astype(np.float32)
         answers = predict_onnx(onnx, rows)
         columns = {feature: rows[:, i].astype(float) for i, feature in enumerate(NAMES)}
