@@ -129,15 +129,16 @@ class Request:
         """The whole body. Raises TooLarge, HttpError (408: too slow, 415: compressed), Busy, ClientGone."""
         self._check_encoding()
         self._check_length(self.bounds.body)
-        message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            body: bytes = message.get("body", b"")
-            if len(body) > self.bounds.body:  # a chunked body that came at once names no length
-                raise too_large(len(body), self.bounds.body)
-            return body
         parts = bytearray()
         try:
+            # From the first byte on: a client that sends a head and nothing more would be waited for without end.
             async with asyncio.timeout(self.bounds.body_seconds):
+                message = await self._receive()
+                if message["type"] == "http.request" and not message.get("more_body"):
+                    body: bytes = message.get("body", b"")
+                    if len(body) > self.bounds.body:  # a chunked body that came at once names no length
+                        raise too_large(len(body), self.bounds.body)
+                    return body
                 while True:
                     if message["type"] == "http.disconnect":
                         raise ClientGone
