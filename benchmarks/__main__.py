@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, each in a process of its own. Run: make bench"""
+"""All benchmarks, or those named, one after the other, each in a process of its own. Run: make bench"""
 
 import subprocess
 import sys
@@ -14,7 +14,11 @@ def main() -> int:
     folder = Path(__file__).parent
     found = {path.stem: path for path in sorted(folder.glob("[a-z]*.py"))}
     wrong = 0
-    for name in sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+    named = sys.argv[1:] or list(found)
+    if unknown := [name for name in named if name not in found]:
+        print(f"no benchmark {', '.join(unknown)}; there are {', '.join(found)}", file=sys.stderr)
+        return 2
+    for name in sorted(named, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
         print(f"\n{name}\n{'=' * len(name)}", flush=True)
         wrong |= subprocess.run([sys.executable, str(found[name])], cwd=folder.parent, check=False).returncode
     return int(bool(wrong))

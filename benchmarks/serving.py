@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +181,9 @@ def starts(root: Path, control: "Control", model: Path, options: argparse.Namesp
 
 
 def batches(root: Path, options: argparse.Namespace) -> None:
-    print("\nmicro-batching: a dense net whose weights are read from memory once a batch, whatever its size")
+    print("\nmicro-batching: a recurrent net, whose many small steps cost the same for one row or many")
     root.mkdir()
-    control = Control(root, dense_net(), names=("f0", "f1", "f2", "f3"), output="probabilities")
+    control = Control(root, recurrent_net(), names=("f0", "f1", "f2", "f3"), output="probabilities")
     connections, rates, modes = 64, {}, ("off", "auto")
     with running(root / "home", control) as (_, port):
         alone = measure(port, 2.0, 1, names=4).p50
@@ -322,27 +321,41 @@ def gradient_boosting() -> bytes:
     return serialized
 
 
-def dense_net(width: int = 1536, layers: int = 8) -> bytes:
-    """Some 75 MB of weights: one row takes about as long as reading them from memory."""
+def recurrent_net(steps: int = 5000, hidden: int = 32) -> bytes:
+    """A recurrent net of some 10 ms: many small steps, one after the other, that cost much the same for many rows."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(3)
-    sizes = [4, *[width] * layers, 1]
-    nodes, weights, name = [], [], "x"
-    for i, (rows, columns) in enumerate(pairwise(sizes)):
-        matrix = rng.normal(scale=(2 / rows) ** 0.5, size=(rows, columns)).astype(np.float32)
-        weights.append(numpy_helper.from_array(matrix, f"w{i}"))
-        nodes.append(helper.make_node("MatMul", [name, f"w{i}"], [f"m{i}"]))
-        nodes.append(helper.make_node("Relu" if columns > 1 else "Sigmoid", [f"m{i}"], [f"a{i}"]))
-        name = f"a{i}"
-    nodes.append(helper.make_node("Identity", [name], ["probabilities"]))
-    graph = helper.make_graph(
-        nodes, "dense",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 4])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 1])],
-        weights,
+    shapes = {"into": (4, hidden), "step": (hidden, hidden), "out": (hidden, 1)}
+    constants = [
+        numpy_helper.from_array(
+            rng.normal(scale=0.9 / rows**0.5, size=(rows, columns)).astype(np.float32), name
+        )
+        for name, (rows, columns) in shapes.items()
+    ]
+    constants.append(numpy_helper.from_array(np.array(steps, dtype=np.int64), "steps"))
+    constants.append(numpy_helper.from_array(np.array(True), "go"))
+    number, node, value = TensorProto.FLOAT, helper.make_node, helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            node("Identity", ["go_in"], ["go_out"]),
+            node("MatMul", ["h", "step"], ["m"]),
+            node("Add", ["m", "seen"], ["a"]),
+            node("Tanh", ["a"], ["h_out"]),
+        ],
+        "one step",
+        [value("i", TensorProto.INT64, []), value("go_in", TensorProto.BOOL, []), value("h", number, [None, hidden])],
+        [value("go_out", TensorProto.BOOL, []), value("h_out", number, [None, hidden])],
     )  # fmt: skip
+    nodes = [
+        node("MatMul", ["x", "into"], ["seen"]),
+        node("Loop", ["steps", "go", "seen"], ["state"], body=body),
+        node("MatMul", ["state", "out"], ["score"]),
+        node("Sigmoid", ["score"], ["probabilities"]),
+    ]
+    x, y = value("x", number, [None, 4]), value("probabilities", number, [None, 1])
+    graph = helper.make_graph(nodes, "recurrent", [x], [y], constants)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(made)
     serialized: bytes = made.SerializeToString()
