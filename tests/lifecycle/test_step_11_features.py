@@ -13,9 +13,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from loopwright.bundle.routes import Arm
 from loopwright.kernel.clock import from_us, iso
 from loopwright.kernel.home import Home
+from loopwright.serving.entities import EntityFeatures
+from loopwright.serving.models import Model, Served
 from tests.lifecycle.conftest import Played
+from tests.unit.serving.inside import Inside
 
 SINCE, UNTIL = datetime(2013, 4, 8, tzinfo=UTC), datetime(2013, 4, 11, tzinfo=UTC)
 
@@ -151,3 +155,36 @@ def test_weather_was_never_older_than_its_time_to_live(played: Played) -> None:
     ages = [one["age_seconds"] for one in found["statistics"]]
     assert len(ages) >= 12
     assert all(3600 <= age <= 6 * 3600 for age in ages)
+
+
+def test_an_hour_of_april_asked_for_by_its_entities_is_answered_as_it_was_by_its_values(
+    copy: Path, played: Played, tmp_path: Path
+) -> None:
+    hour = datetime(2013, 4, 10, 17, tzinfo=UTC)
+    code, _ = loopwright(copy, "features", "materialize", "flight-late", "--as-of", iso(hour))
+    assert code == 0
+    answered = played.predictions(
+        "SELECT id, unit, inputs, outputs FROM log "
+        f"WHERE version = 1 AND arm = 'stable' AND event_time = '{hour}' ORDER BY id"
+    )
+    assert len(answered) > 30
+    bundle = played.bundle(1)
+    names = [field.name for field in bundle.schema.inputs]
+    looked_up = {name for view in bundle.manifest.views for name in view.inputs}
+    assert len(looked_up) == 14
+    inputs, entities = [], []
+    for key, unit, text, _ in answered:
+        row = dict(zip(names, json.loads(text), strict=True))
+        inputs.append({name: row[name] for name in names if name not in looked_up} | {"_id": key})
+        entities.append({"tailnum": None if unit == key else unit, "flight": int(key.split("-")[4])})
+    model = Model("flight-late", "salt", (Arm("stable", 1, 1.0),), {1: Served.of(1, bundle)})
+    inside = Inside(tmp_path / "inside", model)
+    inside.app.front.entities = EntityFeatures.open(Home.at(copy).online_url, inside.app.front.counters)
+    told = inside.post(
+        "/models/flight-late/predict", {"inputs": inputs, "entities": entities, "event_time": iso(hour)}
+    )
+    assert told.status_code == 200, told.text
+    assert [event.inputs for event in inside.events()] == [json.loads(text) for _, _, text, _ in answered]
+    given = [row["outputs"]["probability"] for row in told.json()["predictions"]]
+    assert given == pytest.approx([outputs[0] for *_, outputs in answered], abs=1e-6)
+    inside.close()
