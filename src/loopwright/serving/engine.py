@@ -5,12 +5,12 @@ Knows no protocol and no socket. Every answer is in the log before it is returne
 
 import asyncio
 import itertools
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from loopwright.kernel.errors import LoopwrightError, NotFound, Refused, Unavailable
 from loopwright.kernel.ids import new_id
@@ -18,6 +18,8 @@ from loopwright.serving.answers import PLAIN, Answer, Call, ModelFailed, Source
 from loopwright.serving.breaker import Breaker, State
 from loopwright.serving.counters import Counters
 from loopwright.serving.events import Event, SegmentWriter, Status, count_frames, frame
+from loopwright.serving.fit import Fit
+from loopwright.serving.kept import Kept
 from loopwright.serving.lanes import CHUNK, Lane, Limit, Outcome, Overloaded
 from loopwright.serving.logrule import LogRule
 from loopwright.serving.models import Model, Served
@@ -34,7 +36,9 @@ SHADOW_HOLD_US = 200
 SHADOW_CREDIT_US = 200_000
 """The most unspent time that copies may save up."""
 
-DIRECT, CACHE, DEFAULT = "direct", "cache", "default"
+DIRECT = "direct"
+CACHE: Final = "cache"
+DEFAULT: Final = "default"
 
 
 class Warmer(Protocol):
@@ -67,6 +71,7 @@ class _Batch:
     now: int
     until: float
     answer: Answer
+    fits: Mapping[int, Fit]
     unfit: Mapping[int, str] | None = None
 
 
@@ -99,7 +104,7 @@ class Engine:
         self._copies: deque[_Copy] = deque()
         self._draining: asyncio.Task[None] | None = None
         self._shadow_credit, self._shadow_at = float(SHADOW_CREDIT_US), 0
-        self._kept: OrderedDict[tuple[str, tuple[Value, ...]], tuple[int, list[float]]] = OrderedDict()
+        self._kept = Kept()
         self.breakers: dict[tuple[str, int, str], Breaker] = {}
         self._closing: set[asyncio.Task[None]] = set()
         # Unique, and a tenth of the cost of a new random id per request.
@@ -110,21 +115,19 @@ class Engine:
     def serve(self, models: dict[str, Model]) -> None:
         """Answer with these from now on; what only the former models held is let go of when it is no longer used."""
         before = {served for model in self.models.values() for served in _all(model)}
-        policies = {name: model.policy for name, model in self.models.items()}
-        self.models = models
+        former, self.models = self.models, models
         stays = {served for model in models.values() for served in _all(model)}
         for served in before - stays:
             self._let_go(served)
         for name, model in models.items():
-            if name in policies and policies[name] != model.policy:
+            if name in former and former[name].policy != model.policy:
                 self._renew(model)
         for model in models.values():
             for served in _all(model):
                 served.rule = LogRule.of(model.policy.log, served.schema)
         known = {(name, version) for name, model in models.items() for version in model.versions}
         self.breakers = {key: kept for key, kept in self.breakers.items() if key[:2] in known}
-        if not any(model.policy.cached_answers for model in models.values()):
-            self._kept.clear()
+        self._kept.review(former, models)
 
     def model(self, name: str) -> Model:
         """Return the model; raises NotFound naming what is served."""
@@ -185,7 +188,12 @@ class Engine:
         if lane is None or lane.bundle is not served.bundle:
             lane = self._lane(model, served)
         breaker = self._breaker(model, served, arm)
-        if lane is None or not lane.inline or breaker.state != "closed":
+        if (
+            lane is None
+            or not lane.inline
+            or breaker.state != "closed"
+            or (model.fits and served.version in model.fits and call.version is None)
+        ):
             return self._answer(self._batch(model, rows, call, request_id, [row_id], [unit], now), call)
         values = rows.values[0]
         served.used = now
@@ -206,7 +214,7 @@ class Engine:
         if call.version is None:
             self._copy_to_shadow(model, unit, row_id, event_time, values)
             if model.policy.cached_answers:
-                self._keep(model, values, served.version, outputs)
+                self._kept.keep(model, values, served.version, outputs)
         return Answer(request_id, [row_id], [outputs], [served.version], [arm], ["model"], [""])
 
     def _batch(
@@ -222,8 +230,11 @@ class Engine:
         n = rows.n
         answer = Answer(request_id, ids, [[]] * n, [0] * n, [""] * n, ["model"] * n, [""] * n)
         times = [given or now for given in rows.event_times]
+        fits = model.fits if call.version is None else {}
         limit = asyncio.get_running_loop().time() + 2 * self._seconds(model) * (1 + n / 100)
-        return _Batch(model, rows.values, ids, units, times, now, min(call.until, limit), answer, rows.unfit)
+        return _Batch(
+            model, rows.values, ids, units, times, now, min(call.until, limit), answer, fits, rows.unfit
+        )
 
     async def _answer(
         self, batch: _Batch, call: Call, failed: dict[int, tuple[Served, str]] | None = None
@@ -266,7 +277,12 @@ class Engine:
         for start in range(0, len(members), CHUNK):
             chunk = members[start : start + CHUNK]
             values = [batch.values[row] for row in chunk]
-            outcomes = await self._predict(model, served, arm, values, batch)
+            fit = batch.fits.get(served.version)
+            outcomes = await (
+                self._predict(model, served, arm, values, batch)
+                if fit is None
+                else self._predict_fitted(model, served, arm, fit, values, batch)
+            )
             frames = []
             for row, (outputs, why, took) in zip(chunk, outcomes, strict=True):
                 status: Status = "error" if outputs is None else "ok" if source == "model" else "fallback"
@@ -275,12 +291,23 @@ class Engine:
                 if outputs is None:
                     failed[row] = (served, why)
                     continue
-                self._fill(batch, row, outputs, served.version, arm, source)
+                told = outputs if fit is None else fit.answer(outputs)
+                self._fill(batch, row, told, served.version, arm, source)
                 if source == "model" and model.policy.cached_answers:
-                    self._keep(model, batch.values[row], served.version, outputs)
+                    self._kept.keep(model, batch.values[row], served.version, outputs)
             self._write(model, b"".join(frames))
             await asyncio.sleep(0)
         return failed
+
+    async def _predict_fitted(
+        self, model: Model, served: Served, arm: str, fit: Fit, values: list[list[Value]], batch: _Batch
+    ) -> Sequence[Outcome]:
+        """`_predict` rows of stable's schema by a version that has another; outputs are in the version's order."""
+        rows = [fit.row(row) for row in values]
+        reasons = [fit.misfit(row) for row in rows]
+        good = [row for row, why in zip(rows, reasons, strict=True) if not why]
+        outcomes = iter(await self._predict(model, served, arm, good, batch) if good else ())
+        return [Outcome(None, why, 0) if why else next(outcomes) for why in reasons]
 
     async def _predict(
         self, model: Model, served: Served, arm: str, values: list[list[Value]], batch: _Batch
@@ -319,18 +346,20 @@ class Engine:
         frames = []
         for row in sorted(failed):
             served, why = failed[row]
-            kept = (
-                self._kept.get((model.name, tuple(batch.values[row])))
-                if model.policy.cached_answers and not batch.unfit
-                else None
-            )
-            default = model.default_for(served)
-            if kept is None and default is None:
+            source: Source
+            kept = None if batch.unfit else self._kept.find(model, batch.values[row])
+            default = model.default_for(model.stable or served)
+            if kept is not None:
+                version, outputs = kept
+                by, source, fit = model.versions[version], CACHE, batch.fits.get(version)
+                told = outputs if fit is None else fit.answer(outputs)
+            elif default is not None:
+                by, source, told = served, DEFAULT, default
+                outputs = model.default_for(served) or default
+            else:
                 continue
-            version, outputs = kept or (served.version, default or [])
-            source: Source = "cache" if kept else "default"
-            frames.append(self._row_frame(batch, row, served, source, "fallback", why, outputs, 0, version))
-            self._fill(batch, row, outputs, version, source, source)
+            frames.append(self._row_frame(batch, row, by, source, "fallback", why, outputs, 0))
+            self._fill(batch, row, told, by.version, source, source)
             del failed[row]
         if frames:
             self._write(model, b"".join(frames))
@@ -442,13 +471,6 @@ class Engine:
                 if served.lane is not None and not served.lane.inline:
                     self._counters.put(("queue_rows", model.name, str(served.version)), served.lane.waiting)
 
-    def _keep(self, model: Model, values: list[Value], version: int, outputs: list[float]) -> None:
-        key = (model.name, tuple(values))
-        self._kept[key] = (version, outputs)
-        self._kept.move_to_end(key)
-        if len(self._kept) > model.policy.cached_answers:
-            self._kept.popitem(last=False)
-
     # The log.
 
     def _frame(self, event: Event) -> bytes:
@@ -457,14 +479,14 @@ class Engine:
 
     def _row_frame(
         self, batch: _Batch, row: int, served: Served, arm: str, status: Status, why: str, outputs: list[float],
-        took: int, version: int | None = None,
+        took: int,
     ) -> bytes:  # fmt: skip
-        rule = served.rule
+        rule, values, fit = served.rule, batch.values[row], batch.fits.get(served.version)
         return self._frame(
             Event(
                 batch.ids[row], batch.units[row], batch.times[row], batch.now, batch.model.name,
-                served.version if version is None else version, arm, took, status, rule.error(why),
-                rule.inputs(batch.values[row]), outputs,
+                served.version, arm, took, status, rule.error(why),
+                rule.inputs(values if fit is None else fit.row(values)), outputs,
             )
         )  # fmt: skip
 
@@ -534,24 +556,32 @@ class Engine:
     async def _shadow(self, batch: list[_Copy]) -> None:
         model, served = batch[0].model, batch[0].served
         now = self._now_us()
-        values = [copy.values for copy in batch]
+        fit = model.fits.get(served.version)
+        values = [copy.values if fit is None else fit.row(copy.values) for copy in batch]
+        reasons = [""] * len(batch) if fit is None else [fit.misfit(row) for row in values]
+        good = [row for row, why in zip(values, reasons, strict=True) if not why]
         until = asyncio.get_running_loop().time() + 2 * self._seconds(model) * (1 + len(batch) / 100)
         lane = self._lane(model, served) or await self._warm(model, served, until)
-        if not lane.inline:
-            outcomes = await lane.predict(values, until)
-        elif len(batch) == 1:
-            outcomes = [lane.now(values[0])]
+        predicted: Sequence[Outcome]
+        if not good:
+            predicted = []
+        elif not lane.inline:
+            predicted = await lane.predict(good, until)
+        elif len(good) == 1:
+            predicted = [lane.now(good[0])]
         else:
-            outcomes = lane.many_now(values)
+            predicted = lane.many_now(good)
+        outcomes = iter(predicted)
+        told = [Outcome(None, why, 0) if why else next(outcomes) for why in reasons]
         frames = [
             self._frame(
                 Event(
                     copy.id, copy.unit, copy.event_time, now, model.name, served.version, "shadow",
                     took if len(batch) == 1 else 0, "error" if outputs is None else "ok", served.rule.error(why),
-                    served.rule.inputs(copy.values), outputs or [],
+                    served.rule.inputs(row), outputs or [],
                 )
             )
-            for copy, (outputs, why, took) in zip(batch, outcomes, strict=True)
+            for copy, row, (outputs, why, took) in zip(batch, values, told, strict=True)
         ]  # fmt: skip
         self._write(model, b"".join(frames))
 

@@ -8,6 +8,7 @@ from loopwright.bundle.open import Bundle
 from loopwright.bundle.routes import Arm, ServingPolicy
 from loopwright.bundle.signature import Schema
 from loopwright.kernel.errors import Unavailable
+from loopwright.serving.fit import Fit, fit_of
 from loopwright.serving.logrule import LogRule
 from loopwright.serving.rows import Reader
 
@@ -65,7 +66,7 @@ class Model:
     """A model's routes with what may answer. `arms` holds only arms whose version may.
 
     standby: versions that left the routes last and stay loaded: a rollback must not wait for a load. Nothing is
-    answered from there.
+    answered from there. fits: of versions whose schema is not stable's, which requests that ask for no version meet.
     """
 
     name: str
@@ -75,6 +76,16 @@ class Model:
     refused: dict[int, str] = field(default_factory=dict)
     standby: dict[int, Served] = field(default_factory=dict)
     policy: ServingPolicy = field(default_factory=ServingPolicy)
+    fits: dict[int, Fit] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        stable = self.stable
+        if stable is None:
+            return
+        for version, served in self.versions.items():
+            fit = fit_of(stable.schema, served.schema)
+            if fit is not None:
+                self.fits[version] = fit
 
     def default_for(self, served: Served) -> list[float] | None:
         """The outputs configured for when nothing else can answer; None without them, or for other outputs."""

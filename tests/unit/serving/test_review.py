@@ -1,13 +1,20 @@
 """What clients, clocks and changes of routes must not do to a worker: each of these once went wrong."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from loopwright.bundle.open import Bundle
+from loopwright.bundle.manifest import Golden
+from loopwright.bundle.open import Bundle, open_bundle
+from loopwright.bundle.routes import Arm, LogPolicy, ServingPolicy
+from loopwright.bundle.seal import build_bundle
+from loopwright.bundle.signature import Field, Schema
+from loopwright.bundle.testing import CREATED, logistic_onnx
 from loopwright.serving.app import Bounds
 from loopwright.serving.connections import Limits
-from tests.unit.serving.inside import Inside, model_of, tiny
+from tests.unit.serving.inside import KEY, Inside, model_of, tiny
 from tests.unit.serving.wire import Wire, run
 
 
@@ -26,4 +33,125 @@ def test_a_body_of_which_nothing_comes_is_given_up_on_every_path(tmp_path: Path,
         return (await client.answer()).status
 
     assert run(ask()) == 408
+    site.close()
+
+
+# A version trained later may have the same inputs and outputs in another order.
+
+CLASSES = {"a": [3.0, 0.0], "b": [0.0, 2.0]}
+"""What each class makes of the inputs x and y."""
+
+
+def ordered(dest: Path, inputs: str, outputs: str = "ab", *, more: tuple[Field, ...] = ()) -> Bundle:
+    """The same model, whatever the order of its inputs and of its classes."""
+    fields = (*(Field(name, "float64") for name in inputs), *more)
+    weights = np.array([[CLASSES[label]["xy".index(name)] for label in outputs] for name in inputs])
+    weights = np.vstack([weights, np.zeros((len(more), len(outputs)))])
+    golden = {**{name: [0.0] for name in inputs}, **{field.name: [0.0] for field in more}}
+    sealed = build_bundle(
+        dest, model="m", onnx=logistic_onnx(weights, 0.0), transform=None, state={}, reference={}, card="m",
+        schema=Schema(
+            inputs=fields, features=tuple(field.name for field in fields), outputs=tuple(outputs),
+            task="multiclass", classes=tuple(outputs),
+        ),
+        golden=Golden(golden, [[0.5] * len(outputs)]), provenance={"run_id": "r"}, created_at=CREATED, key=KEY,
+    )  # fmt: skip
+    return open_bundle(sealed.path, [KEY.public])
+
+
+def logistic(x: float) -> Any:
+    return pytest.approx(1 / (1 + np.exp(-x)), abs=1e-6)
+
+
+HALVES = Arm("stable", 1, 0.5), Arm("canary", 2, 0.5)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_inputs_and_outputs_in_another_order_are_not_mixed_up(tmp_path: Path, rows: int) -> None:
+    hidden = ServingPolicy(log=LogPolicy(redact=("y",)))
+    bundles = {1: ordered(tmp_path / "1", "xy"), 2: ordered(tmp_path / "2", "yx", "ba")}
+    site = Inside(tmp_path / "s", model_of("m", bundles, *HALVES, policy=hidden))
+    asked = [{"x": 1.0, "y": row} for row in range(rows)]
+    for arm in ("stable", "canary"):
+        said = site.post("/models/m/predict", {"inputs": asked}, **{"x-loopwright-arm": arm}).json()
+        assert [one["outputs"] for one in said["predictions"]] == [
+            {"a": logistic(3.0), "b": logistic(2.0 * row)} for row in range(rows)
+        ]
+        assert {one["arm"] for one in said["predictions"]} == {arm}
+    by_arm = {arm: [event for event in site.events() if event.arm == arm] for arm in ("stable", "canary")}
+    assert [event.inputs for event in by_arm["stable"]] == [[1.0, None]] * rows
+    assert [event.inputs for event in by_arm["canary"]] == [[None, 1.0]] * rows
+    assert by_arm["canary"][0].outputs == by_arm["stable"][0].outputs[::-1]
+    site.close()
+
+
+def test_a_version_asked_by_number_is_asked_in_its_own_order(tmp_path: Path) -> None:
+    bundles = {1: ordered(tmp_path / "1", "xy"), 2: ordered(tmp_path / "2", "yx")}
+    site = Inside(tmp_path / "s", model_of("m", bundles, *HALVES))
+    said = site.post("/v2/models/m/versions/2/infer", {"inputs": [
+        {"name": "m", "datatype": "FP64", "shape": [1, 2], "data": [0.0, 1.0]}]})  # fmt: skip
+    assert said.json()["outputs"][0]["data"] == [logistic(3.0)]
+    site.close()
+
+
+def test_a_shadow_gets_its_inputs_by_name_too(tmp_path: Path) -> None:
+    bundles = {1: ordered(tmp_path / "1", "xy"), 2: ordered(tmp_path / "2", "yx")}
+    site = Inside(tmp_path / "s", model_of("m", bundles, Arm("stable", 1, 1.0), Arm("shadow", 2, 1.0)))
+    site.post("/models/m/predict", {"inputs": {"x": 1.0, "y": 0.5}})
+    (copy,) = [event for event in site.events() if event.arm == "shadow"]
+    assert (copy.inputs, copy.outputs) == ([0.5, 1.0], [logistic(3.0), logistic(1.0)])
+    site.close()
+
+
+def test_a_canary_that_wants_more_than_requests_bring_fails_and_stable_answers(tmp_path: Path) -> None:
+    bundles = {
+        1: ordered(tmp_path / "1", "xy"),
+        2: ordered(tmp_path / "2", "xy", more=(Field("z", "float64"),)),
+    }
+    site = Inside(tmp_path / "s", model_of("m", bundles, *HALVES))
+    said = site.post(
+        "/models/m/predict", {"inputs": {"x": 1.0, "y": 0.0}}, **{"x-loopwright-arm": "canary"}
+    ).json()
+    assert (said["version"], said["arm"], said["fallback"]) == (1, "stable", True)
+    first, second = site.events()
+    assert (first.arm, first.status, first.error) == (
+        "canary",
+        "error",
+        "it takes `z`, which requests do not bring",
+    )
+    assert (second.arm, second.status) == ("stable", "fallback")
+    site.close()
+
+
+def test_a_canary_that_takes_no_null_is_not_given_one(tmp_path: Path) -> None:
+    strict = ordered(tmp_path / "2", "x", more=(Field("y", "float64", nullable=False),))
+    stands_in = ServingPolicy(default={"a": 0.25, "b": 0.75})
+    bundles = {1: ordered(tmp_path / "1", "xy"), 2: strict}
+    site = Inside(tmp_path / "s", model_of("m", bundles, *HALVES, policy=stands_in))
+    asked = [{"x": 1.0, "y": None}, {"x": 1.0, "y": 1.0}]
+    said = site.post("/models/m/predict", {"inputs": asked}, **{"x-loopwright-arm": "canary"}).json()
+    assert [(one["version"], one["arm"]) for one in said["predictions"]] == [(1, "default"), (2, "canary")]
+    assert [event.error for event in site.events()][:2] == ["takes no null as `y`", ""]
+    site.close()
+
+
+# Kept answers.
+
+
+def test_kept_answers_shrink_with_the_policy_and_go_with_their_version(tmp_path: Path, late: Bundle) -> None:
+    def kept(most: int) -> ServingPolicy:
+        return ServingPolicy(cached_answers=most)
+
+    one, other = Arm("stable", 1, 1.0), Arm("stable", 2, 1.0)
+    many, few = (model_of("late", {1: late}, one, policy=kept(most)) for most in (100, 2))
+    site = Inside(tmp_path, many)
+    for hour in range(5):
+        site.post("/models/late/predict", {"inputs": {"distance": 500.0, "hour": hour, "carrier": "UA"}})
+    rows = [[500.0, hour, "UA"] for hour in range(5)]
+    assert all(site.engine._kept.find(many, row) for row in rows)
+    site.serve(few)
+    assert [bool(site.engine._kept.find(few, row)) for row in rows] == [False] * 3 + [True] * 2
+    later = model_of("late", {2: late}, other, policy=kept(2))
+    site.serve(later)
+    assert not any(site.engine._kept.find(later, row) for row in rows)
     site.close()
