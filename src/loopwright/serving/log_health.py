@@ -10,8 +10,8 @@ def log_warnings(gauges: Mapping[str, float], failing: str = "") -> list[str]:
     found = []
     if failing:
         found.append(
-            f"PREDICTIONS CANNOT BE LOGGED ({failing}): models are not answered for, or, where serving.log.disk_full is "
-            "shed, answered without a record. Free disk space; it goes on by itself"
+            f"PREDICTIONS CANNOT BE LOGGED ({failing}): models are not answered for, or, where serving.log.disk_full "
+            "is shed, answered without a record. Free disk space; it goes on by itself"
         )
     if gauges.get("log_disk_low"):
         found.append(
