@@ -16,6 +16,7 @@ PROGRAM = "any code"
 
 MAX_ENTRIES = 1_000
 MAX_UNPACKED = 4 << 30
+_ENCRYPTED = 1
 _MOMENT = (1980, 1, 1, 0, 0, 0)
 
 
@@ -38,7 +39,7 @@ def check_archive(data: bytes) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise BadInput(f"not an archive ({error})", where="model.pyfunc.zip") from None
     total, names = 0, set()
     for entry in entries:
@@ -46,6 +47,13 @@ def check_archive(data: bytes) -> list[zipfile.ZipInfo]:
         total += entry.file_size
         if kind not in (0, stat.S_IFREG) or entry.is_dir():
             raise BadInput("an archive of a model holds plain files only", got=entry.filename)
+        if entry.flag_bits & _ENCRYPTED or entry.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):
+            raise BadInput(
+                "a file in the archive is packed in another way", got=entry.filename, wanted="deflated"
+            )
         if safe_name(entry.filename) in names:
             raise BadInput("a file twice in the archive", got=entry.filename)
         names.add(entry.filename)

@@ -27,6 +27,14 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
 MAX_URL = 2048
 MAX_ADDRESSES = 3
 
+_METADATA = frozenset(
+    map(
+        ipaddress.ip_address,
+        ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"),
+    )
+)
+"""Services that hand out credentials to whoever asks from inside: AWS, Google, Alibaba, Oracle, Azure."""
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Check = Callable[[str], None]
 """Takes the address (no name) that is about to be called; raises Refused when it may not be."""
@@ -77,16 +85,18 @@ def check_url(url: str, where: str, *, allowed: Sequence[Network] | None = None)
 def guard(allowed: Sequence[Network], where: str) -> Check:
     """A check that refuses this machine and what is only near it (loopback, link-local, multicast), `allowed` aside.
 
-    That is where a cloud's metadata service and everybody's unprotected helpers listen.
+    That is where everybody's unprotected helpers listen, and the metadata services of clouds; those that listen
+    elsewhere are refused as well.
     """
 
     def check(address: str) -> None:
         found = ipaddress.ip_address(address.partition("%")[0])
-        found = getattr(found, "ipv4_mapped", None) or found
+        # What is spelt as IPv6 may be carried to the IPv4 address in it.
+        found = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None) or found
         if any(found in network for network in allowed if network.version == found.version):
             return
         near = found.is_loopback or found.is_link_local or found.is_multicast or found.is_unspecified
-        if near or found.is_reserved:
+        if near or found.is_reserved or found in _METADATA:
             raise Refused(
                 "an address that is not called for others", where=where, got=str(found),
                 wanted="a machine of its own: not loopback, link-local or multicast",
@@ -127,6 +137,8 @@ def post(
     status = 0
     try:
         connection.connect()
+        if late.is_set():  # there was no socket to hang up yet, or one that TLS had taken over
+            raise TimeoutError
         connection.request("POST", target, body=body, headers=headers)
         status = connection.getresponse().status
     except Refused:

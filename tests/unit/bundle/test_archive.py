@@ -32,6 +32,12 @@ def zipped(*entries: tuple[str, bytes, int], mlmodel: bool = True) -> bytes:
     return stream.getvalue()
 
 
+def changed(data: bytes, place: int, byte: int) -> bytes:
+    """The zip with another byte at `place` of its first entry in the directory."""
+    at = data.index(b"PK\x01\x02") + place
+    return data[:at] + bytes([byte]) + data[at + 1 :]
+
+
 def test_a_folder_comes_back_as_it_was_and_packs_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     packed = pack(folder)
     (folder / "MLmodel").touch()
@@ -56,6 +62,9 @@ def test_a_folder_comes_back_as_it_was_and_packs_to_the_same_bytes(folder: Path,
         (zipped(("folder/", b"", 0o040755)), "plain files only"),
         (zipped(("twice", b"1", 0o100644), ("twice", b"2", 0o100644)), "twice"),
         (zipped(("other", b"", 0o100644), mlmodel=False), "no MLmodel"),
+        (changed(zipped(), 6, 200), "not an archive"),  # "version needed": 20.0
+        (changed(zipped(), 8, 1), "another way"),  # encrypted
+        (changed(zipped(), 10, 12), "another way"),  # bzip2
         (b"PK\x03\x04 and nothing more", "not an archive"),
         (b"", "not an archive"),
     ],

@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from typing import Any
 
 import pytest
 
+from loopwright.kernel import webhook
 from loopwright.kernel.errors import BadInput, Refused
 from loopwright.kernel.webhook import check_url, guard, pause, post, verify
 
@@ -46,7 +48,8 @@ def answering(server: socket.socket, answer: bytes, got: list[bytes], every: flo
         ("93.184.216.34", True), ("10.1.2.3", True), ("2606:4700::1111", True),
         ("127.0.0.1", False), ("127.8.8.8", False), ("::1", False), ("::ffff:127.0.0.1", False),
         ("169.254.169.254", False), ("fe80::1%eth0", False), ("0.0.0.0", False), ("224.0.0.1", False),
-        ("255.255.255.255", False),
+        ("255.255.255.255", False), ("fd00:ec2::254", False), ("100.100.100.200", False), ("192.0.0.192", False),
+        ("2002:7f00:1::", False),
     ],
 )  # fmt: skip
 def test_addresses_near_us_are_refused(address: str, allowed: bool) -> None:
@@ -113,6 +116,21 @@ def test_a_receiver_that_sends_a_byte_now_and_then_is_hung_up_on(listener: socke
     began = time.monotonic()
     problem = post(f"http://127.0.0.1:{port_of(listener)}/", b"s", b"{}", "e", timeout=0.3)
     assert problem == "no whole answer within 0.6 s" and time.monotonic() - began < 5
+
+
+def test_connecting_is_part_of_the_time(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name of several addresses may take all of it: whoever answers at the last one has no time of his own."""
+    answering(listener, b"HTTP/1.1 200 OK\r\nX: " + b"x" * 400, [], every=0.02)
+    opened = webhook._open
+
+    def slow(*args: Any) -> socket.socket:
+        time.sleep(0.5)
+        return opened(*args)
+
+    monkeypatch.setattr(webhook, "_open", slow)
+    began = time.monotonic()
+    problem = post(f"http://127.0.0.1:{port_of(listener)}/", b"s", b"{}", "e", timeout=0.2)
+    assert problem == "no whole answer within 0.4 s" and time.monotonic() - began < 5
 
 
 def test_nobody_there_is_a_problem_too() -> None:
