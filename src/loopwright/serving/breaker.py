@@ -19,7 +19,7 @@ LONGEST_US = 60_000_000
 
 
 class Breaker:
-    """One arm's. Times are microseconds of any clock that goes on; changed(state): told of every change."""
+    """One arm's. Times are microseconds of any clock, which may be put right; changed(state): told of every change."""
 
     __slots__ = (
         "_changed", "_failed", "_n", "_open_us", "_policy", "_probes", "_probing_until", "_slice", "_slice_us", "_slow",
@@ -43,11 +43,11 @@ class Breaker:
         if self.state == "closed":
             return True
         if self.state == "open":
-            if now < self._until:
+            if self._ahead(self._until, now):
                 return False
             self.state, self._probes, self._probing_until = "half_open", 0, 0
             self._changed("half_open")
-        if now < self._probing_until:
+        if self._ahead(self._probing_until, now):
             return False
         # One at a time; a probe that is never reported does not hold the arm for ever.
         self._probing_until = now + self._open_us
@@ -56,7 +56,11 @@ class Breaker:
     def wait(self, now: int) -> float:
         """Seconds until it may be asked again."""
         until = self._until if self.state == "open" else self._probing_until
-        return max(0.0, (until - now) / 1_000_000)
+        return (until - now) / 1_000_000 if self._ahead(until, now) else 0.0
+
+    def _ahead(self, until: int, now: int) -> bool:
+        """Whether `until` is still to come; no pause is longer than the last, so a clock that was put back ends it."""
+        return 0 < until - now <= self._open_us
 
     def record(self, ok: bool, took_us: int, now: int) -> None:
         """Count an answer, or a failure, of the arm."""

@@ -10,23 +10,26 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter_ns
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from loopwright.kernel.errors import LoopwrightError, NotFound, Refused, Unavailable
 from loopwright.kernel.ids import new_id
 from loopwright.serving.answers import PLAIN, Answer, Call, ModelFailed, Source
-from loopwright.serving.breaker import Breaker, State
+from loopwright.serving.breakers import Breakers
 from loopwright.serving.counters import Counters
 from loopwright.serving.events import Event, SegmentWriter, Status, count_frames, frame
 from loopwright.serving.fit import Fit
 from loopwright.serving.kept import Kept
-from loopwright.serving.lanes import CHUNK, Lane, Limit, Outcome, Overloaded
+from loopwright.serving.lanes import CHUNK, FIRST, DeadlinePassed, Lane, Limit, Outcome, Overloaded
 from loopwright.serving.logrule import LogRule
 from loopwright.serving.models import Model, Served
 from loopwright.serving.router import assign, is_shadowed
 from loopwright.serving.rows import PartialRows, Rows, Value
 
 __all__ = ["PLAIN", "SHADOW_QUEUE", "Answer", "Call", "Engine", "Model", "ModelFailed", "Served"]
+
+HOLD_US = 10_000
+"""How long the rows of one request may hold the event loop at once."""
 
 SHADOW_QUEUE = 4096
 SHADOW_BATCH = 64
@@ -37,8 +40,6 @@ SHADOW_CREDIT_US = 200_000
 """The most unspent time that copies may save up."""
 
 DIRECT = "direct"
-CACHE: Final = "cache"
-DEFAULT: Final = "default"
 
 
 class Warmer(Protocol):
@@ -105,8 +106,9 @@ class Engine:
         self._draining: asyncio.Task[None] | None = None
         self._shadow_credit, self._shadow_at = float(SHADOW_CREDIT_US), 0
         self._kept = Kept()
-        self.breakers: dict[tuple[str, int, str], Breaker] = {}
+        self.breakers = Breakers(counters)
         self._closing: set[asyncio.Task[None]] = set()
+        self._queues: set[tuple[str, str]] = set()
         # Unique, and a tenth of the cost of a new random id per request.
         self._prefix, self._requests = new_id("rq"), itertools.count()
 
@@ -126,7 +128,7 @@ class Engine:
             for served in _all(model):
                 served.rule = LogRule.of(model.policy.log, served.schema)
         known = {(name, version) for name, model in models.items() for version in model.versions}
-        self.breakers = {key: kept for key, kept in self.breakers.items() if key[:2] in known}
+        self.breakers.drop(lambda key: key[:2] not in known)
         self._kept.review(former, models)
 
     def model(self, name: str) -> Model:
@@ -187,7 +189,7 @@ class Engine:
         lane = served.lane
         if lane is None or lane.bundle is not served.bundle:
             lane = self._lane(model, served)
-        breaker = self._breaker(model, served, arm)
+        breaker = self.breakers.of(model, served.version, arm)
         if (
             lane is None
             or not lane.inline
@@ -274,15 +276,28 @@ class Engine:
         """Predict and log `members`, fill the answer, and return the rows that failed with the reason."""
         model = batch.model
         failed: dict[int, tuple[Served, str]] = {}
-        for start in range(0, len(members), CHUNK):
-            chunk = members[start : start + CHUNK]
+        loop, start = asyncio.get_running_loop(), 0
+        while start < len(members):
+            if start and loop.time() >= batch.until:
+                raise DeadlinePassed("the caller's time was over before all rows had an answer")
+            lane = self._lane(model, served)
+            most = lane.rows_within(HOLD_US, CHUNK) if lane is not None else FIRST
+            chunk = members[start : start + most]
+            start += most
             values = [batch.values[row] for row in chunk]
             fit = batch.fits.get(served.version)
-            outcomes = await (
-                self._predict(model, served, arm, values, batch)
-                if fit is None
-                else self._predict_fitted(model, served, arm, fit, values, batch)
-            )
+            try:
+                outcomes = await (
+                    self._predict(model, served, arm, values, batch)
+                    if fit is None
+                    else self._predict_fitted(model, served, arm, fit, values, batch)
+                )
+            except DeadlinePassed as error:
+                if error.tried:  # whoever judges the arm must see that it did not answer in time
+                    why = f"DeadlinePassed: {error}"
+                    lost = [self._row_frame(batch, row, served, arm, "error", why, [], 0) for row in chunk]
+                    self._write(model, b"".join(lost))
+                raise
             frames = []
             for row, (outputs, why, took) in zip(chunk, outcomes, strict=True):
                 status: Status = "error" if outputs is None else "ok" if source == "model" else "fallback"
@@ -315,7 +330,7 @@ class Engine:
         if batch.unfit and served.version in batch.unfit:
             # Its error all the same: whoever judges an arm must see that it could not answer.
             return [Outcome(None, batch.unfit[served.version], 0)] * len(values)
-        breaker = self._breaker(model, served, arm)
+        breaker = self.breakers.of(model, served.version, arm)
         if not breaker.allows(batch.now):
             pause = breaker.wait(batch.now)
             batch.answer.retry_after = max(0.1, pause)
@@ -330,14 +345,18 @@ class Engine:
             return [Outcome(None, str(error)[:500], 0)] * len(values)
         if self.warmer is not None:
             self.warmer.touch(served)
+
+        def note(outcomes: Sequence[Outcome]) -> None:
+            now = self._now_us()
+            for outputs, _, took in outcomes:
+                breaker.record(outputs is not None, took if len(outcomes) == 1 else 0, now)
+
         outcomes = (
             ([lane.now(values[0])] if len(values) == 1 else lane.many_now(values))
             if lane.inline
-            else await lane.predict(values, batch.until)
+            else await lane.predict(values, batch.until, note)
         )
-        now = self._now_us()
-        for outputs, _, took in outcomes:
-            breaker.record(outputs is not None, took if len(values) == 1 else 0, now)
+        note(outcomes)
         return outcomes
 
     def _stand_in(self, batch: _Batch, failed: dict[int, tuple[Served, str]]) -> None:
@@ -351,10 +370,10 @@ class Engine:
             default = model.default_for(model.stable or served)
             if kept is not None:
                 version, outputs = kept
-                by, source, fit = model.versions[version], CACHE, batch.fits.get(version)
+                by, source, fit = model.versions[version], "cache", batch.fits.get(version)
                 told = outputs if fit is None else fit.answer(outputs)
             elif default is not None:
-                by, source, told = served, DEFAULT, default
+                by, source, told = served, "default", default
                 outputs = model.default_for(served) or default
             else:
                 continue
@@ -439,37 +458,28 @@ class Engine:
 
     def _let_go(self, served: Served) -> None:
         lane, served.lane = served.lane, None
-        if lane is None:
-            return
-        task = asyncio.get_running_loop().create_task(lane.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        if lane is not None:
+            task = asyncio.get_running_loop().create_task(lane.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def _renew(self, model: Model) -> None:
         """Take over another policy: lanes and breakers are made anew as they are needed."""
         for served in _all(model):
             self._let_go(served)
-        self.breakers = {key: kept for key, kept in self.breakers.items() if key[0] != model.name}
-
-    def _breaker(self, model: Model, served: Served, arm: str) -> Breaker:
-        key = (model.name, served.version, arm)
-        found = self.breakers.get(key)
-        if found is None:
-            found = self.breakers[key] = Breaker(model.policy.breaker, partial(self._count_breaker, key))
-        return found
-
-    def _count_breaker(self, key: tuple[str, int, str], state: State) -> None:
-        labels = (key[0], str(key[1]), key[2])
-        if state == "open":
-            self._counters.add(("breaker_opened", *labels))
-        self._counters.put(("breaker_open", *labels), int(state != "closed"))
+        self.breakers.drop(lambda key: key[0] == model.name)
 
     def measure(self) -> None:
         """Note for the metrics what waits now."""
-        for model in self.models.values():
-            for served in model.versions.values():
-                if served.lane is not None and not served.lane.inline:
-                    self._counters.put(("queue_rows", model.name, str(served.version)), served.lane.waiting)
+        waiting = {
+            (model.name, str(version)): served.lane.waiting
+            for model in self.models.values()
+            for version, served in model.versions.items()
+            if served.lane is not None and not served.lane.inline
+        }
+        for key in self._queues | waiting.keys():
+            self._counters.put(("queue_rows", *key), waiting.get(key, 0))
+        self._queues = set(waiting)
 
     # The log.
 
@@ -529,7 +539,7 @@ class Engine:
             # Lets the answer that made the copy leave first.
             await asyncio.sleep(max(0.0005, self._pause()))
             first = self._copies[0]
-            most = first.served.lane.shadow_rows(SHADOW_HOLD_US, SHADOW_BATCH) if first.served.lane else 1
+            most = first.served.lane.rows_within(SHADOW_HOLD_US, SHADOW_BATCH) if first.served.lane else 1
             batch = [self._copies.popleft()]
             while self._copies and len(batch) < most and self._copies[0].served is first.served:
                 batch.append(self._copies.popleft())

@@ -37,6 +37,9 @@ SLOW_ROWS = 5
 CHUNK = 512
 """Rows predicted at once; between chunks of a large request other requests get their turn."""
 
+FIRST = 8
+"""Rows predicted at once by a version that is not in memory yet: nobody knows how long they take."""
+
 WAITING = 4096
 """Rows that may wait for one lane."""
 
@@ -68,9 +71,13 @@ class Overloaded(Unavailable):
 
 
 class DeadlinePassed(LoopwrightError):
-    """The caller's time was over before there was an answer."""
+    """The caller's time was over before there was an answer. tried: a version had been asked by then."""
 
     http_status = 504
+
+    def __init__(self, what: str, *, tried: bool = False) -> None:
+        super().__init__(what)
+        self.tried = tried
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +85,11 @@ class _Waiting:
     rows: list[list[Value]]
     until: float
     answered: asyncio.Future[list[Outcome]]
+    late: Callable[[Sequence[Outcome]], None]
+
+
+def _nobody(outcomes: Sequence[Outcome]) -> None:
+    """Nobody is told what came too late."""
 
 
 class Lane:
@@ -147,10 +159,16 @@ class Lane:
         """Predict rows together here; when that raises, each alone, so that one bad row spoils no other."""
         started = perf_counter_ns()
         outcomes = _together(self.bundle, self._reader, values, self._limit, self._timeout)
-        self._learn(perf_counter_ns() - started, len(values))
+        took = perf_counter_ns() - started
+        self._learn(took, len(values))
+        each = took // 1000 // len(values)
+        if each > SLOW_US:
+            self._measured(took // 1000)  # all of them held up the others
+        elif self._slow:
+            self._measured(each)
         return outcomes
 
-    def shadow_rows(self, hold_us: int, most: int) -> int:
+    def rows_within(self, hold_us: int, most: int) -> int:
         """How many rows may be predicted at once without holding the event loop longer than `hold_us`."""
         return most if not self.inline else max(1, min(most, int(hold_us / (self._row_us or hold_us / 8))))
 
@@ -173,8 +191,14 @@ class Lane:
 
     # In the thread.
 
-    async def predict(self, rows: list[list[Value]], until: float) -> list[Outcome]:
+    async def predict(
+        self,
+        rows: list[list[Value]],
+        until: float,
+        late: Callable[[Sequence[Outcome]], None] = _nobody,
+    ) -> list[Outcome]:
         """Predict rows in the lane's thread, together with others that wait. `until`: the loop's time that counts.
+        late: told what became of them when nobody waits for it any more.
 
         Raises Overloaded when they could not be answered by then, DeadlinePassed when they were not.
         """
@@ -188,7 +212,7 @@ class Lane:
                 f"{self.waiting} rows wait already", retry_after=max(0.1, expected - left),
                 wanted=f"at most {WAITING}, and an answer within {left:.2g} s",
             )  # fmt: skip
-        item = _Waiting(rows, until, loop.create_future())
+        item = _Waiting(rows, until, loop.create_future(), late)
         self._queue.append(item)
         self.waiting += len(rows)
         if self._running is None or self._running.done():
@@ -197,7 +221,9 @@ class Lane:
             async with asyncio.timeout_at(until):
                 return await item.answered
         except TimeoutError:
-            raise DeadlinePassed("the caller's time was over before there was an answer") from None
+            raise DeadlinePassed(
+                "the caller's time was over before there was an answer", tried=True
+            ) from None
 
     async def close(self) -> None:
         """Answer what waits, then let go of the thread; the bundle is its owner's to close."""
@@ -225,7 +251,9 @@ class Lane:
             start = 0
             for item in batch:
                 end = start + len(item.rows)
-                if not item.answered.done():
+                if item.answered.done():
+                    item.late(outcomes[start:end])
+                else:
                     item.answered.set_result(outcomes[start:end])
                 start = end
 

@@ -1,19 +1,26 @@
 """What clients, clocks and changes of routes must not do to a worker: each of these once went wrong."""
 
+import asyncio
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from loopwright.bundle.manifest import Golden
 from loopwright.bundle.open import Bundle, open_bundle
-from loopwright.bundle.routes import Arm, LogPolicy, ServingPolicy
+from loopwright.bundle.routes import Arm, Batching, Breaker, LogPolicy, ServingPolicy
 from loopwright.bundle.seal import build_bundle
 from loopwright.bundle.signature import Field, Schema
 from loopwright.bundle.testing import CREATED, logistic_onnx
 from loopwright.serving.app import Bounds
+from loopwright.serving.breaker import Breaker as CircuitBreaker
 from loopwright.serving.connections import Limits
+from loopwright.serving.counters import read_counters
+from loopwright.serving.engine import Answer, Call, Model
+from loopwright.serving.lanes import DeadlinePassed
+from loopwright.serving.rows import Rows
 from tests.unit.serving.inside import KEY, Inside, model_of, tiny
 from tests.unit.serving.wire import Wire, run
 
@@ -155,3 +162,134 @@ def test_kept_answers_shrink_with_the_policy_and_go_with_their_version(tmp_path:
     site.serve(later)
     assert not any(site.engine._kept.find(later, row) for row in rows)
     site.close()
+
+
+# Slow models and short deadlines.
+
+
+class Slow:
+    """A version that takes its time in company as well: `each` seconds a row, `hold` where the test says so."""
+
+    isolated = direct = False
+
+    def __init__(self, inner: Bundle, each: float = 0.0) -> None:
+        self._inner, self.each = inner, each
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def predict_columns(self, columns: dict[str, Any]) -> Any:
+        time.sleep(self.each * len(columns["hour"]))
+        return self._inner.predict_columns(columns)
+
+
+def slow_site(folder: Path, late: Bundle, each: float, policy: ServingPolicy) -> tuple[Inside, Model]:
+    model = model_of("late", {1: cast(Bundle, Slow(late, each))}, policy=policy)
+    return Inside(folder, model), model
+
+
+def hours(n: int) -> Rows:
+    return Rows("", n, [[500.0, 6, "UA"] for _ in range(n)], [""] * n, [""] * n, [0] * n)
+
+
+def test_a_slow_model_asked_only_for_many_rows_leaves_the_event_loop(tmp_path: Path, late: Bundle) -> None:
+    site, model = slow_site(tmp_path, late, 0.002, ServingPolicy())
+
+    async def ask() -> float:
+        longest, stop = 0.0, asyncio.Event()
+
+        async def tick() -> None:
+            nonlocal longest
+            while not stop.is_set():
+                began = time.monotonic()
+                await asyncio.sleep(0)
+                longest = max(longest, time.monotonic() - began)
+
+        ticking = asyncio.create_task(tick())
+        answer = await site.engine.infer(model, hours(100))
+        stop.set()
+        await ticking
+        assert len(answer.outputs) == 100 and not any(answer.errors)
+        return longest
+
+    assert asyncio.run(ask()) < 0.1  # all rows together take twice that
+    lane = model.versions[1].lane
+    assert lane is not None and not lane.inline
+    site.close()
+
+
+def test_a_deadline_ends_a_request_of_many_rows_between_its_parts(tmp_path: Path, late: Bundle) -> None:
+    site, model = slow_site(tmp_path, late, 0.0008, ServingPolicy(batching=Batching(mode="off")))
+
+    async def ask() -> float:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(DeadlinePassed):
+            await site.engine.infer(model, hours(1000), Call(until=began + 0.05))
+        return asyncio.get_running_loop().time() - began
+
+    assert asyncio.run(ask()) < 0.5  # of 0.8 s
+    site.close()
+
+
+def test_an_arm_that_is_too_slow_for_its_callers_is_on_record_and_left_alone(
+    tmp_path: Path, late: Bundle
+) -> None:
+    policy = ServingPolicy(
+        timeout_ms=150,
+        batching=Batching(mode="on"),
+        breaker=Breaker(requests=4),
+        default={"probability": 0.5},
+    )
+    site, model = slow_site(tmp_path, late, 1.0, policy)
+
+    async def ask() -> Answer:
+        loop = asyncio.get_running_loop()
+        calls = [site.engine.infer(model, hours(1), Call(until=loop.time() + 0.05)) for _ in range(6)]
+        said = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(one) for one in said} == {DeadlinePassed}
+        await asyncio.sleep(0.25)
+        return await site.engine.infer(model, hours(1), Call(until=loop.time() + 0.05))
+
+    assert asyncio.run(ask()).sources == ["default"]
+    assert site.engine.breakers["late", 1, "stable"].state == "open"
+    (first, *_) = site.events()
+    assert (first.arm, first.status, first.error) == (
+        "stable", "error", "DeadlinePassed: the caller's time was over before there was an answer",
+    )  # fmt: skip
+
+
+# Gauges and clocks.
+
+
+def test_gauges_of_what_is_gone_say_so(tmp_path: Path, late: Bundle) -> None:
+    site, model = slow_site(tmp_path, late, 0.0, ServingPolicy(batching=Batching(mode="on")))
+    asyncio.run(site.engine.infer(model, hours(1)))
+    lane = model.versions[1].lane
+    assert lane is not None
+    lane.waiting = 7
+    site.engine.measure()
+    breaker = site.engine.breakers.of(model, 1, "stable")
+    for _ in range(20):
+        breaker.record(False, 1, 1_000_000)
+
+    def told() -> tuple[int, int]:
+        series = read_counters(site.folder)
+        return series["queue_rows", "late", "1"].count, series["breaker_open", "late", "1", "stable"].count
+
+    assert told() == (7, 1)
+    site.serve(model_of("late", {2: late}, Arm("stable", 2, 1.0)))
+    site.engine.measure()
+    assert told() == (0, 0)
+    site.close()
+
+
+def test_a_clock_that_is_put_back_does_not_keep_a_breaker_open() -> None:
+    breaker, now = CircuitBreaker(Breaker(requests=1, open_s=5.0)), 10**15
+    breaker.record(False, 1, now)
+    assert breaker.state == "open"
+    assert not breaker.allows(now + 1)
+    earlier = now - 3_600_000_000
+    assert (breaker.wait(earlier), breaker.allows(earlier)) == (0.0, True)
+    assert not breaker.allows(earlier + 1)  # one at a time, by the new time
+    breaker.record(True, 1, earlier)
+    assert breaker.allows(earlier - 3_600_000_000)
