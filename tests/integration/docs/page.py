@@ -24,7 +24,7 @@ from loopwright.registry.policies import builtin
 from tests.integration.docs.warm import Warm
 
 DOCS = Path(__file__).parents[3] / "docs"
-PORT, SERVING = "8080", "8081"
+PORT, SERVING, GRPC = "8080", "8081", "8082"
 PLAYED = [
     "governance.md",
     "access.md",
@@ -33,6 +33,8 @@ PLAYED = [
     "features.md",
     "tables-and-versions.md",
     "incidents.md",
+    "serving.md",
+    "jobs.md",
 ]
 FENCE = re.compile(r"^```(?P<language>\w+)(?: (?P<name>\S+))?\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -42,7 +44,7 @@ _KINDS = [
     (r"\b20\d\d-\d\d(-\d\d)?\b", "<date>"),
     (r"ed25519:[A-Za-z0-9+/]+=*", "<key>"),
     (r"\blw_[A-Za-z0-9_-]+…?", "<token>"),
-    (r"\b[a-z]{2}_[0-9a-f]{8,}", "<id>"),
+    (r"\b[a-z]{2,3}_[0-9a-f]{8,}", "<id>"),
     (r"\b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b…?", "<digest>"),
     (r"\b\d+(\.\d+)? [kM]B\b", "<size>"),
     (r"\b\d+\.\d+(e-\d+)?\b", "<number>"),
@@ -127,7 +129,7 @@ class Player:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = {PORT: str(free_port()), SERVING: str(free_port())}
+        self.ports = {shown: str(free_port()) for shown in (PORT, SERVING, GRPC)}
         self.running: list[Process] = []
         programs = folder / ".bin"
         programs.mkdir(parents=True)
@@ -177,6 +179,7 @@ class Player:
         """Start a control plane or a data plane, and wait until it is ready."""
         assert words[:2] in (["loopwright", "up"], ["loopwright", "serve"]), words
         port = self.ports[PORT if words[1] == "up" else SERVING]
+        words = [str(self.folder / word[2:]) if word.startswith("~/") else word for word in words]
         started = Process(words[1:], log=self.folder / f".{words[1]}.log", environment=self.environment)
         self.running.append(started.start())
         started.wait_ready(f"http://127.0.0.1:{port}/readyz")
