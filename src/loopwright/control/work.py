@@ -23,6 +23,7 @@ from loopwright.jobs.settings import Settings
 from loopwright.jobs.versions import Versions
 from loopwright.jobs.worker import Options, Say, Worker
 from loopwright.kernel.clock import Clock, from_us, to_us, utc_now
+from loopwright.kernel.errors import BadInput, Unavailable
 from loopwright.monitoring import store as monitoring_store
 from loopwright.monitoring.log import PredictionLog
 from loopwright.registry import versions as registry_versions
@@ -62,9 +63,12 @@ def make_worker(
         return open_routes(current_routes(ctx), ctx.keyring.public)
 
     def settings() -> Settings:
-        return Settings.of(ctx.home)
+        try:
+            return Settings.of(ctx.home)
+        except BadInput as error:  # somebody is just mending it: no reason to give a job up for good
+            raise Unavailable(str(error)) from error
 
-    settings()  # what cannot be used is said before the first job is taken
+    Settings.of(ctx.home)  # what cannot be used is said before the first job is taken
     worker = Worker(
         ctx.ledger,
         Versions(BundleDepot(ctx.home.bundles), routes, lambda: ctx.keyring.public),

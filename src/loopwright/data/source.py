@@ -199,10 +199,12 @@ def resolve(
     lookback: timedelta = timedelta(),
     reading: Reading | None = None,
     check_host: Callable[[str], None] | None = None,
+    moved: Callable[[], None] | None = None,
 ) -> Source:
     """Find what `uri` names; a relative path starts at `base`.
 
     `check_host`: takes the name or address of each server that a download calls, and raises when it may not be.
+    `moved`: called while something comes, a megabyte or more each time; what it raises ends the download.
 
     `cursor_column`, `cursor`, `lookback`: of an incremental source, how far it was read, how far back to look again.
     Raises NotFound or BadInput saying what was looked for and where; Unavailable when a server does not answer.
@@ -228,11 +230,11 @@ def resolve(
         case "http" | "https":
             from loopwright.data.sources.web import download
 
-            delivery, folder = download(uri, reading, check_host)
+            delivery, folder = download(uri, reading, check_host, moved)
         case "s3":
             from loopwright.data.sources.s3 import fetch as fetch_s3
 
-            delivery, folder = fetch_s3(uri, reading)
+            delivery, folder = fetch_s3(uri, reading, moved)
         case "lakefs":
             from loopwright.data.sources.lakefs import fetch as fetch_lakefs
 

@@ -48,11 +48,13 @@ def open_input(
     """
     assert request.input is not None
     uri = settings.input(request.input, anywhere=request.anywhere)
-    known = str(job.pinned["input"]) if job.done and job.pinned else None
-    kept = _kept(folder / "ready", known)
+    begun_with = str(job.pinned["input"]) if job.pinned else None
+    known = begun_with if job.done else None
+    # A copy of before this life of the job may be of a file that has been mended since.
+    kept = _kept(folder / "ready", begun_with) if begun_with else None
     if kept is not None:
         return kept
-    source = resolve(uri, Path("/"), reading=request.reading, check_host=settings.check_host)
+    source = resolve(uri, Path("/"), reading=request.reading, check_host=settings.check_host, moved=alive)
     assert source.delivery is not None and source.digest is not None
     if source.downloaded is None:
         for part in source.delivery.parts:
@@ -62,6 +64,9 @@ def open_input(
             "the input is not what the first rows of the job came from", where=source.name, got=source.digest[:12],
             wanted=known[:12], next=f"Put it back, or begin anew: loopwright jobs retry {job.id} --anew",
         )  # fmt: skip
+    kept = _kept(folder / "ready", source.digest)
+    if kept is not None:
+        return kept
     begun = folder / f"attempt-{job.fence}"
     shutil.rmtree(begun, ignore_errors=True)
     staged = source.stage(begun, progress=lambda done, total: alive())

@@ -205,6 +205,8 @@ def cancelled(job: Job, fence: int, now: datetime) -> Job:
 def retry(job: Job, now: datetime, *, anew: bool) -> Job:
     """Give a dead or cancelled job another life, from the rows that are done or (`anew`) from its first row.
 
+    One without a row done begins anew in any case: its input may have been mended.
+
     Raises Conflict for one that is alive or has succeeded.
     """
     if job.state not in (State.DEAD, State.CANCELLED):
@@ -215,7 +217,7 @@ def retry(job: Job, now: datetime, *, anew: bool) -> Job:
     job = replace(
         job, state=State.QUEUED, due_at=now, failures=0, cancelled_by=None, error=None, ended_at=None, holder=None
     )  # fmt: skip
-    if not anew:
+    if job.done and not anew:
         return job
     return replace(job, pinned=None, total=None, done=0, failed_rows=0, latest_event=None)
 

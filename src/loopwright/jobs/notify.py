@@ -22,6 +22,9 @@ from loopwright.ledger.engine import Ledger
 VISIBLE = timedelta(seconds=60)
 """So long nobody else calls the same webhook; longer than a call takes."""
 
+TROUBLE = 5.0
+"""Seconds without a call after the ledger, or something that nobody thought of, was in the way."""
+
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -72,9 +75,10 @@ class Teller:
             try:
                 while not stop.is_set() and self.one():
                     pass
-            except LoopwrightError as error:
-                self._say({"event": "webhooks waiting", "why": str(error)})
-                stop.wait(5.0)
+            except Exception as error:  # noqa: BLE001 - without this thread nobody would be told any more
+                why = str(error) if isinstance(error, LoopwrightError) else f"{type(error).__name__}: {error}"
+                self._say({"event": "webhooks waiting", "why": why})
+                stop.wait(TROUBLE)
             stop.wait(poll)
 
     def all_due(self) -> int:

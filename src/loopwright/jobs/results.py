@@ -74,11 +74,14 @@ class Results:
         self._put(uri, buffer.getvalue().to_pybytes())
         return uri
 
-    def finish(self, model: str, version: int, parts: Sequence[Part]) -> None:
-        """Write the manifest and delete parts that are none of the result. Is idempotent."""
+    def finish(self, model: str, version: int, fence: int, parts: Sequence[Part]) -> None:
+        """Write the manifest and delete parts that are none of the result. Is idempotent.
+
+        fence: of who finishes it; what a later holder of the job wrote stays, whoever wakes up late.
+        """
         wanted = {part.uri for part in parts}
         for stray in self._listed():
-            if stray not in wanted:
+            if stray not in wanted and _fence(stray) <= fence:
                 delete_file(stray)
         document = {
             "job": self._job, "model": model, "version": version, "rows": sum(part.rows for part in parts),
@@ -121,6 +124,12 @@ class Results:
         except OSError as error:
             raise _unwritable(self.uri, error) from error
         return [f"s3://{one.path}" for one in found if one.base_name.startswith("part-")]
+
+
+def _fence(uri: str) -> int:
+    """Of who wrote the part; 0 for a name that no worker gives."""
+    found = uri.removesuffix(".parquet").rpartition("-")[2]
+    return int(found) if found.isascii() and found.isdigit() else 0
 
 
 def delete_file(uri: str) -> None:

@@ -270,11 +270,15 @@ def ended_before(conn: Connection, moment: datetime, limit: int = 100) -> list[J
     return [_job(row) for row in conn.execute(query.order_by(jobs.c.ended_at).limit(limit))]
 
 
-def forget(conn: Connection, job: str) -> None:
-    """Delete an ended job with all that is recorded about it."""
+def forget(conn: Connection, job: str, before: datetime) -> bool:
+    """Delete a job that ended before `before` with all that is recorded about it; False when it lives again."""
+    old = (jobs.c.id == job) & (jobs.c.ended_at < to_us(before)) & jobs.c.tell_at.is_(None)
+    if conn.execute(select(jobs.c.id).where(old).with_for_update()).first() is None:
+        return False
     for table in (job_attempts, job_parts, job_deliveries):
         conn.execute(delete(table).where(table.c.job == job))
     conn.execute(delete(jobs).where(jobs.c.id == job))
+    return True
 
 
 def _write(conn: Connection, before: Job, after: Job, now: datetime) -> None:

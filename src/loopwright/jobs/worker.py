@@ -117,7 +117,10 @@ class Worker:
                 continue
             if self.options.once:
                 break
-            self.sweep()
+            try:
+                self.sweep()
+            except LoopwrightError as error:  # work goes on without it
+                self.say({"event": "waiting", "worker": self.name, "why": str(error)})
             self.draining.wait(self.options.poll * (0.5 + random.random()))  # noqa: S311 - spreads the polls
         self.say({"event": "stopped", "worker": self.name})
         return self.died
@@ -161,16 +164,20 @@ class Worker:
             return
         self._swept = time.monotonic()
         settings = self.settings()
+        before = self.clock() - settings.keep
         with self.ledger.read() as conn:
-            old = store.ended_before(conn, self.clock() - settings.keep)
+            old = store.ended_before(conn, before)
         for job in old:
-            if (
-                Request.from_json(job.request).output is None
-            ):  # what was asked for elsewhere is not ours to delete
-                Results(settings.output, job.id).delete()
-            with self.ledger.beside() as conn:
-                store.forget(conn, job.id)
-            self.say({"event": "forgotten", "job": job.id})
+            try:
+                if Request.from_json(job.request).output is None:  # what lies elsewhere is not ours to delete
+                    Results(settings.output, job.id).delete()
+                with self.ledger.beside() as conn:
+                    forgotten = store.forget(conn, job.id, before)
+            except LoopwrightError as error:
+                self.say({"event": "kept", "job": job.id, "why": str(error)})
+                continue
+            if forgotten:
+                self.say({"event": "forgotten", "job": job.id})
         for folder in self.staging.iterdir() if self.staging.is_dir() else ():
             with self.ledger.read() as conn:
                 try:
@@ -331,7 +338,7 @@ class Worker:
         hold.check()
         with self.ledger.read() as conn:
             parts = store.parts(conn, job.id)
-        results.finish(job.model, answering.version, parts)
+        results.finish(job.model, answering.version, job.fence, parts)
         result = {
             "rows": job.done, "version": answering.version, "uri": results.uri, "parts": len(parts),
             "malformed_lines": source.malformed if source is not None else 0,

@@ -106,6 +106,19 @@ def test_a_download_goes_on_where_it_broke_off(server: Server, trouble: str) -> 
     assert asked[0] == 0 and 0 < asked[1] < asked[2] == asked[3] < len(CSV)
 
 
+def test_what_comes_is_told_and_whoever_hears_it_may_end_it(server: Server) -> None:
+    server.data = CSV * 16
+    told: list[int] = []
+    assert resolve(f"{server.url}/a.csv", Path(), moved=lambda: told.append(1)).digest
+    assert 1 < len(told) <= len(server.data) // web.MOVES
+
+    def end() -> None:
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        resolve(f"{server.url}/b.csv", Path(), moved=end)
+
+
 def test_a_later_process_goes_on_where_an_earlier_one_gave_up(server: Server) -> None:
     server.plan = ["cut", "500", "500"]
     with pytest.raises(

@@ -6,6 +6,7 @@ ranges, each tried again when it fails; an object that changes meanwhile is an e
 
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,16 +24,26 @@ PAUSE = 0.3
 _MAGIC = re.compile(r"[*?]")
 
 
-def fetch(uri: str, reading: Reading) -> tuple[Delivery, "tempfile.TemporaryDirectory[str]"]:
-    """What `uri` names, in a temporary folder. Raises NotFound, BadInput or Unavailable."""
+def fetch(
+    uri: str, reading: Reading, moved: Callable[[], None] | None = None
+) -> tuple[Delivery, "tempfile.TemporaryDirectory[str]"]:
+    """What `uri` names, in a temporary folder; `moved` is called with every range that came.
+
+    Raises NotFound, BadInput or Unavailable.
+    """
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,62}", bucket):
         raise BadInput("not a bucket", where=uri, got=bucket, wanted="s3://BUCKET/KEY", next="Mend the uri")
-    return bring(s3_filesystem(), bucket, key, uri, reading)
+    return bring(s3_filesystem(), bucket, key, uri, reading, moved)
 
 
 def bring(
-    filesystem: Any, bucket: str, key: str, name: str, reading: Reading
+    filesystem: Any,
+    bucket: str,
+    key: str,
+    name: str,
+    reading: Reading,
+    moved: Callable[[], None] | None = None,
 ) -> tuple[Delivery, "tempfile.TemporaryDirectory[str]"]:
     """The objects that `key` names (an object, a prefix, or a glob), in a temporary folder."""
     found = _objects(filesystem, bucket, key, name)
@@ -43,12 +54,12 @@ def bring(
         path = Path(folder.name) / str(number) / scratch.file_name(info.path)
         path.parent.mkdir()
         where = name if len(found) == 1 else f"{name}: {info.path.removeprefix(f'{bucket}/')}"
-        copy(filesystem, info, path, where)
+        copy(filesystem, info, path, where, moved)
         files.append((where, path))
     return deliver(files, reading), folder
 
 
-def copy(filesystem: Any, info: Any, path: Path, where: str) -> None:
+def copy(filesystem: Any, info: Any, path: Path, where: str, moved: Callable[[], None] | None = None) -> None:
     """Bring one object to `path`."""
     try:
         with filesystem.open_input_file(info.path) as held, path.open("wb") as file:
@@ -67,6 +78,8 @@ def copy(filesystem: Any, info: Any, path: Path, where: str) -> None:
                 if len(data) != size:
                     raise Conflict("changed while it was read", where=where, next="Try again")
                 file.write(data)
+                if moved is not None:
+                    moved()
         after = filesystem.get_file_info(info.path)
     except LoopwrightError:
         raise

@@ -27,6 +27,9 @@ ATTEMPTS = 5
 PAUSE = 0.3
 MAX_REDIRECTS = 5
 PIECES = 1000
+MOVES = 1 << 20
+"""Bytes that count as something coming: a server that sends one now and then holds nobody for ever."""
+
 _TYPES = {
     "text/csv": ".csv",
     "text/tab-separated-values": ".tsv",
@@ -49,6 +52,7 @@ class _Download:
     validator: str = ""
     kind: str = ""
     check_host: Callable[[str], None] | None = None
+    moved: Callable[[], None] | None = None
 
     @property
     def name(self) -> str:
@@ -78,7 +82,7 @@ class _Download:
         """One request's worth; True when the file is whole. Raises _Broken when nothing came."""
         have = self.have if self.validator else 0
         asked = {"Range": f"bytes={have}-", "If-Range": self.validator} if have else {}
-        got = 0
+        got = told = 0
         try:
             answer = self._answer(asked)
             try:
@@ -93,6 +97,9 @@ class _Download:
                     self._learn(answer)
                     for chunk in answer.iter_raw():
                         got += file.write(chunk)
+                        if self.moved is not None and got - told >= MOVES:
+                            told = got
+                            self.moved()
                         if file.tell() > scratch.MAX_DOWNLOAD:
                             raise BadInput("too large to download", where=self.name,
                                            wanted=f"at most {scratch.MAX_DOWNLOAD} bytes")  # fmt: skip
@@ -164,9 +171,13 @@ class _Download:
 
 
 def download(
-    uri: str, reading: Reading, check_host: Callable[[str], None] | None = None
+    uri: str,
+    reading: Reading,
+    check_host: Callable[[str], None] | None = None,
+    moved: Callable[[], None] | None = None,
 ) -> tuple[Delivery, "tempfile.TemporaryDirectory[str]"]:
-    """The file at `uri`, in a temporary folder. `check_host` raises for servers that may not be called.
+    """The file at `uri`, in a temporary folder. `check_host` raises for servers that may not be called; `moved` is
+    called while something comes, and ends the download when it raises.
 
     Raises NotFound for what the server does not hand out, Unavailable when it does not answer or breaks off for good:
     what came so far is kept for the next try.
@@ -180,7 +191,9 @@ def download(
             scratch.unfinished(uri) as kept,
             httpx.Client(timeout=timeout, headers=headers, follow_redirects=False) as client,
         ):
-            task = _Download(client, uri, kept or Path(folder.name) / "download.part", check_host=check_host)
+            task = _Download(
+                client, uri, kept or Path(folder.name) / "download.part", check_host=check_host, moved=moved
+            )
             task.recall()
             _persist(task)
             target = Path(folder.name) / _called(task, reading)
