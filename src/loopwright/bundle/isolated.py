@@ -9,6 +9,7 @@ import fcntl
 import os
 import queue
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -194,7 +195,13 @@ class IsolatedRunner:
         return self._start()
 
     def _start(self) -> "_Child":
-        child = _Child(self._held.model, self._hello, self.limits)
+        model = self._held.descriptor()
+        if model < 0:
+            raise Unavailable("this version has left memory", where=self._file)
+        try:
+            child = _Child(model, self._hello, self.limits)
+        finally:
+            os.close(model)
         self._held.child = child
         if self._closed:
             self._held.release()
@@ -227,6 +234,13 @@ class _Held:
         self.model = model
         self.child: _Child | None = None
         self._lock = threading.Lock()
+
+    def descriptor(self) -> int:
+        """One more descriptor of the model's bytes, -1 when they are gone: their own may be closed at any moment, and
+        its number be another file's.
+        """
+        with self._lock:
+            return os.dup(self.model) if self.model >= 0 else -1
 
     def release(self) -> None:
         with self._lock:
@@ -272,7 +286,11 @@ class _Child:
             os.close(saying)
         self._peer = ours
         self._tail = _Tail(said)
-        send(ours, Kind.HELLO, hello, until=self.load_until)
+        try:
+            send(ours, Kind.HELLO, hello, until=self.load_until)
+        except BaseException:
+            self.end()
+            raise
 
     def wait_until_ready(self, until: float) -> None:
         """Return when it has loaded; TimeoutError after `until`. Raises BadInput with its reason when it cannot."""
@@ -312,12 +330,21 @@ class _Child:
         """Close its line and give it a moment to clear away what it unpacked."""
         with suppress(OSError):
             self._peer.shutdown(socket.SHUT_RDWR)
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
+        until = time.monotonic() + seconds
+        with suppress(ChildProcessError):  # ended in another thread
+            while time.monotonic() < until and not self._has_ended():
+                time.sleep(0.005)
+
+    def _has_ended(self) -> bool:
+        # Not waited for: until then its number, by which `end` finds what it started, is nobody else's.
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def end(self) -> int:
-        """Kill it and return its exit status."""
+        """Kill it, with every process that it started, and return its exit status."""
         with self._closing:
+            if self.process.returncode is None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
             self.process.kill()
             status = self.process.wait()
             self._tail.finish()

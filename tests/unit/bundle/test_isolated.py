@@ -201,6 +201,20 @@ def test_closing_ends_the_process_and_the_last_reference_does_too(runner: Isolat
     assert gone(pid)
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_what_a_model_started_ends_with_its_process(runner: IsolatedRunner, closed: bool) -> None:
+    assert answers(runner)
+    one = start() if closed else runner
+    started = int(one(rows(faulty.FORKS))[0, 0])
+    assert not gone(started)
+    if closed:
+        one.close()
+    else:
+        with pytest.raises(Unavailable):
+            one(rows(faulty.HANGS))
+    eventually(lambda: gone(started))
+
+
 def test_a_call_under_way_ends_when_its_runner_is_closed(runner: IsolatedRunner) -> None:
     one = start(limits=Limits(call_seconds=60))
     caught: list[BaseException] = []

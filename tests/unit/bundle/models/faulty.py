@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,8 @@ class Faulty:
             for line in range(20_000):
                 sys.stderr.write(f"line {line} of many\n")
             os._exit(4)
+        if act == FORKS:
+            return np.full(len(features), subprocess.Popen(["sleep", "600"]).pid)
         if act == SHORT:
             return features[:0, 1]
         if act == TELLS:
