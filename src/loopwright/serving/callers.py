@@ -2,7 +2,9 @@
 
 import hmac
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +14,6 @@ from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Refuse
 
 MAX_FILE = 1 << 20
 Right = Literal["predict", "override", "admin"]
-_LOOPBACK = ("127.", "::1", "::ffff:127.")
 
 
 class Caller(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,6 +34,17 @@ class TooFast(LoopwrightError):
     def __init__(self, what: str, *, retry_after: float, wanted: str) -> None:
         super().__init__(what, wanted=wanted)
         self.retry_after = retry_after
+
+
+@lru_cache(maxsize=1024)
+def is_loopback(client: str) -> bool:
+    """Whether this is an address of the machine itself; False for what is no address."""
+    try:
+        address = ip_address(client)
+    except ValueError:
+        return False
+    mapped = None if isinstance(address, IPv4Address) else address.ipv4_mapped
+    return (mapped or address).is_loopback
 
 
 @dataclass(slots=True)
@@ -82,13 +94,15 @@ class Callers:
                 raise BadInput(f"two callers with one {what}", where=str(path))
         return cls(callers)
 
-    def check(self, right: Right, authorization: str | None, client: str, now: float) -> str:
-        """Return the caller's name ("" for anybody). `now`: monotonic seconds.
+    def check(
+        self, right: Right, authorization: str | None, client: str, now: float, *, counted: bool = True
+    ) -> str:
+        """Return the caller's name ("" for anybody). `now`: monotonic seconds. counted: as a request of theirs.
 
         Raises Unauthenticated, Refused for a right that is not theirs, TooFast.
         """
         if self._known is None:
-            if right != "predict" and not client.startswith(_LOOPBACK):
+            if right != "predict" and not is_loopback(client):
                 raise Refused(
                     "answered on this machine only", got=client,
                     wanted="a loopback address, or a caller with this right (loopwright serve --callers FILE)",
@@ -102,7 +116,7 @@ class Callers:
             )
         if right not in caller.may:
             raise Refused("not allowed", got=caller.name, wanted=f"the right to {right}")
-        if caller.per_second is not None:
+        if counted and caller.per_second is not None:
             self._take(caller, caller.per_second, now)
         return caller.name
 

@@ -20,6 +20,7 @@ from loopwright.serving.watching import Answered, Watcher, answered
 ARM, TIMEOUT, AUTHORIZATION = b"x-loopwright-arm", b"x-loopwright-timeout-ms", b"authorization"
 REQUEST_ID, UNIT = b"x-request-id", b"x-loopwright-unit"
 _ASKED = frozenset((ARM, TIMEOUT, AUTHORIZATION, REQUEST_ID, UNIT))
+_SPEAKS_FOR = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via", b"origin"))
 MIXED = "mixed"
 """The arm of an answer whose rows were answered by several."""
 
@@ -122,7 +123,7 @@ class Front:
         if ARM in asked:
             arm = asked[ARM].decode("latin-1")
             if arm:
-                self._check("override", asked, client, now)
+                self._check("override", asked, client, now, counted=False)
                 if target.version is not None:
                     raise BadInput(
                         "an arm and a version at once", where=ARM.decode(), got=arm, wanted="one of them"
@@ -135,7 +136,7 @@ class Front:
     def allow(self, right: Right, headers: Iterable[tuple[bytes, bytes]], client: str) -> str:
         """Return the caller's name when they have the right. Raises Unauthenticated, Refused, TooFast."""
         asked = {name: value for name, value in headers if name == AUTHORIZATION}
-        return self._check(right, asked, client, asyncio.get_running_loop().time())
+        return self._check(right, asked, _asker(client, headers), asyncio.get_running_loop().time())
 
     async def complete(self, target: Target, asked: PartialRows, call: Call) -> Rows:
         """Look up what rows leave out and name entities for; see `EntityFeatures.complete`."""
@@ -182,11 +183,18 @@ class Front:
             "refused": {str(version): why for version, why in model.refused.items()},
         }
 
-    def _check(self, right: Right, asked: Mapping[bytes, bytes], client: str, now: float) -> str:
+    def _check(
+        self, right: Right, asked: Mapping[bytes, bytes], client: str, now: float, *, counted: bool = True
+    ) -> str:
         authorization = asked.get(AUTHORIZATION)
-        return self.callers.check(
-            right, None if authorization is None else authorization.decode("latin-1"), client, now
-        )
+        text = None if authorization is None else authorization.decode("latin-1")
+        return self.callers.check(right, text, client, now, counted=counted)
+
+
+def _asker(client: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Who asks: the peer, unless it is a proxy that speaks for another machine, or a browser for another page."""
+    spoken = next((name for name, _ in headers if name in _SPEAKS_FOR), None)
+    return client if spoken is None else f"{client} for somebody else ({spoken.decode()})"
 
 
 def _name(header: bytes, asked: Mapping[bytes, bytes]) -> str:

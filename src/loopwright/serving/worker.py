@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -39,6 +40,9 @@ from loopwright.serving.residency import Residency
 from loopwright.serving.tracing import Tracing
 
 GRACE_SECONDS = 20
+DRAIN_SECONDS = 3.0
+"""For copies to shadows that wait when the last request is answered."""
+
 LOOK_SECONDS = 5.0
 """Between two looks at whether what is online is what the served versions know."""
 
@@ -192,7 +196,10 @@ class Worker:
         try:
             await serve(self)
         finally:
-            await self.engine.drained()
+            # Copies that a slow shadow has not come to are given up: who waits for the end has answers to give.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    await self.engine.drained()
             listening.cancel()
             for task in beside:
                 task.cancel()
@@ -220,16 +227,12 @@ class Worker:
                 self._keys = [PublicKey.from_text(text) for text in message["keys"]]
             elif "apply" in message:
                 # Beside this loop: a version that hangs while it loads must not make the whole worker look dead.
-                task = asyncio.create_task(self._apply_and_tell(message["apply"]))
-                self._applying.add(task)
-                task.add_done_callback(self._applying.discard)
+                self._begin(self._apply_and_tell(message["apply"]))
             elif "reside" in message:
-                task = asyncio.create_task(self._reside(message))
-                self._applying.add(task)
-                task.add_done_callback(self._applying.discard)
+                self._begin(self._reside(message))
             elif "drain" in message:
-                await self.engine.drained()
-                self._channel.send({"drained": message["drain"]})
+                # Nor must copies for a slow shadow, which may come as fast as they are predicted.
+                self._begin(self._drain(message["drain"]))
             elif "ping" in message:
                 self._gauges = message["ping"]
                 self.engine.measure()
@@ -249,6 +252,15 @@ class Worker:
         # Without a supervisor nobody ships the log or follows routes: an orphan must not hold the port.
         self._unready = self._unready or "shutting down"
         self.begin_stop()
+
+    def _begin(self, act: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(act)
+        self._applying.add(task)
+        task.add_done_callback(self._applying.discard)
+
+    async def _drain(self, number: int) -> None:
+        await self.engine.drained()
+        self._channel.send({"drained": number})
 
     async def _apply_and_tell(self, unfetched: Mapping[str, str]) -> None:
         slow = await self._apply(unfetched)

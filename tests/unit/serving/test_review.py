@@ -1,7 +1,9 @@
 """What clients, clocks and changes of routes must not do to a worker: each of these once went wrong."""
 
 import asyncio
+import socket
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +18,14 @@ from loopwright.bundle.signature import Field, Schema
 from loopwright.bundle.testing import CREATED, logistic_onnx
 from loopwright.serving.app import Bounds
 from loopwright.serving.breaker import Breaker as CircuitBreaker
+from loopwright.serving.callers import Caller, Callers, is_loopback
+from loopwright.serving.channel import Channel
 from loopwright.serving.connections import Limits
 from loopwright.serving.counters import read_counters
 from loopwright.serving.engine import Answer, Call, Model
 from loopwright.serving.lanes import DeadlinePassed
 from loopwright.serving.rows import Rows
+from loopwright.serving.worker import Worker
 from tests.unit.serving.inside import KEY, Inside, model_of, tiny
 from tests.unit.serving.wire import Wire, run
 
@@ -293,3 +298,71 @@ def test_a_clock_that_is_put_back_does_not_keep_a_breaker_open() -> None:
     assert not breaker.allows(earlier + 1)  # one at a time, by the new time
     breaker.record(True, 1, earlier)
     assert breaker.allows(earlier - 3_600_000_000)
+
+
+# Who may ask.
+
+
+@pytest.mark.parametrize(
+    ("client", "inside"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("::ffff:127.0.0.1", True), ("::1:2:3", False),
+     ("::1234", False), ("127.evil", False), ("", False), ("unix:/tmp/x", False), ("10.0.0.9", False)],
+)  # fmt: skip
+def test_this_machine_is_told_by_the_address_and_not_by_how_it_begins(client: str, inside: bool) -> None:
+    assert is_loopback(client) == inside
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "origin"])
+def test_nobody_administers_by_way_of_a_proxy_or_a_browser_on_this_machine(
+    tmp_path: Path, late: Bundle, header: str
+) -> None:
+    site = Inside(tmp_path, model_of("late", {1: late}))
+    assert site.call("POST", "/admin/flush").status_code == 200
+    refused = site.call("POST", "/admin/flush", headers={header: "http://10.0.0.9"})
+    assert refused.status_code == 403
+    site.close()
+
+
+def test_forcing_an_arm_is_one_request_and_not_two(tmp_path: Path, late: Bundle) -> None:
+    token = sha256(b"lw_ops").hexdigest()
+    ops = Caller("ops", token, ("predict", "override"), per_second=1.0)
+    site = Inside(tmp_path, model_of("late", {1: late}), callers=Callers((ops,)))
+    asked = {"inputs": {"distance": 500.0, "hour": 6, "carrier": "UA"}}
+    said = [
+        site.post(
+            "/models/late/predict", asked, **{"authorization": "Bearer lw_ops", "x-loopwright-arm": "stable"}
+        ).status_code
+        for _ in range(2)
+    ]
+    assert said == [200, 429]
+    site.close()
+
+
+# A supervisor's questions.
+
+
+def test_a_worker_answers_pings_while_copies_wait_for_a_slow_shadow(tmp_path: Path) -> None:
+    class Engine:
+        async def drained(self) -> None:
+            await asyncio.sleep(3600)
+
+        def measure(self) -> None:
+            pass
+
+    async def ask() -> dict[str, Any]:
+        ours, theirs = socket.socketpair()
+        supervisor, channel = await Channel.open(ours), await Channel.open(theirs)
+        worker = Worker.__new__(Worker)
+        worker._channel, worker._applying, worker._access, worker._unready = channel, set(), None, ""
+        worker.engine, worker.stopping = cast(Any, Engine()), asyncio.Event()
+        listening = asyncio.create_task(worker._listen())
+        supervisor.send({"drain": 1})
+        supervisor.send({"ping": {}})
+        async with asyncio.timeout(5):
+            answer = await anext(aiter(supervisor.messages()))
+        listening.cancel()
+        supervisor.close()
+        channel.close()
+        return answer
+
+    assert asyncio.run(ask()) == {"pong": True}
