@@ -31,9 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else ""
         if tier in TIERS:
             item.add_marker(getattr(pytest.mark, tier))
-            # A file's tests run in one process; the lifecycle's all do, for they share one played demo: a second
-            # process would only wait for it.
-            group = "lifecycle" if tier == "lifecycle" else str(item.path.relative_to(HERE))
+            # A file's tests run in one process. The lifecycle's all do, for they share one played demo, and a second
+            # process would only wait for it; so do those that want Spark, which is started once.
+            spark = "spark" in getattr(item, "fixturenames", ())
+            group = tier if tier == "lifecycle" else "spark" if spark else str(item.path.relative_to(HERE))
             item.add_marker(pytest.mark.xdist_group(group))
 
 
