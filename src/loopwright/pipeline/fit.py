@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from loopwright.bundle.forms import ONNX
 from loopwright.bundle.signature import Field, Schema
 from loopwright.bundle.transform import Transform
 from loopwright.features.frame import Frame
@@ -221,7 +222,7 @@ def fit_model(
     watch.done(
         "holdout "
         + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        + f"; {form.file} equal within {export.max_difference:.1g} on {export.rows:,} rows"
+        + f"; {'ONNX' if form.file == ONNX else form.file} equal within {export.max_difference:.1g} on {export.rows:,} rows"
     )
     return Fitted(
         form=form,
