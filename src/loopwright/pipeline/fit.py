@@ -222,7 +222,8 @@ def fit_model(
     watch.done(
         "holdout "
         + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        + f"; {'ONNX' if form.file == ONNX else form.file} equal within {export.max_difference:.1g} on {export.rows:,} rows"
+        + f"; {'ONNX' if form.file == ONNX else form.file} equal within "
+        + f"{export.max_difference:.1g} on {export.rows:,} rows"
     )
     return Fitted(
         form=form,
