@@ -1,7 +1,7 @@
 """Takes in what serving ships: each event exactly once, its counts, its row and its offset together."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlalchemy import Connection
@@ -56,7 +56,7 @@ def take_in(ctx: Context, body: bytes) -> int:
     return header.end
 
 
-def _check(events: Iterable[Event], header: BatchHeader) -> None:
+def _check(events: Sequence[Event], header: BatchHeader) -> None:
     """Refuse what no server sends, and no file or column holds."""
     for event in events:
         if not EARLIEST_US <= event.event_time < LATEST_US or not EARLIEST_US <= event.at < LATEST_US:
@@ -71,8 +71,9 @@ def _check(events: Iterable[Event], header: BatchHeader) -> None:
             raise BadInput("counts no server has", where="event batch", got=f"{fold.arm} {counts}")
         if not EARLIEST_US <= fold.bucket < LATEST_US or not 0 <= fold.version < 2**31:
             raise BadInput("an hour outside 1900 to 2200", where="event batch", got=fold.bucket)
-    for name in {*header.event_times, *(fold.model for fold in header.folds)}:
-        if len(name) > 256 or not name.isprintable():
+    models = {*header.event_times, *(fold.model for fold in header.folds), *(event.model for event in events)}
+    for name in models:
+        if len(name.encode()) > 200 or not name.isprintable():
             raise BadInput("not a model's name", where="event batch", got=name)
 
 

@@ -89,11 +89,11 @@ class LatencyHistogram:
             if document["growth"] != GROWTH:
                 raise ValueError(f"buckets grow by {document['growth']}, not {GROWTH}")
             for bucket, count in document["counts"].items():
-                if not 0 <= int(bucket) < BUCKETS or int(count) < 0:
+                if not 0 <= int(bucket) < BUCKETS or not 0 <= int(count) < 2**53:
                     raise ValueError(f"bucket {bucket}: {count}")
                 histogram.counts[int(bucket)] = int(count)
             histogram.total_us = float(document["total_us"])
-        except (KeyError, TypeError, ValueError, AttributeError) as wrong:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as wrong:
             raise BadInput(f"not a latency histogram: {wrong!r}", where="latency") from wrong
         return histogram
 

@@ -154,11 +154,13 @@ class Counts:
         try:
             columns = {str(name): np.asarray(c, dtype=np.int64) for name, c in document["columns"].items()}
             rows = int(document["rows"])
-        except (KeyError, TypeError, ValueError, AttributeError) as wrong:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as wrong:
             raise BadInput(
                 f"not a profile's counts: {wrong!r}", where="profile", wanted="what Counts.to_json writes"
             ) from wrong
-        if rows < 0 or any(counts.ndim != 1 or (counts < 0).any() for counts in columns.values()):
+        if not 0 <= rows < 2**53 or any(
+            counts.ndim != 1 or (counts < 0).any() for counts in columns.values()
+        ):
             raise BadInput(
                 "counts cannot be negative or nested", where="profile", wanted="lists of counts >= 0"
             )
@@ -241,7 +243,7 @@ class Reference:
                 if counts[name].shape != (bins[name].slots,):
                     raise ValueError(f"{name}: {len(counts[name])} counts for {bins[name].slots} slots")
             rows = int(document["rows"])
-        except (KeyError, TypeError, ValueError, AttributeError) as wrong:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as wrong:
             raise BadInput(f"not a reference profile: {wrong!r}", where="profile") from wrong
         return cls(bins, Counts(rows, counts))
 

@@ -19,6 +19,7 @@ from loopwright.monitoring.store import arm_counts, watermark
 from loopwright.serving.events import Event, frame
 from loopwright.serving.fold import fold_events
 from loopwright.serving.wire import BatchHeader, open_batch, pack_batch
+from loopwright.stats.histogram import GROWTH
 
 SEGMENTS = itertools.count()
 HOUR = datetime(2013, 4, 1, 5, tzinfo=UTC)
@@ -152,7 +153,7 @@ def spoiled(**changes: Any) -> list[Event]:
 @pytest.mark.parametrize(
     "changes",
     [{"event_time": 2**62}, {"event_time": -(2**62)}, {"at": 2**62}, {"version": 2**40}, {"version": -1},
-     {"latency_us": -5}, {"model": "../../keys"}, {"model": "a\0b"}],
+     {"latency_us": -5}, {"model": "../../keys"}, {"model": "a\0b"}, {"model": "é" * 200}],
     ids=str,
 )  # fmt: skip
 def test_what_no_server_sends_is_refused_and_nothing_of_it_kept(
@@ -167,7 +168,9 @@ def test_what_no_server_sends_is_refused_and_nothing_of_it_kept(
 @pytest.mark.parametrize(
     "changes",
     [{"n": -5}, {"n": 2**63 - 1}, {"errors": -1}, {"bucket": 2**62}, {"version": 2**40}, {"arm": "x" * 100_000},
-     {"model": "a\0b"}, {"model": "x" * 300}],
+     {"model": "a\0b"}, {"model": "x" * 300},
+     {"latency": {"growth": GROWTH, "counts": {"1": 2**63}, "total_us": 1.0}},
+     {"profile": {"columns": {"a": [2**63]}, "rows": 1}}, {"profile": {"columns": {}, "rows": 1e300}}],
     ids=lambda changes: str(changes)[:40],
 )  # fmt: skip
 def test_counts_no_server_has_are_refused(ctx: Context, changes: dict[str, Any]) -> None:
