@@ -1,6 +1,7 @@
 """The worker's ASGI application: V2 inference on a hot path, other protocols by their routes, health and metrics."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,10 @@ from loopwright.serving.protocols.typed import Typed
 from loopwright.serving.watching import Asked, answered
 
 __all__ = ["App", "Bounds", "Host"]
+
+TEXT = "text/plain; charset=utf-8"
+_logger = logging.getLogger("uvicorn.error")
+"""Where errors of our own go that happen on the way to an answer."""
 
 
 class App:
@@ -118,6 +123,9 @@ class App:
             return error_reply(error)
         except ClientGone:
             return None
+        except Exception:
+            _logger.exception("a request failed")
+            return Reply(500, b"Internal Server Error", TEXT, [(b"connection", b"close")])
 
     async def _watched(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer while everyone in `front.watchers` looks on."""
@@ -126,13 +134,17 @@ class App:
         asked = Asked("http", scope["method"], scope["path"], client, scope["headers"])
         begun = [(watcher, watcher.begin(asked)) for watcher in self.front.watchers]
         answered.set(None)
-        reply = await self._reply(scope, receive)
-        if reply is not None:
-            await self.send(reply, scope["method"], send)
-        status, size = (499, 0) if reply is None else (reply.status, _size(reply))
-        took = (perf_counter_ns() - started) // 1000
-        for watcher, what in begun:
-            watcher.end(what, asked, status, size, took, answered.get())
+        reply = None
+        try:
+            reply = await self._reply(scope, receive)
+            if reply is not None:
+                await self.send(reply, scope["method"], send)
+        finally:
+            # Also of an answer that broke off: who looks on is told of every request that began.
+            status, size = (499, 0) if reply is None else (reply.status, _size(reply))
+            took = (perf_counter_ns() - started) // 1000
+            for watcher, what in begun:
+                watcher.end(what, asked, status, size, took, answered.get())
 
     def count(self, status: int) -> None:
         """Count an answer that leaves with this status."""

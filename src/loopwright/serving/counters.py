@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from struct import Struct as Layout
 
@@ -28,7 +29,9 @@ _BOUNDS_US = tuple(round(bound * 1_000_000) for bound in BOUNDS)
 _ROW = 512
 _KEY = 320
 _NUMBERS = (_ROW - _KEY) // 8
-_ROWS = 2048
+_ROWS = 16_384
+"""Series of one worker: some eight for each version that ever answered while the server runs."""
+
 _HEADER = Layout("<II")
 _COUNT, _SUM, _FIRST_BUCKET = 0, 1, 2
 _SLO, _WITHIN = 17, 18
@@ -80,7 +83,8 @@ class Counters:
     def put(self, key: tuple[str, ...], n: int) -> None:
         """Set what is now; the key's first word is one of GAUGES."""
         row = self._rows.get(key) or self._new(key)
-        self._numbers[row + _COUNT] = n
+        if row != self._rows.get(_OVERFLOW):
+            self._numbers[row + _COUNT] = n
 
     def observe(self, key: tuple[str, ...], us: int, slo_us: int = 0) -> None:
         """Count one duration in microseconds, and whether it kept the promise of `slo_us`."""
@@ -111,7 +115,11 @@ class Counters:
         if index >= _ROWS and key != _OVERFLOW:
             # Past the limit everything is counted together under a key of its own rather than lost.
             return self._rows.get(_OVERFLOW) or self._new(_OVERFLOW)
-        encoded = "\0".join(key).encode()[: _KEY - 4]
+        encoded = "\0".join(key).encode()
+        if len(encoded) > _KEY - 4:  # a long name of a model must not cost the labels after it
+            name = key[1].encode()
+            short = f"{name[:128].decode(errors='ignore')}~{sha256(name).hexdigest()[:12]}"
+            encoded = "\0".join((key[0], short, *key[2:])).encode()[: _KEY - 4]
         start = index * _ROW
         self._map[start + 4 : start + 4 + len(encoded)] = encoded
         self._map[start : start + 4] = len(encoded).to_bytes(4, "little")
@@ -125,7 +133,8 @@ def read_counters(folder: Path) -> dict[tuple[str, ...], Series]:
     total: dict[tuple[str, ...], Series] = {}
     for path in sorted(folder.glob("*.counters")):
         with path.open("rb") as stream:
-            data = stream.read()
+            data = stream.read(_HEADER.size)
+            data += stream.read(_ROW * (1 + _HEADER.unpack(data)[1]) - len(data))
         numbers = memoryview(data).cast("q")
         for row, key in _keys(data):
             series = total.setdefault(key, Series())

@@ -90,7 +90,8 @@ class EntityFeatures:
         self.lookups = lookups
         self._counters = counters
         self._clock = clock
-        self._sources: dict[Served, _Sources] = {}
+        # By digest: to hold on to a version would keep it in memory when it has left the routes.
+        self._sources: dict[str, _Sources] = {}
         self._asked: set[str] = set()
         self._notes: dict[str, list[str]] = {}
 
@@ -142,11 +143,11 @@ class EntityFeatures:
     # What the store holds is not always what a version knows.
 
     def _known(self, served: Served) -> _Sources:
-        found = self._sources.get(served)
+        found = self._sources.get(served.digest)
         if found is None:
             if len(self._sources) > 1000:  # of versions that are long gone
                 self._sources.clear()
-            found = self._sources[served] = _Sources.of(served)
+            found = self._sources[served.digest] = _Sources.of(served)
         return found
 
     def _blocked(

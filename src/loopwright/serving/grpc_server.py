@@ -117,11 +117,17 @@ class Calls:
     ) -> Callable[[Any, Any], Awaitable[Any]]:
         async def run(request: Any, context: Any) -> Any:
             try:
-                return await call(_readable(request), context)
+                answer = await call(_readable(request), context)
+                self._count(grpc.StatusCode.OK)
+                return answer
             except LoopwrightError as error:
+                self._count(_status(error))
                 pause = getattr(error, "retry_after", None)
                 trailing = (("retry-after", f"{max(1, round(pause))}"),) if pause is not None else ()
                 await context.abort(_status(error), str(error)[:MAX_DETAILS], trailing)
+            except Exception:
+                self._count(grpc.StatusCode.UNKNOWN)
+                raise
 
         async def watched(request: Any, context: Any) -> Any:
             watchers = self._front.watchers
@@ -143,6 +149,9 @@ class Calls:
             return answer
 
         return watched
+
+    def _count(self, status: grpc.StatusCode) -> None:
+        self._front.counters.add(("grpc", status.name))
 
     async def server_live(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:
         """The process answers."""

@@ -19,6 +19,7 @@ from loopwright.bundle.testing import tiny_answer
 from loopwright.serving import inference_pb2 as pb
 from loopwright.serving import v2
 from loopwright.serving.callers import Caller, Callers
+from loopwright.serving.counters import read_counters
 from loopwright.serving.grpc_server import HEALTH, SERVICE, Calls, server_of
 from loopwright.serving.http import Bounds
 from loopwright.serving.models import Model
@@ -221,6 +222,20 @@ def test_no_bytes_are_the_servers_fault(port: Port, data: bytes) -> None:
     except grpc.aio.AioRpcError as error:
         code = error.code().name
     assert code in ("OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE", "RESOURCE_EXHAUSTED")
+
+
+def test_calls_are_counted_by_what_they_were_told(port: Port) -> None:
+    def told() -> dict[str, int]:
+        return {
+            key[1]: one.count for key, one in read_counters(port.inside.folder).items() if key[0] == "grpc"
+        }
+
+    before = told()
+    port.infer(request())
+    with pytest.raises(grpc.aio.AioRpcError):
+        port.infer(request(model="nothing"))
+    after = told()
+    assert [after[code] - before.get(code, 0) for code in ("OK", "NOT_FOUND")] == [1, 1]
 
 
 def test_garbage_on_the_port_harms_nobody(port: Port) -> None:

@@ -1,8 +1,13 @@
 """What clients, clocks and changes of routes must not do to a worker: each of these once went wrong."""
 
 import asyncio
+import gc
+import json
+import os
 import socket
+import sys
 import time
+import weakref
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -16,15 +21,18 @@ from loopwright.bundle.routes import Arm, Batching, Breaker, LogPolicy, ServingP
 from loopwright.bundle.seal import build_bundle
 from loopwright.bundle.signature import Field, Schema
 from loopwright.bundle.testing import CREATED, logistic_onnx
+from loopwright.serving.access_log import AccessLog
 from loopwright.serving.app import Bounds
 from loopwright.serving.breaker import Breaker as CircuitBreaker
 from loopwright.serving.callers import Caller, Callers, is_loopback
 from loopwright.serving.channel import Channel
 from loopwright.serving.connections import Limits
-from loopwright.serving.counters import read_counters
-from loopwright.serving.engine import Answer, Call, Model
+from loopwright.serving.counters import Counters, read_counters
+from loopwright.serving.engine import Answer, Call, Model, Served
+from loopwright.serving.entities import EntityFeatures
 from loopwright.serving.lanes import DeadlinePassed
 from loopwright.serving.rows import Rows
+from loopwright.serving.watching import Asked
 from loopwright.serving.worker import Worker
 from tests.unit.serving.inside import KEY, Inside, model_of, tiny
 from tests.unit.serving.wire import Wire, run
@@ -366,3 +374,69 @@ def test_a_worker_answers_pings_while_copies_wait_for_a_slow_shadow(tmp_path: Pa
         return answer
 
     assert asyncio.run(ask()) == {"pong": True}
+
+
+# What is said of requests.
+
+
+def test_an_error_of_our_own_is_counted_and_seen_by_those_who_look_on(
+    tmp_path: Path, late: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Inside(tmp_path, model_of("late", {1: late}))
+    monkeypatch.setattr(site.engine, "start", lambda *asked: 1 / 0)
+    log = AccessLog(str(tmp_path / "access"))
+    site.app.front.watchers.append(log)
+    asked = {"inputs": {"distance": 500.0, "hour": 6, "carrier": "UA"}}
+    assert site.post("/models/late/predict", asked).status_code == 500
+    log.close()
+    assert json.loads((tmp_path / "access").read_bytes())["status"] == 500
+    assert read_counters(tmp_path)["http", "500"].count == 1
+    site.close()
+
+
+def test_an_access_log_that_nobody_reads_holds_up_no_request(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writing, "w"))
+    log = AccessLog("-")
+    asked = Asked("http", "GET", "/" + "x" * 400, "127.0.0.1", [])
+    for _ in range(400):
+        log.end(None, asked, 200, 0, 1, None)  # four times what a pipe holds
+    assert log.lost > 100
+    whole = os.read(reading, 1 << 20).splitlines()
+    assert {json.loads(line)["status"] for line in whole} == {200}
+    log.end(None, asked, 201, 0, 1, None)
+    log.flush()
+    assert json.loads(os.read(reading, 1 << 20))["status"] == 201
+    assert capfd.readouterr().err.count("lines of the access log are lost") == 1
+    sys.stdout.close()
+    os.close(reading)
+
+
+def test_a_version_that_has_left_is_not_held_by_what_is_known_of_its_views(tmp_path: Path) -> None:
+    served = Served.of(1, tiny(tmp_path / "bundle"))
+    features = EntityFeatures(cast(Any, None), cast(Any, None))
+    features._known(served)
+    gone = weakref.ref(served.bundle)
+    del served
+    gc.collect()
+    assert gone() is None
+
+
+def test_long_names_keep_their_labels_and_too_many_series_spoil_no_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopwright.serving.counters._ROWS", 4)
+    counters = Counters(tmp_path / "w0.counters")
+    for status in ("ok", "error"):
+        counters.add(("predictions", "ä" * 256, "1", "stable", status))
+    kept = list(read_counters(tmp_path))
+    assert [(len(key), key[2:]) for key in kept] == [
+        (5, ("1", "stable", "ok")),
+        (5, ("1", "stable", "error")),
+    ]
+    counters.add(("http", "200"))
+    counters.add(("http", "404"))
+    counters.put(("queue_rows", "late", "1"), 50)
+    assert read_counters(tmp_path)["overflow",].count == 1
