@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def disk_room(folder: Path) -> tuple[int, int]:
 
 
 class Shipper:
-    """Reads the segments in a folder and sends what the control plane does not have yet. One thread at a time.
+    """Reads the segments in a folder and sends what the control plane does not have yet. Threads take turns.
 
     send: delivers a packed batch and returns the offset the control plane has recorded; raises BadInput for a batch
     that it will never take, and something else when it does not answer. profiler, redacted: see `fold_events`.
@@ -72,6 +73,8 @@ class Shipper:
         # How far each model's event time has come, as far as the control plane was not told yet.
         self._untold: dict[str, int] = {}
         self._damaged: set[str] = set()
+        # A server that stops does not wait for a round that hangs on the control plane, and begins another.
+        self._turn = threading.Lock()
         if self._offsets_path.exists():
             # Losing this file is harmless: the control plane answers the true offset to the first batch.
             try:
@@ -99,6 +102,10 @@ class Shipper:
         waiting here. What the control plane refuses is set aside, event by event; where even that cannot be agreed
         with it, the segment stays, the others go on, and the error is raised at the end.
         """
+        with self._turn:
+            return self._ship()
+
+    def _ship(self) -> int:
         sent = 0
         segments = segment_files(self._folder)
         # Asked before the sizes are taken, so that a last append is not deleted unread.
@@ -120,7 +127,18 @@ class Shipper:
         return sent
 
     def tidy(self) -> None:
-        """Delete the segments that nobody writes and all who need them have; sends nothing."""
+        """Delete the segments that nobody writes and all who need them have; sends nothing.
+
+        While somebody ships, who does the same, nothing is left to do.
+        """
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            self._tidy()
+        finally:
+            self._turn.release()
+
+    def _tidy(self) -> None:
         segments = segment_files(self._folder)
         still_open = still_written(segments, self._is_writing)
         for path in segments:

@@ -27,6 +27,7 @@ from loopwright.serving.complaints import Complaints, in_words
 from loopwright.serving.counters import disown
 from loopwright.serving.memory import Ceiling, resident
 from loopwright.serving.options import ServeOptions
+from loopwright.serving.sinks.address import parse_sink
 from loopwright.serving.worker import GRACE_SECONDS, ONLINE, WorkerConfig
 
 EARLY_DEATHS = 5
@@ -289,7 +290,7 @@ class Workers:
                     msgspec.json.encode(config).decode(),
                     pass_fds=[theirs.fileno(), *([slot.listener.fileno()] if slot.listener else [])],
                     start_new_session=True,
-                    env={**os.environ, **_ENVIRONMENT, ONLINE: self._options.online},
+                    env={**_inherited(self._options), **_ENVIRONMENT, ONLINE: self._options.online},
                 )
         except OSError:
             ours.close()
@@ -404,6 +405,12 @@ class Workers:
             )
         for worker in running:
             _kill(worker)
+
+
+def _inherited(options: ServeOptions) -> dict[str, str]:
+    """The environment without what only the supervisor needs: a worker, where models run, calls nobody with it."""
+    secret = {"LOOPWRIGHT_TOKEN", *(parse_sink(url).password_env for url in options.log_to)}
+    return {name: value for name, value in os.environ.items() if name not in secret}
 
 
 async def _first(*waiting: asyncio.Future[Any], timeout: float | None = None) -> None:

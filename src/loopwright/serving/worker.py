@@ -35,11 +35,15 @@ from loopwright.serving.hot import HotProtocol
 from loopwright.serving.leaving import see_off
 from loopwright.serving.log_health import log_warnings
 from loopwright.serving.models import Model
+from loopwright.serving.orphan import end_with
 from loopwright.serving.protocols.repository import carry_out
 from loopwright.serving.residency import Residency
 from loopwright.serving.tracing import Tracing
 
 GRACE_SECONDS = 20
+ORPHAN_SECONDS = 30.0
+"""How long a worker may outlive its supervisor; longer than it takes to answer what is under way."""
+
 DRAIN_SECONDS = 3.0
 """For copies to shadows that wait when the last request is answered."""
 
@@ -340,6 +344,7 @@ async def _serve_http(worker: Worker) -> None:
 
 
 async def _main(config: WorkerConfig) -> None:
+    end_with(config.channel, ORPHAN_SECONDS)
     channel = await Channel.open(socket.socket(fileno=config.channel))
     worker = Worker(config, channel)
     if config.grpc_port:

@@ -1,7 +1,9 @@
 """Shipping under a policy: samples, what the control plane refuses, and who else needs the segments."""
 
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -268,6 +270,26 @@ def test_tidying_deletes_what_all_have_and_sends_nothing(tmp_path: Path) -> None
     shipper.tidy()
     assert [path.name for path in sorted(tmp_path.glob("*.seg"))] == ["w1-000000.seg", "w2-000000.seg"]
     assert control.ids == ["w0", "w1"]
+
+
+def test_a_round_that_hangs_and_the_last_one_of_a_server_that_stops_take_turns(tmp_path: Path) -> None:
+    SegmentWriter(tmp_path, "w0").append(frame(event("a")))
+    control, under_way, go_on = Control(), threading.Event(), threading.Event()
+
+    def send(body: bytes) -> int:
+        under_way.set()
+        assert go_on.wait(10)
+        return control(body)
+
+    shipper = ship(tmp_path, send)
+    with ThreadPoolExecutor(2) as rounds:
+        first = rounds.submit(shipper.ship)
+        assert under_way.wait(10)
+        second = rounds.submit(shipper.ship)
+        shipper.tidy()  # neither waits nor gets in the way
+        go_on.set()
+        assert first.result(10) > 0 and second.result(10) == 0
+    assert control.ids == ["a"] and not list(tmp_path.glob("*.seg"))
 
 
 def test_a_damaged_segment_waits_for_its_readers_too(tmp_path: Path) -> None:

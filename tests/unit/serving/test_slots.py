@@ -292,3 +292,13 @@ def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], where
     with pytest.raises(BadInput) as error:
         ServeOptions(control="http://127.0.0.1:1", home=Path(), **options).check()
     assert error.value.where == where
+
+
+def test_workers_do_not_get_what_only_the_supervisor_signs_in_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models run in workers."""
+    for name in ("LOOPWRIGHT_TOKEN", "LOOPWRIGHT_KAFKA_PASSWORD", "HOUSE_PASSWORD", "OTEL_SERVICE_NAME"):
+        monkeypatch.setenv(name, "said")
+    sinks = ("kafka://broker:9092/topic", "clickhouse://u@host:8123/d/t?password_env=HOUSE_PASSWORD")
+    inherited = slots._inherited(ServeOptions(control="http://127.0.0.1:1", home=Path(), log_to=sinks))
+    said = {name for name, value in inherited.items() if value == "said"}
+    assert said == {"OTEL_SERVICE_NAME"}
