@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter_ns
 from typing import Any
@@ -51,7 +52,7 @@ _CONTENTS = {
 async def serve_grpc(worker: Worker) -> None:
     """Serve on the worker's gRPC port until it is told to stop; calls under way are answered."""
     config = worker.config
-    server = server_of(worker.app.front)
+    server = server_of(worker.app.front, worker.stopping)
     host = f"[{config.host}]" if ":" in config.host else config.host
     server.add_insecure_port(f"{host}:{config.grpc_port}")
     await server.start()
@@ -59,8 +60,8 @@ async def serve_grpc(worker: Worker) -> None:
     await server.stop(GRACE_SECONDS)
 
 
-def server_of(front: Front) -> grpc.aio.Server:
-    """A server without a port yet."""
+def server_of(front: Front, stopping: asyncio.Event | None = None) -> grpc.aio.Server:
+    """A server without a port yet. stopping: ends calls that would otherwise last for ever."""
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", front.bounds.body),
@@ -68,15 +69,16 @@ def server_of(front: Front) -> grpc.aio.Server:
         ],
         maximum_concurrent_rpcs=MAX_CALLS,
     )
-    server.add_generic_rpc_handlers(Calls(front).handlers())
+    server.add_generic_rpc_handlers(Calls(front, stopping).handlers())
     return server
 
 
 class Calls:
     """The protocol's calls, each from request message and context to answer message."""
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, stopping: asyncio.Event | None = None) -> None:
         self._front = front
+        self._stopping = stopping or asyncio.Event()
         self._inference = OpenInference(front)
         self._repository = Repository(front)
 
@@ -265,12 +267,16 @@ class Calls:
         told = None
         if isinstance(request, DecodeError):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(request)[:MAX_DETAILS])
-        while True:
+        while not self._stopping.is_set():
             status = self._health(request.service)
             if status != told:
                 told = status
                 yield pb.HealthCheckResponse(status=status)
-            await asyncio.sleep(WATCH_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await self._stopping.wait()
+        # A server waits for calls that are under way, and nobody who looks on ends this one.
+        yield pb.HealthCheckResponse(status=pb.HealthCheckResponse.NOT_SERVING)
 
     def _health(self, service: str) -> "pb.HealthCheckResponse.ServingStatus":
         if service in ("", SERVICE):

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from hashlib import sha256
 from typing import Any
@@ -326,6 +327,32 @@ def test_balancers_ask_for_health(port: Port) -> None:
         return seen
 
     assert port.run(watch()) == [serving, not_serving]
+
+
+def test_who_watches_does_not_keep_a_server_that_is_to_stop(port: Port) -> None:
+    async def stop() -> tuple[list[int], float]:
+        stopping = asyncio.Event()
+        server = server_of(port.inside.app.front, stopping)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        async with grpc.aio.insecure_channel(address) as channel:
+            method = channel.unary_stream(
+                f"/{HEALTH}/Watch",
+                request_serializer=pb.HealthCheckRequest.SerializeToString,
+                response_deserializer=pb.HealthCheckResponse.FromString,
+            )
+            call = method(pb.HealthCheckRequest())
+            seen = [(await call.read()).status]
+            began = time.monotonic()
+            stopping.set()
+            await server.stop(20)
+            took = time.monotonic() - began
+            seen.append((await call.read()).status)
+        return seen, took
+
+    seen, took = port.run(stop())
+    assert seen == [pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING]
+    assert took < 10
 
 
 def test_everybody_may_ask_who_is_there(port: Port) -> None:
