@@ -332,8 +332,7 @@ class Engine:
             return [Outcome(None, batch.unfit[served.version], 0)] * len(values)
         breaker = self.breakers.of(model, served.version, arm)
         if not breaker.allows(batch.now):
-            pause = breaker.wait(batch.now)
-            batch.answer.retry_after = max(0.1, pause)
+            batch.answer.retry_after = pause = max(0.1, breaker.wait(batch.now))
             why = f"the circuit is open for another {pause:.3g} s: too many predictions failed or lagged"
             return [Outcome(None, why, 0)] * len(values)
         try:
@@ -342,6 +341,7 @@ class Engine:
             raise
         except LoopwrightError as error:
             breaker.record(False, 0, batch.now)
+            batch.answer.retry_after = batch.answer.retry_after or 1.0  # nothing was predicted: 503, not 500
             return [Outcome(None, str(error)[:500], 0)] * len(values)
         if self.warmer is not None:
             self.warmer.touch(served)

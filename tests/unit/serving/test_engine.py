@@ -367,3 +367,32 @@ def test_a_slow_model_holds_up_no_other(tmp_path: Path, bundles: Callable[[str],
         return order
 
     assert asyncio.run(run()) == ["fast", "slow", "slow", "slow"]
+
+
+class SlowToLoad:
+    """Brings no version into memory in anybody's time."""
+
+    async def warm(self, served: Served) -> None:
+        await asyncio.sleep(60)
+
+    def touch(self, served: Served) -> None:
+        raise AssertionError("nothing was used")
+
+
+def test_a_version_that_is_still_being_loaded_is_a_reason_to_come_again(
+    bundles: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    """Nothing was predicted, so another server may be asked: 503 and not 500."""
+    site = Site(tmp_path, {1: bundles(STRICT)}, STABLE)
+    site.engine.warmer = SlowToLoad()
+    site.model.versions[1].bundle = None
+
+    async def run() -> Answer:
+        soon = asyncio.get_running_loop().time() + 0.05
+        return await site.engine.infer(site.model, rows_of(["UA"]), Call(until=soon))
+
+    answer = asyncio.run(run())
+    assert site.trail() == [("stable", 1, "error")]
+    with pytest.raises(Overloaded, match="not in memory yet") as refused:
+        answer.raise_for_rows(site.model)
+    assert refused.value.retry_after > 0
