@@ -132,7 +132,7 @@ class SegmentWriter:
                 self._next_file()
             written = os.write(self._descriptor, frames)
             if written != len(frames):
-                os.ftruncate(self._descriptor, self._size)
+                self._cut()
                 # A part was taken: whatever the limit is, it has been reached.
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._size += written
@@ -147,6 +147,14 @@ class SegmentWriter:
                 where=str(self._folder),
                 next="Free disk space or make the folder writable; serving resumes by itself.",
             ) from error
+
+    def _cut(self) -> None:
+        """Take back a part of a frame; where that fails too, it stays the last of its file, as after a crash."""
+        try:
+            os.ftruncate(self._descriptor, self._size)
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the current file; a later `append` starts a new one."""

@@ -30,6 +30,7 @@ from loopwright.serving.connections import Limits
 from loopwright.serving.counters import Counters, read_counters
 from loopwright.serving.engine import Answer, Call, Model, Served
 from loopwright.serving.entities import EntityFeatures
+from loopwright.serving.events import Event, NotLogged, SegmentWriter, frame, read_frames
 from loopwright.serving.lanes import DeadlinePassed
 from loopwright.serving.rows import Rows
 from loopwright.serving.watching import Asked
@@ -440,3 +441,21 @@ def test_long_names_keep_their_labels_and_too_many_series_spoil_no_count(
     counters.add(("http", "404"))
     counters.put(("queue_rows", "late", "1"), 50)
     assert read_counters(tmp_path)["overflow",].count == 1
+
+
+def test_a_frame_that_can_neither_be_written_nor_taken_back_spoils_no_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def event(id: str) -> Event:
+        return Event(id, id, 1, 1, "late", 1, "stable", 1, "ok", "", [], [0.5])
+
+    log, write = SegmentWriter(tmp_path, "w0"), os.write
+    log.append(frame(event("a")))
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "write", lambda fd, data: write(fd, data[:-3]))
+        failing.setattr(os, "ftruncate", lambda fd, size: Path("/nowhere").stat())
+        with pytest.raises(NotLogged):
+            log.append(frame(event("b")))
+    log.append(frame(event("c")))
+    kept = [each.id for path in sorted(tmp_path.glob("*.seg")) for each in read_frames(path.read_bytes())]
+    assert kept == ["a", "c"]

@@ -243,3 +243,23 @@ def test_a_client_that_went_away_takes_nothing_with_it(inside: Inside) -> None:
 
     assert inside._runner.run(run()) == 1
     assert [event.id for event in inside.events()[-9:]] == [f"g{i}" for i in range(9)]
+
+
+def test_an_error_of_our_own_ends_neither_the_connection_nor_other_messages(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = inside.engine.start
+
+    def failing(model: Any, rows: Any, call: Any) -> Any:
+        return 1 / 0 if rows.request_id == "bad" else start(model, rows, call)
+
+    monkeypatch.setattr(inside.engine, "start", failing)
+
+    async def act(talk: Talk) -> list[dict[str, Any]]:
+        for name in ("good", "bad", "better"):
+            talk.say({"id": name, "inputs": {"distance": 500.0, "hour": 6, "carrier": "UA"}})
+        return [await talk.answer() for _ in range(3)]
+
+    first, second, third = talking(inside, act)
+    assert (first["request_id"], third["request_id"]) == ("good", "better")
+    assert second == {"error": "Internal Server Error", "request_id": "bad"}

@@ -6,6 +6,7 @@ way at once, so that a slow model can predict them together, and no more are rea
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from loopwright.serving.http import (
     TooLarge,
     encode,
     error_reply,
+    json_reply,
 )
 from loopwright.serving.lanes import Overloaded
 from loopwright.serving.protocols.typed import Typed
@@ -39,6 +41,7 @@ MAX_STREAMS = 2_000
 """Connections of one worker."""
 
 GOING_AWAY, REFUSED = 1001, 1008
+_logger = logging.getLogger("uvicorn.error")
 
 
 class Stream:
@@ -113,6 +116,11 @@ class Stream:
             reply = await self._typed.answer(target, body, call)
         except LoopwrightError as error:
             reply = error_reply(error)
+            reply.body = _with_id(reply, text, self._most)
+        except Exception:
+            # The other messages of this connection are answered all the same.
+            _logger.exception("a message failed")
+            reply = json_reply({"error": "Internal Server Error"}, 500)
             reply.body = _with_id(reply, text, self._most)
         assert isinstance(reply.body, bytes)
         return reply.body.decode()
