@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loopwright.bundle.archive import unpack
-from loopwright.bundle.forms import EXPORTED, LIGHTGBM, PICKLED, PYFUNC, TORCHSCRIPT, XGBOOST
+from loopwright.bundle.archive import scan_archive, unpack
+from loopwright.bundle.forms import EXPORTED, LIGHTGBM, PICKLED, PYFUNC, TORCHSCRIPT, TRUSTED_ONLY, XGBOOST
 from loopwright.bundle.keys import PublicKey
 from loopwright.bundle.signature import Schema
-from loopwright.bundle.trust import SignedTrust, load_trusted
+from loopwright.bundle.trust import SignedTrust, check_trusted, load_trusted
 from loopwright.kernel.errors import BadInput, Refused
 
 Answers = Callable[[NDArray[np.float32]], Any]
@@ -34,10 +34,12 @@ def load(
     file: str, data: bytes, schema: Schema, trust: SignedTrust | None, keys: Sequence[PublicKey]
 ) -> Answers:
     """Load the model in the bundle's file `file`; raises BadInput and Refused, and what a library raises."""
-    if file in PICKLED:
-        if trust is None:
-            raise Refused("pickled objects without a trust record are not loaded", where=file)
+    if file in TRUSTED_ONLY and trust is None:
+        raise Refused("a model that runs code is not loaded without a trust record", where=file)
+    if file in PICKLED and trust is not None:
         return Estimator(load_trusted(data, trust, keys), schema)
+    if file == PYFUNC and trust is not None:
+        check_trusted(data, trust, keys, scan=scan_archive)
     loaders: dict[str, Callable[[bytes, Schema], Answers]] = {
         TORCHSCRIPT: _torchscript,
         EXPORTED: _exported,

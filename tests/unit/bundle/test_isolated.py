@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import io
 import os
 import pickle
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loopwright.bundle.archive import scan_archive
+from loopwright.bundle.forms import PYFUNC
 from loopwright.bundle.isolated import IsolatedRunner, Limits, ModelFailed
 from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.pickles import scan_bytes
@@ -183,6 +187,35 @@ def test_what_cannot_be_loaded_says_why_and_leaves_no_process(monkeypatch: pytes
         start()
     with pytest.raises(BadInput, match="cannot be loaded: LightGBMError"):
         IsolatedRunner("model.lightgbm.txt", b"no model", NUMBERS, limits=QUICK)
+
+
+def program(mark: Path) -> bytes:
+    """A pyfunc that leaves a mark when it is loaded."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("MLmodel", "flavors: {python_function: {loader_module: marks, code: code}}")
+        archive.writestr("code/marks.py", f"open({str(mark)!r}, 'w').close()\ndef _load_pyfunc(path): ...")
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("record", ["none", "of other bytes", "of another key"])
+def test_a_program_that_nobody_trusts_is_not_run_even_in_its_own_process(tmp_path: Path, record: str) -> None:
+    data = program(tmp_path / "mark")
+    about = scan_archive(data if record == "of another key" else program(tmp_path / "other"))
+    said = TrustRecord(
+        digest=about.digest,
+        globals=about.globals,
+        requested_by="dora",
+        approved_by="ada",
+        reason="a test",
+        at="",
+    )
+    signed = sign_trust(said, SigningKey.generate() if record == "of another key" else KEY)
+    with pytest.raises(BadInput, match="trust record|key"):
+        IsolatedRunner(
+            PYFUNC, data, NUMBERS, limits=QUICK, trust=None if record == "none" else signed, keys=[KEY.public]
+        )
+    assert not (tmp_path / "mark").exists()
 
 
 def test_closing_ends_the_process_and_the_last_reference_does_too(runner: IsolatedRunner) -> None:
