@@ -26,6 +26,7 @@ from loopwright.kernel.home import Home
 from loopwright.kernel.webhook import Network, check_url, guard
 
 MAGIC = "*?["
+MAX_URI = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,10 @@ class Settings:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError as error:
             raise Unavailable(f"no such host ({error.strerror or error})", where="input", got=host) from None
+        except UnicodeError:
+            raise BadInput(
+                "not the name of a host", where="input", got=host[:80].encode(errors="replace").decode()
+            ) from None
         for entry in found:
             check(str(entry[4][0]))
 
@@ -145,14 +150,18 @@ class Settings:
 
     def _path(self, uri: str, where: str, *, anywhere: bool) -> Path:
         path = Path(unquote(urlsplit(uri).path)) if _scheme(uri) == "file" else Path(uri)
-        if not path.is_absolute() or ".." in path.parts or "\0" in uri:
+        if not path.is_absolute() or ".." in path.parts or "\0" in str(path):
             raise BadInput("not an absolute path", where=where, got=uri, wanted="/DIR/FILE, without ..")
         if not anywhere:
             fixed = path
             while any(sign in str(fixed) for sign in MAGIC):
                 fixed = fixed.parent
             folders = [Path(place).resolve() for place in self._folders]
-            if not any(fixed.resolve().is_relative_to(folder) for folder in folders):
+            try:
+                real = fixed.resolve()
+            except (OSError, RuntimeError):  # links that lead in a circle
+                raise self._refused(where, uri) from None
+            if not any(real.is_relative_to(folder) for folder in folders):
                 raise self._refused(where, uri)
         return path
 
@@ -176,10 +185,20 @@ class Settings:
 
 def _scheme(uri: str) -> str:
     """http, https, s3, file or "" for a path; raises BadInput for another."""
+    if len(uri) > MAX_URI or not uri.isprintable():
+        raise BadInput(
+            "not a place", got=f"{len(uri)} characters", wanted=f"at most {MAX_URI}, all of them printable"
+        )
     if "://" not in uri:
         return ""
-    scheme = urlsplit(uri).scheme.lower()
-    if scheme not in ("http", "https", "s3", "file") or (scheme == "file" and urlsplit(uri).netloc):
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        raise BadInput(
+            "not an address", wanted="an absolute path, file:///…, s3://… or http(s)://…"
+        ) from None
+    scheme = parts.scheme.lower()
+    if scheme not in ("http", "https", "s3", "file") or (scheme == "file" and parts.netloc):
         raise BadInput(
             "no job reads or writes that", got=f"{scheme}://", wanted="an absolute path, file:///…, s3://… or http(s)://…"
         )  # fmt: skip

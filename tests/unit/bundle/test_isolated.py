@@ -211,7 +211,7 @@ def test_a_program_that_nobody_trusts_is_not_run_even_in_its_own_process(tmp_pat
         at="",
     )
     signed = sign_trust(said, SigningKey.generate() if record == "of another key" else KEY)
-    with pytest.raises(BadInput, match="trust record|key"):
+    with pytest.raises(BadInput, match=r"trust record|key"):
         IsolatedRunner(
             PYFUNC, data, NUMBERS, limits=QUICK, trust=None if record == "none" else signed, keys=[KEY.public]
         )

@@ -18,7 +18,7 @@ from loopwright.jobs.results import Results
 from loopwright.jobs.settings import Settings
 from loopwright.jobs.store import Part
 from loopwright.jobs.worker import Options, Worker
-from loopwright.kernel.errors import Unavailable
+from loopwright.kernel.errors import BadInput, Refused, Unavailable
 from tests.jobs_home import answer, row, serve_first, write_csv
 from tests.unit.control.conftest import FakeClock
 from tests.unit.control.test_jobs import configure, results, show, submit, work
@@ -120,6 +120,31 @@ def test_a_slip_in_home_json_kills_no_job(late: Context, clock: FakeClock) -> No
     clock.move(timedelta(minutes=1))
     worker.run()
     assert show(late, job["id"])["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("file:///data/%00x", "not an absolute path"),
+        ("/data/a\0b", "printable"),
+        ("/data/" + "a" * 5000, "4096"),
+        ("http://[::1/x", "not an address"),
+        ("s3://[x/y", "not an address"),
+        ("{place}/circle/rows.csv", "not a place for jobs"),
+    ],
+)
+def test_places_that_cannot_be_are_bad_input(uri: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    settings = Settings(str(tmp_path), places=(str(tmp_path),))
+    for allowed in (settings.input, settings.output_at):
+        with pytest.raises((BadInput, Refused), match=told):
+            allowed(uri.format(place=tmp_path), anywhere=False)
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".example", "a..example", "a\ud800"])
+def test_names_that_no_host_has_are_bad_input(host: str) -> None:
+    with pytest.raises(BadInput, match="not the name of a host"):
+        Settings("/x").check_host(host)
 
 
 def test_whatever_a_call_raises_webhooks_go_on(
