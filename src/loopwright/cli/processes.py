@@ -80,6 +80,20 @@ def up(session: Session, host: str, port: int, require_token: bool, behind_proxy
     help="Predictions that stay on this disk for the sake of such a receiver while it is away.",
 )  # fmt: skip
 @click.option(
+    "--timeout", type=float, default=2.0, show_default=True, metavar="N",
+    help="Seconds that one prediction may take at most; a model's serving.timeout_ms may be less.",
+)  # fmt: skip
+@click.option(
+    "--max-body", default="8MiB", show_default=True, metavar="SIZE", help="Bytes that one request may bring.",
+)  # fmt: skip
+@click.option(
+    "--max-rows", type=int, default=10_000, show_default=True, metavar="N", help="Rows that one request may bring.",
+)  # fmt: skip
+@click.option(
+    "--durable", is_flag=True,
+    help="Write each prediction through to the disk before it is answered, so that no crash of the machine loses it.",
+)  # fmt: skip
+@click.option(
     "--access-log", default="", metavar="FILE",
     help="Write a line of JSON for every request there; - is standard output. Without it: none.",
 )  # fmt: skip
@@ -122,6 +136,10 @@ def serve(
     max_connections: int,
     log_to: tuple[str, ...],
     log_keep: str,
+    timeout: float,
+    max_body: str,
+    max_rows: int,
+    durable: bool,
     access_log: str,
     otlp: str,
     trace_share: float,
@@ -149,6 +167,7 @@ def serve(
             public_key=public_key, token=session.token, say=session.note, callers=callers,
             hang_seconds=hang_seconds, start_seconds=start_seconds, drain_seconds=drain_seconds,
             max_memory=parse_size(max_memory, where="--max-memory"), max_connections=max_connections,
+            timeout=timeout, max_body=parse_size(max_body, where="--max-body"), max_rows=max_rows, durable=durable,
             access_log=access_log, otlp=otlp, trace_share=trace_share,
             log_to=log_to, log_keep=parse_size(log_keep, where="--log-keep"),
             model_memory=parse_size(model_memory, where="--model-memory"),

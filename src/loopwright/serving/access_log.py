@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from loopwright.kernel.errors import Unavailable
-from loopwright.serving.watching import Answered, Asked
+from loopwright.serving.watching import Answered, Asked, caller
 
 FLUSH_LINES = 100
 MAX_PATH = 512
@@ -67,6 +67,8 @@ class AccessLog:
             "client": asked.client, "protocol": asked.protocol, "method": asked.method,
             "path": asked.path[:MAX_PATH], "status": status, "bytes": size, "ms": us / 1000,
         }  # fmt: skip
+        if name := caller.get():
+            line["caller"] = name
         if by is not None:
             line |= {
                 "model": by.model, "version": by.version, "arm": by.arm, "request_id": by.request_id,

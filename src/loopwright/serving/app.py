@@ -39,7 +39,7 @@ from loopwright.serving.protocols.openapi import OpenApi
 from loopwright.serving.protocols.repository import Repository
 from loopwright.serving.protocols.stream import Stream
 from loopwright.serving.protocols.typed import Typed
-from loopwright.serving.watching import Asked, answered
+from loopwright.serving.watching import Asked, answered, caller
 
 __all__ = ["App", "Bounds", "Host"]
 
@@ -134,6 +134,7 @@ class App:
         asked = Asked("http", scope["method"], scope["path"], client, scope["headers"])
         begun = [(watcher, watcher.begin(asked)) for watcher in self.front.watchers]
         answered.set(None)
+        caller.set("")
         reply = None
         try:
             reply = await self._reply(scope, receive)

@@ -15,7 +15,7 @@ from loopwright.serving.entities import EntityFeatures
 from loopwright.serving.http import Bounds, Headers, encode
 from loopwright.serving.models import Model, Served
 from loopwright.serving.rows import MAX_ID, PartialRows, Rows
-from loopwright.serving.watching import Answered, Watcher, answered
+from loopwright.serving.watching import Answered, Watcher, answered, caller
 
 ARM, TIMEOUT, AUTHORIZATION = b"x-loopwright-arm", b"x-loopwright-timeout-ms", b"authorization"
 REQUEST_ID, UNIT = b"x-request-id", b"x-loopwright-unit"
@@ -188,7 +188,10 @@ class Front:
     ) -> str:
         authorization = asked.get(AUTHORIZATION)
         text = None if authorization is None else authorization.decode("latin-1")
-        return self.callers.check(right, text, client, now, counted=counted)
+        name = self.callers.check(right, text, client, now, counted=counted)
+        if self.watchers:
+            caller.set(name)
+        return name
 
 
 def _asker(client: str, headers: Iterable[tuple[bytes, bytes]]) -> str:

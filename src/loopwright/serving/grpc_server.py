@@ -21,7 +21,7 @@ from loopwright.serving.http import Headers, HttpError, Malformed
 from loopwright.serving.models import Model
 from loopwright.serving.protocols.inference import OpenInference
 from loopwright.serving.protocols.repository import Act, Repository
-from loopwright.serving.watching import Asked, answered
+from loopwright.serving.watching import Asked, answered, caller
 from loopwright.serving.worker import GRACE_SECONDS, Worker
 
 SERVICE = "inference.GRPCInferenceService"
@@ -139,6 +139,7 @@ class Calls:
             asked = Asked("grpc", name.rpartition("/")[2], name, _client(context), _headers(context))
             begun = [(watcher, watcher.begin(asked)) for watcher in watchers]
             answered.set(None)
+            caller.set("")
             size = 0
             try:
                 answer = await run(request, context)

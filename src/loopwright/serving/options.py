@@ -109,6 +109,12 @@ class ServeOptions:
                 "not a number of connections", where="--max-connections", got=self.max_connections,
                 wanted="16 to 1000000",
             )  # fmt: skip
+        for name, amount, most in (
+            ("--timeout", self.timeout, 3600), ("--max-body", self.max_body, 1 << 30),
+            ("--max-rows", self.max_rows, 10_000_000),
+        ):  # fmt: skip
+            if not 0 < amount <= most:
+                raise BadInput("not a bound", where=name, got=amount, wanted=f"above 0, at most {most}")
         self._check_sinks()
         if self.access_log:
             AccessLog(self.access_log).close()

@@ -22,6 +22,10 @@ answered: ContextVar[Answered | None] = ContextVar("answered", default=None)
 """Set while a watched request is answered, by whoever answers it."""
 
 
+caller: ContextVar[str] = ContextVar("caller", default="")
+"""The name of who asks, once it is known, while a watched request is answered; "" where anybody may ask."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is known of a request before it is read. protocol: http or grpc; method: GET, POST, or the call's name."""

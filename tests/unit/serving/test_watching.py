@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from loopwright.bundle.testing import STRICT, tiny_bundle
 from loopwright.kernel.errors import BadInput, Unavailable
 from loopwright.serving.access_log import FLUSH_LINES, AccessLog
 from loopwright.serving.app import App, Bounds
+from loopwright.serving.callers import Caller, Callers
 from loopwright.serving.counters import Counters
 from loopwright.serving.deadline import NoDeadline
 from loopwright.serving.engine import Engine, Model, Served
@@ -183,6 +185,17 @@ class TestAccessLog:
         assert first["bytes"] > 0
         assert (second["path"], second["status"], "model" in second) == ("/v2/models/early/infer", 404, False)
         assert "lw_secret" not in text
+
+    def test_a_caller_who_is_known_is_named(self, app: App, tmp_path: Path) -> None:
+        shop = Caller("shop", sha256(b"lw_secret").hexdigest())
+        app.front.callers = Callers((shop,))
+        log = AccessLog(str(tmp_path / "access.jsonl"))
+        app.front.watchers.append(log)
+        assert ask(app, "UA", authorization="Bearer lw_secret").status_code == 200
+        assert ask(app, "UA").status_code == 401
+        log.close()
+        first, second = map(json.loads, (tmp_path / "access.jsonl").read_text().splitlines())
+        assert (first["caller"], "caller" in second) == ("shop", False)
 
     def test_lines_are_written_together(self, app: App, tmp_path: Path) -> None:
         path = tmp_path / "access.jsonl"
