@@ -1,5 +1,7 @@
 """Segments as those who ship them see them: files that grow, read in stretches of whole frames."""
 
+import contextlib
+import fcntl
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -85,3 +87,36 @@ def still_written(paths: Iterable[Path], is_writing: Callable[[str], bool]) -> s
         if number.isdecimal():
             newest[writer] = path
     return {path for writer, path in newest.items() if is_writing(writer)}
+
+
+def claim(folder: Path, writer: str) -> None:
+    """Say that this process writes the segments `<writer>-<number>`, until it ends in whatever way.
+
+    A server that is started beside workers of a killed one must not take what they still write for finished. Where the
+    disk does not let us say so, the writing goes on all the same.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(_claim_of(folder, writer), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # kept open: the kernel lets go of it
+
+
+def is_claimed(folder: Path, writer: str) -> bool:
+    """Whether a process that is alive has claimed the segments of `writer`; what a dead one left is cleared away."""
+    path = _claim_of(folder, writer)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        path.unlink(missing_ok=True)
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _claim_of(folder: Path, writer: str) -> Path:
+    return folder / f".{writer}.writer"

@@ -26,6 +26,7 @@ from loopwright.serving.ports import listen
 from loopwright.serving.profiles import Profiles
 from loopwright.serving.recheck import Recheck
 from loopwright.serving.reside import Reside
+from loopwright.serving.segments import is_claimed
 from loopwright.serving.slots import Slot, WorkerProcess, Workers
 from loopwright.serving.upstream import Upstream
 from loopwright.serving.worker import WorkerConfig
@@ -52,6 +53,8 @@ def serve(options: ServeOptions) -> int:
         keys = trusted_keys(options, cache, upstream)
         for stale in cache.counters.glob("*.counters"):
             stale.unlink()
+        for claimed in cache.segments.glob(".*.writer"):
+            is_claimed(cache.segments, claimed.name[1:].removesuffix(".writer"))
         check_files(options)
         sockets = listen(options.host, options.port, options.workers)
         try:
@@ -113,7 +116,7 @@ class Supervisor:
         # Its own connection: shipping and polling run in different threads.
         self._outflow = Outflow(
             options, cache, profiles, self._complain,
-            send=Upstream(options.control, options.token).send, is_writing=self.workers.writing.__contains__,
+            send=Upstream(options.control, options.token).send, is_writing=self._is_writing,
         )  # fmt: skip
         self._shipper = self._outflow.shipper
 
@@ -170,6 +173,10 @@ class Supervisor:
                 await self._told_again.wait()
 
     # The log.
+
+    def _is_writing(self, log: str) -> bool:
+        # A killed supervisor's workers answer what was under way, and log it, while we have started already.
+        return log in self.workers.writing or is_claimed(self._cache.segments, log)
 
     async def ship(self) -> int:
         """Send what is new to the control plane; return its bytes."""

@@ -38,6 +38,7 @@ from loopwright.serving.models import Model
 from loopwright.serving.orphan import end_with
 from loopwright.serving.protocols.repository import carry_out
 from loopwright.serving.residency import Residency
+from loopwright.serving.segments import claim
 from loopwright.serving.tracing import Tracing
 
 GRACE_SECONDS = 20
@@ -89,6 +90,7 @@ class Worker:
         self._keys = [PublicKey.from_text(text) for text in config.keys]
         self.counters = Counters(self._cache.counters / f"{config.slot}.counters")
         self._deadline = Deadline()
+        claim(self._cache.segments, config.log)
         self._log = SegmentWriter(self._cache.segments, config.log, durable=config.durable)
         self.residency = Residency(
             self._cache.depot,

@@ -1,6 +1,8 @@
 """Shipping under a policy: samples, what the control plane refuses, and who else needs the segments."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from loopwright.kernel.errors import BadInput, Conflict, Unavailable
 from loopwright.serving.events import SegmentWriter, frame, read_frames
-from loopwright.serving.segments import REFUSED
+from loopwright.serving.segments import REFUSED, is_claimed
 from loopwright.serving.shipping import Shipper
 from loopwright.serving.wire import open_batch, pack_batch
 from tests.unit.serving.test_log import Control, event
@@ -22,8 +24,8 @@ from tests.unit.serving.test_log import Control, event
 def ship(folder: Path, send: Callable[[bytes], int], **options: object) -> Shipper:
     said: list[str] = []
     shipper = Shipper(
-        folder, "sv_1", send=send, profiler=lambda m, v: None, is_writing=lambda name: False,
-        complain=said.append, **options,  # type: ignore[arg-type]
+        folder, "sv_1", send=send, profiler=lambda m, v: None,
+        complain=said.append, **{"is_writing": lambda name: False, **options},  # type: ignore[arg-type]
     )  # fmt: skip
     shipper.said = said  # type: ignore[attr-defined]
     return shipper
@@ -306,3 +308,36 @@ def test_a_damaged_segment_waits_for_its_readers_too(tmp_path: Path) -> None:
     reader.read["w0-000000"] = len(frame(event("a")))
     shipper.ship()
     assert [path.name for path in tmp_path.glob("w0*")] == ["w0-000000.damaged"]
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from loopwright.serving.events import SegmentWriter
+from loopwright.serving.segments import claim
+claim(Path(sys.argv[1]), "w0")
+writer = SegmentWriter(Path(sys.argv[1]), "w0")
+for line in sys.stdin:
+    writer.append(bytes.fromhex(line))
+    print("logged", flush=True)
+"""
+
+
+def test_what_another_servers_worker_still_writes_is_not_taken_for_finished(tmp_path: Path) -> None:
+    """Its supervisor was killed, and another one ships the same folder while it answers what was under way."""
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", WRITES, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    control = Control()
+    shipper = ship(tmp_path, control, is_writing=lambda log: is_claimed(tmp_path, log))
+    with orphan:
+        for name in ("a", "b"):
+            assert orphan.stdin and orphan.stdout
+            orphan.stdin.write(frame(event(name)).hex().encode() + b"\n")
+            orphan.stdin.flush()
+            assert orphan.stdout.readline() == b"logged\n"
+            shipper.ship()
+        orphan.kill()
+    shipper.ship()
+    assert control.ids == ["a", "b"]
+    assert not list(tmp_path.glob("*.seg")) and not list(tmp_path.glob(".*.writer"))
