@@ -20,6 +20,8 @@ from loopwright.kernel.errors import BadInput, Unavailable
 Status = Literal["ok", "error", "fallback"]
 MAX_FRAME = 64 << 20
 _HEAD = Layout("<II")
+_LEAST, _LOOK = 13, 64 << 10
+"""Bytes that an event takes at least, and in which the next frame is looked for."""
 
 
 class Event(msgspec.Struct, array_like=True, gc=False):
@@ -72,6 +74,20 @@ def whole_frames(data: bytes | memoryview, start: int = 0) -> int:
             raise BadInput("a frame's checksum is wrong", where=f"event log, byte {offset}")
         offset = after
     return offset
+
+
+def hides_frames(data: bytes) -> bool:
+    """Whether a whole frame lies behind the beginning of `data`, which is none: no torn tail then, but damage.
+
+    What a killed process did not finish is one frame, the last. Looks as far as such a frame usually goes.
+    """
+    view = memoryview(data)
+    for offset in range(1, min(len(data) - _HEAD.size, _LOOK)):
+        length, crc = _HEAD.unpack_from(data, offset)
+        after = offset + _HEAD.size + length
+        if length >= _LEAST and after <= len(data) and zlib.crc32(view[offset + _HEAD.size : after]) == crc:
+            return True
+    return False
 
 
 def read_frames(data: bytes) -> Iterator[Event]:

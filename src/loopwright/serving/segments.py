@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from loopwright.serving.events import Event, read_placed, whole_frames
+from loopwright.serving.events import Event, hides_frames, read_placed, whole_frames
 
 REFUSED = "refused"
 """The folder, beside the segments, of what a receiver would not take."""
@@ -74,6 +74,12 @@ def read_stretch(path: Path, start: int, size: int, most: int) -> Stretch | None
     frames = data[:end]
     placed = [Placed(start + begins, start + ends, event) for begins, ends, event in read_placed(frames)]
     return Stretch(path.stem, start, start + end, frames, placed)
+
+
+def is_torn(path: Path, start: int) -> bool:
+    """Whether what cannot be read from `start` on is but a frame that a killed process did not finish."""
+    with path.open("rb") as stream:
+        return not hides_frames(os.pread(stream.fileno(), 256 << 10, start))
 
 
 def still_written(paths: Iterable[Path], is_writing: Callable[[str], bool]) -> set[Path]:

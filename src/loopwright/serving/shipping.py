@@ -18,6 +18,7 @@ from loopwright.serving.segments import (
     REFUSED,
     Reader,
     Stretch,
+    is_torn,
     read_stretch,
     segment_files,
     still_written,
@@ -241,6 +242,8 @@ class Shipper:
         offset = self._offsets.get(path.stem, 0)
         if any(reader.reached(path.stem) < offset for reader in self._readers):
             return
+        if offset < path.stat().st_size and self._is_through(path, offset) and not is_torn(path, offset):
+            self._note_damage(path, BadInput("a frame's length is wrong", where=f"event log, byte {offset}"))
         if path.stem in self._damaged:
             with contextlib.suppress(FileNotFoundError):
                 path.rename(path.with_suffix(".damaged"))

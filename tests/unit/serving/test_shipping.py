@@ -294,6 +294,18 @@ def test_a_round_that_hangs_and_the_last_one_of_a_server_that_stops_take_turns(t
     assert control.ids == ["a"] and not list(tmp_path.glob("*.seg"))
 
 
+def test_a_wrong_length_is_no_torn_tail_what_lies_behind_it_is_kept(tmp_path: Path) -> None:
+    frames = [frame(event(name)) for name in ("a", "b", "c")]
+    spoiled = b"".join([frames[0], (1 << 20).to_bytes(4, "little"), frames[1][4:], frames[2]])
+    (tmp_path / "w0-000000.seg").write_bytes(spoiled)
+    (tmp_path / "w1-000000.seg").write_bytes(frames[0] + frames[1][:-1])  # its worker was killed
+    shipper = ship(tmp_path, Control())
+    shipper.ship()
+    assert [path.name for path in tmp_path.glob("w*")] == ["w0-000000.damaged"]
+    assert (tmp_path / "w0-000000.damaged").read_bytes() == spoiled
+    assert ["length is wrong" in said for said in shipper.said] == [True]  # type: ignore[attr-defined]
+
+
 def test_a_damaged_segment_waits_for_its_readers_too(tmp_path: Path) -> None:
     data = bytearray(frame(event("a")) + frame(event("c")))
     data[-1] ^= 1
