@@ -13,7 +13,7 @@ import pytest
 
 from loopwright.data.source import Reading, resolve
 from loopwright.data.sources import scratch, web
-from loopwright.kernel.errors import BadInput, NotFound, Unavailable
+from loopwright.kernel.errors import BadInput, NotFound, Refused, Unavailable
 
 ROWS = 20_000
 CSV = b"x,y\n" + b"".join(b"%d,text %d\n" % (n, n) for n in range(ROWS))
@@ -117,6 +117,19 @@ def test_what_comes_is_told_and_whoever_hears_it_may_end_it(server: Server) -> N
 
     with pytest.raises(KeyError, match="enough"):
         resolve(f"{server.url}/b.csv", Path(), moved=end)
+
+
+def test_a_name_that_turns_out_to_mean_another_machine_is_sent_nothing(server: Server) -> None:
+    def check(host: str) -> None:
+        if host != "localhost":
+            raise Refused("not that one", got=host)
+
+    with pytest.raises(Refused, match=r"not that one; got 127\.0\.0\.1"):
+        resolve(f"{server.url.replace('127.0.0.1', 'localhost')}/a.csv", Path(), check_host=check)
+    assert server.seen == []
+    told: list[str] = []
+    assert resolve(f"{server.url}/a.csv", Path(), check_host=told.append).digest
+    assert told == ["127.0.0.1", "127.0.0.1"]  # by name, and once it is called
 
 
 def test_a_later_process_goes_on_where_an_earlier_one_gave_up(server: Server) -> None:

@@ -6,10 +6,11 @@ https to http.
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import httpx
@@ -118,12 +119,11 @@ class _Download:
             bare = url.copy_with(userinfo=b"")
             if self.check_host is not None:
                 self.check_host(url.host)
-            request = self.client.build_request("GET", bare, headers=headers)
+            watched = {"trace": self._check_connected} if self.check_host is not None else {}
+            request = self.client.build_request("GET", bare, headers=headers, extensions=watched)
             answer = self.client.send(
                 request, stream=True, auth=auth if _origin(url) == _origin(own) else None
             )
-            if self.check_host is not None:
-                self._check_peer(answer)
             if not answer.has_redirect_location:
                 return answer
             answer.close()
@@ -137,17 +137,17 @@ class _Download:
         raise BadInput("too many redirects", where=self.name, got=public_uri(str(url)),
                        wanted=f"at most {MAX_REDIRECTS}", next="Name the file's own address")  # fmt: skip
 
-    def _check_peer(self, answer: httpx.Response) -> None:
-        """A name may have meant another machine when it was called than when it was asked about."""
-        stream = answer.extensions.get("network_stream")
-        peer = stream.get_extra_info("server_addr") if stream is not None else None
+    def _check_connected(self, event: str, told: Mapping[str, Any]) -> None:
+        """A name may mean another machine when it is called than when it was asked about: before a byte is sent."""
+        if event != "connection.connect_tcp.complete":
+            return
         assert self.check_host is not None
-        if peer:
-            try:
-                self.check_host(str(peer[0]))
-            except BaseException:
-                answer.close()
-                raise
+        stream = told["return_value"]
+        try:
+            self.check_host(str(stream.get_extra_info("server_addr")[0]))
+        except BaseException:
+            stream.close()
+            raise
 
     def _accept(self, answer: httpx.Response) -> None:
         code = answer.status_code
