@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 TIERS = ("unit", "contract", "integration", "lifecycle")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tier = item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else ""

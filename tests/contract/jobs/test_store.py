@@ -209,7 +209,8 @@ def test_what_is_forgotten_leaves_nothing_behind(any_ledger: Ledger) -> None:
     with any_ledger.write() as conn:
         assert [one.id for one in store.ended_before(conn, NOON + timedelta(seconds=1))] == [job.id]
         assert store.ended_before(conn, NOON) == []
-        store.forget(conn, job.id)
+        assert not store.forget(conn, job.id, NOON)
+        assert store.forget(conn, job.id, NOON + timedelta(seconds=1))
         assert store.listed(conn) == [] and store.attempts(conn, job.id) == []
 
 
