@@ -28,7 +28,7 @@ demo: install
 
 test: install
 	scripts/test-services
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: install
 	$(BIN)/ruff check .

@@ -26,17 +26,34 @@ HERE = Path(__file__).parent
 TIERS = ("unit", "contract", "integration", "lifecycle")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
+TOGETHER = {
+    "tests/lifecycle/": "the played demo",
+    "tests/contract/data/test_rules_on_spark.py": "Spark",
+    "tests/contract/features/test_spark.py": "Spark",
+    "tests/integration/features/test_lake.py": "Spark",
+    "tests/unit/features/test_portable.py": "Spark",
+}
+"""Files by what they share: a second process would wait for the demo to be played, or start a Spark of its own."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tier = item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else ""
         if tier in TIERS:
             item.add_marker(getattr(pytest.mark, tier))
-            # A file's tests run in one process. The lifecycle's all do, for they share one played demo, and a second
-            # process would only wait for it; so do those that want Spark, which is started once.
-            spark = "spark" in getattr(item, "fixturenames", ())
-            group = tier if tier == "lifecycle" else "spark" if spark else str(item.path.relative_to(HERE))
-            item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests run in one process, and so do those of files that share what is dear."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist ships no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return next((shared for start, shared in TOGETHER.items() if file.startswith(start)), file)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture
