@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 Json = Mapping[str, Any]
 
-SERVING = ("cryptography", "httptools", "loopwright", "msgspec", "numpy", "onnxruntime", "uvicorn", "uvloop")
+SERVING = (
+    "cryptography", "httptools", "loopwright", "msgspec", "nanoarrow", "numpy", "onnxruntime", "uvicorn", "uvloop",
+    "wsproto",
+)  # fmt: skip
 """What a worker imports; together with the bundle's own requirements, the roots of what serves a version."""
 
 MODEL = "model"

@@ -197,7 +197,7 @@ def test_a_stopped_worker_that_wakes_up_late_changes_nothing(
     ctx: Context, tmp_path: Path, worker: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     """SIGSTOP is the worst of pauses: the lease passes to another, and the sleeper goes on in mid-row."""
-    job = submit(ctx, input=str(write_csv(tmp_path / "rows.csv", 30_000)))
+    job = submit(ctx, input=str(write_csv(tmp_path / "rows.csv", 200_000)))
     sleeper = worker(ctx.home.root, "--lease", "2s", "--chunk-rows", "4096", log=tmp_path / "sleeper.log")
     eventually(lambda: show(ctx, job)["done"] > 0)
     sleeper.send_signal(signal.SIGSTOP)
@@ -209,8 +209,8 @@ def test_a_stopped_worker_that_wakes_up_late_changes_nothing(
     for process in (sleeper, other):
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    check_result(ctx, job, 30_000)
-    assert counted(ctx) == 30_000
+    check_result(ctx, job, 200_000)
+    assert counted(ctx) == 200_000
 
 
 def test_two_workers_share_a_queue_on_postgresql(

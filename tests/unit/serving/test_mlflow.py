@@ -1,5 +1,6 @@
 """MLflow's scoring protocol: its table formats give the same rows, and what cannot be read is told with its place."""
 
+import csv
 import json
 import math
 from collections.abc import Iterator
@@ -28,6 +29,14 @@ TWO = [ROW, {"distance": None, "hour": 7, "carrier": "AA"}]
 ANSWERS = [tiny_answer(500, 6, "UA"), tiny_answer(None, 7, "AA")]
 COLUMNS = {name: [row[name] for row in TWO] for name in ROW}
 LISTS = [list(row.values()) for row in TWO]
+
+
+@pytest.fixture(autouse=True)
+def a_workers_field_limit() -> Iterator[None]:
+    """Reading data raises the limit of the whole process, which a worker never does."""
+    before = csv.field_size_limit(131_072)
+    yield
+    csv.field_size_limit(before)
 
 
 @pytest.fixture(scope="module")

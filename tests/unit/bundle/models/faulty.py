@@ -28,7 +28,7 @@ class Faulty:
         if act == FILLS:
             return np.ones((len(features), 1 << 30)).sum(axis=1)
         if act == BABBLES:
-            for number in range(3, 64):
+            for number in range(3, 4096):  # whatever number it has
                 try:
                     socket.socket(fileno=os.dup(number)).sendall(b"\xff" * 64)
                 except OSError:
