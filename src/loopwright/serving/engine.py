@@ -152,15 +152,6 @@ class Engine:
         reasons = "; ".join(f"version {number}: {why}" for number, why in sorted(model.refused.items()))
         raise Unavailable(f"{model.name} has no version that may answer ({reasons})")
 
-    def waiting(self) -> int:
-        """How many rows wait for, or are in, lanes with a thread."""
-        return sum(
-            served.lane.waiting
-            for model in self.models.values()
-            for served in model.versions.values()
-            if served.lane is not None
-        )
-
     # Answers.
 
     async def infer(self, model: Model, rows: Rows, call: Call = PLAIN) -> Answer:
