@@ -102,7 +102,7 @@ def _progress(session: Session) -> Iterator[None]:
         yield
         return
     from loopwright.cli.progress import Live
-    from loopwright.pipeline.progress import watching
+    from loopwright.kernel.progress import watching
 
     with Live() as live:
         token = watching.set(live)

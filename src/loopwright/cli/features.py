@@ -121,7 +121,7 @@ def materialize(
     if session.as_json or dry_run or isinstance(client, HttpClient):
         answer = session.call("features.materialize", **arguments)
     else:
-        from loopwright.pipeline.progress import watching
+        from loopwright.kernel.progress import watching
 
         with watch() as progress:
             token = watching.set(progress)

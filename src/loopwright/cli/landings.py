@@ -37,7 +37,7 @@ def land(session: Session, project: Path, tables: tuple[str, ...], rebuild: tupl
     if session.as_json or isinstance(client, HttpClient):
         answer = session.call("landings.land", **arguments)
     else:
-        from loopwright.pipeline.progress import watching
+        from loopwright.kernel.progress import watching
 
         with watch() as progress:
             progress.step("Land the data")

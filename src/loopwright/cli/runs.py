@@ -61,7 +61,7 @@ def _rerun(session: Session, run: str) -> dict[str, Any]:
     from loopwright.cli.progress import watch
     from loopwright.control.folder import FolderClient
     from loopwright.kernel.actor import Role, require
-    from loopwright.pipeline.progress import Silent
+    from loopwright.kernel.progress import Silent
     from loopwright.pipeline.reproduce import reproduce as rerun
 
     client = session.client()

@@ -104,7 +104,7 @@ def run(
     arguments = _arguments(context, opened, reason, retrain, version_number) | {"snapshot": snapshot}
     with _as(context.actor), following(context.home, context.ledger), noticing(context):
         if session.as_json:
-            from loopwright.pipeline.progress import Silent
+            from loopwright.kernel.progress import Silent
 
             with stdout_for_the_answer():
                 report = run_project(**arguments, progress=Silent())

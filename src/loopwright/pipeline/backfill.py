@@ -22,11 +22,11 @@ from loopwright.features.offline import build_frame
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, to_us
 from loopwright.kernel.errors import BadInput, Conflict
+from loopwright.kernel.progress import Progress, Silent
 from loopwright.pipeline.affected import Affected, affected
 from loopwright.pipeline.frames import frame_of
 from loopwright.pipeline.gold import Gold, GoldReport, definition_of, last_gold, spans, write_gold
 from loopwright.pipeline.intake import pinned_tables
-from loopwright.pipeline.progress import Progress, Silent
 from loopwright.project.spec import Project
 
 Online = Callable[[Sequence[str], Mapping[str, list[dict[str, Any]] | None]], list[dict[str, Any]]]

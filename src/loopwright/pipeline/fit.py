@@ -18,7 +18,7 @@ from loopwright.bundle.transform import Transform
 from loopwright.features.frame import Frame
 from loopwright.features.module import Dtype, FeatureModule, import_project_file
 from loopwright.kernel.errors import BadInput, LoopwrightError, did_you_mean
-from loopwright.pipeline.progress import Progress
+from loopwright.kernel.progress import Progress
 from loopwright.project.spec import Project
 from loopwright.stats.metrics import METRICS
 from loopwright.training.config import load_config

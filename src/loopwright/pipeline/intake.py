@@ -19,7 +19,7 @@ from loopwright.data.source import public_uri, resolve_declared
 from loopwright.kernel.actor import Actor
 from loopwright.kernel.clock import Clock
 from loopwright.kernel.errors import BadInput, NotFound, Unavailable, did_you_mean
-from loopwright.pipeline.progress import Progress
+from loopwright.kernel.progress import Progress
 from loopwright.project.spec import Project
 
 

@@ -31,6 +31,7 @@ from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock, iso, parse_time
 from loopwright.kernel.errors import BadInput, did_you_mean
 from loopwright.kernel.home import Home
+from loopwright.kernel.progress import Progress, Silent
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
@@ -46,7 +47,6 @@ from loopwright.pipeline.keep import keep_project
 from loopwright.pipeline.numbering import number_for
 from loopwright.pipeline.online import after_run
 from loopwright.pipeline.package import Origin, seal, span
-from loopwright.pipeline.progress import Progress, Silent
 from loopwright.pipeline.trusting import kept_untrusted, trusts_of
 from loopwright.project.spec import Project
 from loopwright.quality.gates import run_gates

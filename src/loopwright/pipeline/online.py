@@ -13,8 +13,8 @@ from loopwright.kernel.actor import Actor
 from loopwright.kernel.clock import Clock
 from loopwright.kernel.errors import LoopwrightError
 from loopwright.kernel.home import Home
+from loopwright.kernel.progress import Progress
 from loopwright.ledger.engine import Ledger
-from loopwright.pipeline.progress import Progress
 from loopwright.project.spec import Project
 
 

@@ -13,12 +13,12 @@ from loopwright.data.snapshot import verify_snapshot
 from loopwright.features.module import load_features
 from loopwright.kernel.errors import BadInput
 from loopwright.kernel.home import Home
+from loopwright.kernel.progress import Progress, Silent
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline import store
 from loopwright.pipeline.fit import cut, fit_model
 from loopwright.pipeline.frames import known_rows
 from loopwright.pipeline.keep import kept_project
-from loopwright.pipeline.progress import Progress, Silent
 from loopwright.pipeline.trusting import trusts_of
 from loopwright.training.context import fingerprint as fingerprint_now
 from loopwright.training.reproduce import Agreement, Comparison, Outcome, compare, fingerprint

@@ -21,8 +21,8 @@ from loopwright.data.reference import snapshot_reference
 from loopwright.data.source import public_uri, resolve, resolve_declared
 from loopwright.data.workspace import workspace
 from loopwright.kernel.errors import BadInput, NotFound
+from loopwright.kernel.progress import Progress, Silent
 from loopwright.pipeline.intake import in_reference_order
-from loopwright.pipeline.progress import Progress, Silent
 from loopwright.project.spec import Project
 
 

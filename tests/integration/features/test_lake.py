@@ -20,10 +20,10 @@ from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.clock import utc_now
 from loopwright.kernel.errors import Refused
 from loopwright.kernel.home import Home
+from loopwright.kernel.progress import Silent
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline.frames import known_rows
 from loopwright.pipeline.intake import bring_in
-from loopwright.pipeline.progress import Silent
 from loopwright.pipeline.scaffold import init_project
 from loopwright.project.spec import Project, load_project
 

@@ -17,10 +17,10 @@ from loopwright.features.offline import build_frame
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.clock import parse_time, utc_now
 from loopwright.kernel.home import Home
+from loopwright.kernel.progress import Silent
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline.frames import KEPT, known_rows
 from loopwright.pipeline.intake import bring_in, pinned_tables
-from loopwright.pipeline.progress import Silent
 from loopwright.pipeline.scaffold import init_project
 from loopwright.project.spec import Project, load_project
 

@@ -18,11 +18,11 @@ from loopwright.data.snapshot import load_snapshot, verify_snapshot
 from loopwright.data.versions.store import tables_of
 from loopwright.kernel.actor import Role
 from loopwright.kernel.errors import BadInput, NotFound, Refused, did_you_mean
+from loopwright.kernel.progress import Silent, watching
 from loopwright.pipeline import store as pipeline_store
 from loopwright.pipeline.gold import TABLE as GOLD
 from loopwright.pipeline.gold import last_gold
 from loopwright.pipeline.intake import bring_in
-from loopwright.pipeline.progress import Silent, watching
 from loopwright.pipeline.trial import Trials
 
 ROWS = 10_000

@@ -23,9 +23,9 @@ from loopwright.features.view import FeatureView
 from loopwright.kernel.actor import Role
 from loopwright.kernel.clock import from_us
 from loopwright.kernel.errors import BadInput, NotFound, Refused, did_you_mean
+from loopwright.kernel.progress import Progress, watching
 from loopwright.pipeline import store as pipeline_store
 from loopwright.pipeline.online import materialize_project
-from loopwright.pipeline.progress import Progress, watching
 from loopwright.project.spec import Project, Spec, load_project
 from loopwright.registry import versions
 from loopwright.registry.trust.store import approved

@@ -11,8 +11,8 @@ from loopwright.data.lake import Lake
 from loopwright.kernel.actor import Role
 from loopwright.kernel.clock import iso
 from loopwright.kernel.errors import NotFound
+from loopwright.kernel.progress import Silent, watching
 from loopwright.pipeline.intake import land as land_project
-from loopwright.pipeline.progress import Silent, watching
 
 
 @operation("landings.land", "POST", "/data/land", role=Role.DEVELOPER)

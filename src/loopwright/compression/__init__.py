@@ -1,0 +1,1 @@
+"""Compression: smaller and faster models, measured against the one they came from."""

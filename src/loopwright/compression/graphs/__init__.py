@@ -1,0 +1,1 @@
+"""Steps on ONNX graphs: precision, calibration, sensitivity. None of them needs torch."""

@@ -1,0 +1,1 @@
+"""Steps on torch modules: pruning, distillation, training with rounding, factors. All of them need torch."""

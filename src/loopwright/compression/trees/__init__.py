@@ -1,0 +1,1 @@
+"""Steps on gradient-boosted trees in ONNX."""
