@@ -50,7 +50,7 @@ def texts() -> Samples:
 
 @pytest.fixture(scope="session")
 def tiny_transformer(texts: Samples, tmp_path_factory: pytest.TempPathFactory) -> "TorchNetwork":
-    """An encoder of four blocks, four heads, FFNs and a table of tokens half of which is never used; `tokens` varies."""
+    """An encoder of four blocks and four heads; half of its table of tokens is never used; `tokens` varies."""
     import torch
 
     from tests.unit.compression.example_networks import Encoder, network_of

@@ -78,7 +78,7 @@ class Encoder(nn.Module):
 
 
 def digits_samples() -> Samples:
-    """scikit-learn's digits, pixels of 0 to 1 as `features`: 1,100 rows to learn from, 300 to choose by, 397 to report."""
+    """scikit-learn's digits, pixels of 0 to 1 as `features`: 1,100 rows teach, 300 choose, 397 report."""
     data = load_digits()
     pixels, digits = (data.data / 16).astype(np.float32), data.target
     order = np.random.default_rng(0).permutation(len(digits))
@@ -90,7 +90,7 @@ def digits_samples() -> Samples:
 
 
 def texts_samples() -> Samples:
-    """Rows of 3 to 15 tokens behind an opening one, padded to 16; the truth is the kind of token that is most frequent."""
+    """Rows of 3 to 15 tokens behind an opening one, padded to 16; the truth is the most frequent kind of token."""
     draw = np.random.default_rng(3)
 
     def rows(count: int) -> Rows:
