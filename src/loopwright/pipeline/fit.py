@@ -19,6 +19,7 @@ from loopwright.features.frame import Frame
 from loopwright.features.module import Dtype, FeatureModule, import_project_file
 from loopwright.kernel.errors import BadInput, LoopwrightError, did_you_mean
 from loopwright.kernel.progress import Progress
+from loopwright.pipeline.weights import weights_of
 from loopwright.project.spec import Project
 from loopwright.stats.metrics import METRICS
 from loopwright.training.config import load_config
@@ -91,6 +92,8 @@ class Fitted:
     """The fitted model's class, like "lightgbm.Booster"; of a scikit-learn pipeline, its last step's."""
     native: Mapping[str, bytes]
     """Files a bundle keeps beside the graph, by path."""
+    weights: bytes | None = None
+    """Of a torch module: its state, to be kept with the run."""
 
 
 def schema_of(
@@ -236,6 +239,7 @@ def fit_model(
         holdout_output=output,
         algorithm=algorithm_of(model),
         native=native_files(model),
+        weights=weights_of(model),
     )
 
 

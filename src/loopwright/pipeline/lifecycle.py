@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ from loopwright.data.incidents.record import require_no_incident
 from loopwright.data.ingest import IngestReport
 from loopwright.data.lake import Lake
 from loopwright.data.snapshot import Snapshot, verify_snapshot
-from loopwright.delivery.routes import stable_version
 from loopwright.features.frame import Frame
 from loopwright.features.lineage import feature_lineage
 from loopwright.features.module import FeatureModule, load_features
 from loopwright.features.registry import remember_views
 from loopwright.features.served import Types
 from loopwright.kernel.actor import Actor, Role, require
-from loopwright.kernel.clock import Clock, iso, parse_time
+from loopwright.kernel.clock import Clock, iso
 from loopwright.kernel.errors import BadInput, did_you_mean
 from loopwright.kernel.home import Home
 from loopwright.kernel.progress import Progress, Silent
@@ -37,6 +35,7 @@ from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
 from loopwright.monitoring.feature_health.rules import check_rules
 from loopwright.pipeline import store
+from loopwright.pipeline.baseline import Baseline, stable_baseline
 from loopwright.pipeline.explained import Explainability, explain_bundle
 from loopwright.pipeline.feature_watch import views_of
 from loopwright.pipeline.fit import Fitted, Parts, cut, fit_model
@@ -48,6 +47,7 @@ from loopwright.pipeline.numbering import number_for
 from loopwright.pipeline.online import after_run
 from loopwright.pipeline.package import Origin, seal, span
 from loopwright.pipeline.trusting import kept_untrusted, trusts_of
+from loopwright.pipeline.weights import keep_weights
 from loopwright.project.spec import Project
 from loopwright.quality.gates import run_gates
 from loopwright.quality.report import GateReport
@@ -58,8 +58,7 @@ from loopwright.registry.documents.sections import Written, read_card
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 from loopwright.registry.policies import admit, waive
-from loopwright.registry.trust.store import approved
-from loopwright.registry.versions import Version, current, get_version, register_version
+from loopwright.registry.versions import register_version
 from loopwright.training.context import capture, mlflow_tags
 from loopwright.training.forms import Trusts
 from loopwright.training.recorder import Recorder, start_run
@@ -101,15 +100,6 @@ class RunReport:
             "baseline": self.baseline,
             "refused": self.refused,
         }
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The version that a new one must not be worse than."""
-
-    version: int
-    bundle: Bundle
-    trained_until: datetime | None
 
 
 @dataclass(frozen=True)
@@ -206,6 +196,8 @@ def run_project(
 
         with kept_untrusted(home, f"loopwright run {project.dir}"):
             fitted = fit_model(project, module, parts, run, setting.watch, trusts=setting.trusts)
+        if fitted.weights is not None:
+            keep_weights(home, run.run_id, fitted.weights)
         context["lineage"]["transform"]["gives"] = list(fitted.names)
         setting.watch.step("Bundle, gates")
         origin = Origin(run.run_id, pinned.digest, actor.name, reason, *span(parts.train))
@@ -289,25 +281,6 @@ class recorded:  # noqa: N801 - reads as a word at its call site: with run, reco
                     subject=f"run {self.run_id}",
                     payload={"model": setting.project.spec.model, "why": f"{kind.__name__}: {error}"[:500]},
                 )
-
-
-def stable_baseline(ledger: Ledger, home: Home, trusted: Sequence[PublicKey], model: str) -> Baseline | None:
-    """The version that answers as stable, opened; before anything is served, the one approved for Production.
-
-    A version still in its canary is no baseline: it has to prove itself first. None when there is no version yet.
-    """
-    with ledger.read() as conn:
-        stable = stable_version(conn, model)
-        if stable is not None:
-            version: Version | None = get_version(conn, model=model, version=stable)
-        else:
-            version = current(conn, model=model)
-        pickles = approved(conn)
-    if version is None or version.bundle is None:
-        return None
-    bundle = open_bundle(BundleDepot(home.bundles).path(version.bundle), trusted, trusted=pickles)
-    until = bundle.manifest.provenance.get("trained_until")
-    return Baseline(version.version, bundle, parse_time(until) if until else None)
 
 
 def _admitted(conn: Connection, project: Project, actor: Actor) -> tuple[str, ...]:

@@ -10,13 +10,25 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     StringConstraints,
     field_validator,
     model_validator,
 )
 
 from loopwright.kernel.errors import BadInput
-from loopwright.project.values import Change, Duration, Factor, Holdout, Limit, Moment, Points, Share
+from loopwright.project.values import (
+    Bytes,
+    Change,
+    Duration,
+    Factor,
+    Holdout,
+    Latency,
+    Limit,
+    Moment,
+    Points,
+    Share,
+)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 File = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -187,6 +199,39 @@ class Gates(Section):
     fairness: Fairness | None = Field(
         None, description="{attribute, metric, max_gap} or {not_applicable: why}"
     )
+
+
+class Compression(Section):
+    """How every new version is made smaller by itself, as a version of its own: by a recipe, or by limits to keep to.
+
+    `recipe`: steps in order, those on modules first, like {step: prune-structure, share: 0.5}, {step: distil},
+    {step: qat}, {step: int8-static}. Limits: techniques are tried from the cheapest on, and the first that keeps to all
+    of them is taken. `max_loss` counts for both: a share of the uncompressed version's metric, decided on the bound.
+    """
+
+    recipe: tuple[dict[Text, JsonValue], ...] | None = Field(
+        None, min_length=1, max_length=20, description="a list of {step: NAME, setting: value, …}"
+    )
+    target_size: Bytes | None = Field(None, description="bytes on disk, like 10MB")
+    max_latency: Latency | None = Field(None, description="of the 99th percentile, like 5ms")
+    max_loss: Share = Field(0.01, lt=1, description="a percentage, like 1%")
+    budget: Duration = Field(timedelta(minutes=20), gt=timedelta(), description="a duration, like 20m")
+    batch: int = Field(1, ge=1, le=10_000, description="rows that production asks at once, from 1")
+    threads: int = Field(1, ge=1, le=256, description="threads that a prediction has in production, from 1")
+
+    @model_validator(mode="after")
+    def _a_recipe_or_limits(self) -> Self:
+        limits = self.target_size is not None or self.max_latency is not None
+        if limits == (self.recipe is not None):
+            raise BadInput(
+                "compression needs one of a recipe and limits",
+                got="both" if limits else "neither",
+                wanted="`recipe`, or `target_size` and/or `max_latency`",
+            )
+        for one in self.recipe or ():
+            if not isinstance(one.get("step"), str):
+                raise BadInput("a step without a name", got=one, wanted="{step: NAME, setting: value, …}")
+        return self
 
 
 class Explain(Section):

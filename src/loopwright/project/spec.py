@@ -13,6 +13,7 @@ from loopwright.project.explain import explain
 from loopwright.project.located import KeyPath, Located, dotted, parse_scalar, read_yaml
 from loopwright.project.policy import Policy
 from loopwright.project.sections import (
+    Compression,
     Data,
     Delivery,
     Explain,
@@ -51,6 +52,9 @@ class Spec(Section):
     search: Search | None = Field(None, description="{metric, direction, trials}")
     gates: Gates = Field(Gates(), description="{metrics, latency_p99_ms, baseline, behaviour}")
     explain: Explain = Field(Explain(), description="{log, rows}")
+    compression: Compression | None = Field(
+        None, description="{recipe} or {target_size, max_latency}, {max_loss}"
+    )
     policy: Policy = Field(Policy(), description="{tier, and what is to be stricter than its document}")
     delivery: Delivery = Field(Delivery(), description="{strategy, shadow_first, steps, rollback}")
     serving: Serving = Field(Serving(), description="{timeout_ms, breaker, batching, log, default}")

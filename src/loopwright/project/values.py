@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from loopwright.kernel.clock import format_duration, iso, parse_duration, parse_time
 from loopwright.kernel.errors import BadInput
+from loopwright.kernel.sizes import parse_size
 
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -106,6 +107,26 @@ def read_change(value: object) -> float:
     raise BadInput("not a relative change", got=value, wanted='like "-2%"')
 
 
+def read_bytes(value: object) -> int:
+    """Read "10MB" or 10000000 as bytes, above zero."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if isinstance(value, str) and (found := parse_size(value)) > 0:
+        return found
+    raise BadInput("not an amount of bytes", got=value, wanted="above zero, like 10MB")
+
+
+def read_milliseconds(value: object) -> float:
+    """Read "5ms" or "0.5s" (or a number of milliseconds) as milliseconds, above zero."""
+    if isinstance(value, float) and 0 < value < math.inf:
+        return value
+    if isinstance(value, str) and (found := re.fullmatch(rf"({_NUMBER})\s*(us|ms|s)", value.strip())):
+        length = float(found.group(1)) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[found.group(2)]
+        if 0 < length < math.inf:
+            return length
+    raise BadInput("not a time", got=value, wanted="above zero, like 5ms or 0.5s")
+
+
 def read_moment(value: object) -> datetime:
     """Read a time with a zone, or a date as its first moment in UTC."""
     if isinstance(value, str):
@@ -150,4 +171,6 @@ Share = Annotated[float, BeforeValidator(read_share)]
 Points = Annotated[float, BeforeValidator(read_points)]
 Factor = Annotated[float, BeforeValidator(read_factor)]
 Change = Annotated[float, BeforeValidator(read_change)]
+Bytes = Annotated[int, BeforeValidator(read_bytes)]
+Latency = Annotated[float, BeforeValidator(read_milliseconds)]
 Holdout = Annotated[Any, BeforeValidator(read_holdout), PlainSerializer(_write_holdout)]

@@ -28,7 +28,7 @@ from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.errors import BadInput, Conflict, NotFound, Refused, Tampered
 from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
-from loopwright.pipeline.lifecycle import stable_baseline
+from loopwright.pipeline.baseline import stable_baseline
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.versions import register_version
 
