@@ -13,7 +13,6 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.keys import PublicKey, SigningKey
 from loopwright.bundle.open import Bundle, open_bundle
 from loopwright.data.incidents.record import require_no_incident
@@ -46,7 +45,8 @@ from loopwright.pipeline.keep import keep_project
 from loopwright.pipeline.numbering import number_for
 from loopwright.pipeline.online import after_run
 from loopwright.pipeline.package import Origin, seal, span
-from loopwright.pipeline.trusting import kept_untrusted, trusts_of
+from loopwright.pipeline.tracked import Setting, recorded, tracked
+from loopwright.pipeline.trusting import kept_untrusted
 from loopwright.pipeline.weights import keep_weights
 from loopwright.project.spec import Project
 from loopwright.quality.gates import run_gates
@@ -54,14 +54,13 @@ from loopwright.quality.report import GateReport
 from loopwright.registry import semver
 from loopwright.registry import store as registry_store
 from loopwright.registry.authority import check_team
-from loopwright.registry.documents.sections import Written, read_card
+from loopwright.registry.documents.sections import read_card
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 from loopwright.registry.policies import admit, waive
 from loopwright.registry.versions import register_version
 from loopwright.training.context import capture, mlflow_tags
-from loopwright.training.forms import Trusts
-from loopwright.training.recorder import Recorder, start_run
+from loopwright.training.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -100,39 +99,6 @@ class RunReport:
             "baseline": self.baseline,
             "refused": self.refused,
         }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where a run takes place: whose it is, on which home, and why."""
-
-    project: Project
-    home: Home
-    ledger: Ledger
-    actor: Actor
-    clock: Clock
-    key: SigningKey
-    reason: str
-    watch: Progress
-    written: Written | None = None
-    """The project's own card."""
-    others: tuple[PublicKey, ...] = ()
-    """Keys whose seals count too: those that signed before this one."""
-
-    @property
-    def trusted(self) -> tuple[PublicKey, ...]:
-        """Whose seals count."""
-        return (self.key.public, *self.others)
-
-    @property
-    def trusts(self) -> Trusts:
-        """Which forms that run code may be loaded."""
-        return trusts_of(self.ledger, self.trusted)
-
-    @property
-    def depot(self) -> BundleDepot:
-        """The home's bundles."""
-        return BundleDepot(self.home.bundles)
 
 
 def run_project(
@@ -183,7 +149,8 @@ def run_project(
     check_rules(project.spec.monitoring.features, views_of(module))
     _check_redacted(spec.serving.log.redact, module)
     parts = _parts(setting, module, pinned, gold=snapshot is None)
-    run = _tracked(setting, tracking_uri, pinned.digest, retrain_id)
+    tags = {"loopwright.snapshot": pinned.digest} | ({"loopwright.retrain": retrain_id} if retrain_id else {})
+    run = tracked(setting, tracking_uri, f"{spec.model} {reason}", tags)
     with run, recorded(setting, run.run_id, pinned.digest):
         context = capture(
             project=project, snapshot=pinned.digest, splits=parts.sizes(), seed=spec.train.seed, actor=actor
@@ -234,55 +201,6 @@ def run_project(
     )
 
 
-class recorded:  # noqa: N801 - reads as a word at its call site: with run, recorded(...)
-    """The run's row in the ledger: opened on entry; closed as FAILED when the body raises."""
-
-    def __init__(self, setting: Setting, run_id: str, snapshot: str) -> None:
-        self.setting, self.run_id, self.snapshot = setting, run_id, snapshot
-
-    def __enter__(self) -> None:
-        setting, spec = self.setting, self.setting.project.spec
-        with setting.ledger.write() as conn:
-            store.start_run(
-                conn,
-                run_id=self.run_id,
-                model=spec.model,
-                project=spec.project,
-                experiment=spec.experiment,
-                actor=setting.actor.name,
-                reason=setting.reason,
-                snapshot=self.snapshot,
-                now=setting.clock(),
-            )
-            ledger_store.append(
-                conn,
-                at=setting.clock(),
-                actor=setting.actor.name,
-                action="run.start",
-                subject=f"run {self.run_id}",
-                payload={
-                    "model": spec.model,
-                    "snapshot": self.snapshot,
-                    "reason": setting.reason,
-                    "project": setting.project.digest,
-                },
-            )
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if kind is not None:
-            setting, now = self.setting, self.setting.clock()
-            with setting.ledger.write() as conn:
-                store.finish_run(conn, self.run_id, status="FAILED", now=now)
-                ledger_store.append(
-                    conn,
-                    at=now,
-                    actor=setting.actor.name,
-                    action="run.failed",
-                    subject=f"run {self.run_id}",
-                    payload={"model": setting.project.spec.model, "why": f"{kind.__name__}: {error}"[:500]},
-                )
-
-
 def _admitted(conn: Connection, project: Project, actor: Actor) -> tuple[str, ...]:
     """The points of the project's policy that are waived; raises Refused where a run would loosen what governs it."""
     spec = project.spec
@@ -330,27 +248,6 @@ def _parts(setting: Setting, module: FeatureModule, snapshot: Snapshot, *, gold:
         f"{parts.train.rows:,} to train, {parts.holdout.rows:,} held out"
     )
     return parts
-
-
-def _tracked(setting: Setting, tracking_uri: str, snapshot: str, retrain_id: str | None) -> Recorder:
-    spec = setting.project.spec
-    tags = {
-        **spec.tags,
-        "owner": spec.owner,
-        "loopwright.reason": setting.reason,
-        "loopwright.snapshot": snapshot,
-    }
-    if retrain_id:
-        tags["loopwright.retrain"] = retrain_id
-    over_http = tracking_uri.startswith(("http://", "https://"))
-    return start_run(
-        tracking_uri=tracking_uri,
-        experiment=spec.experiment,
-        name=f"{spec.model} {setting.reason}"[:250],
-        tags=tags,
-        spool=setting.home.root / "spool",
-        artifact_location=None if over_http else (setting.home.artifacts / "runs").as_uri(),
-    )
 
 
 def _sealed(

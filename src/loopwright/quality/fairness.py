@@ -52,7 +52,7 @@ _BINARY_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Metric:
+class GroupMetric:
     """A metric by group. `values` (n,) are averaged over the rows of `counted`; an AUC ranks `scores` instead."""
 
     name: str
@@ -81,8 +81,8 @@ def fairness_report(
     Binary models are positive at a probability of at least 0.5, multiclass models say their likeliest class.
     Raises BadInput for an unknown metric or attribute.
     """
-    metrics = _metrics(task, labels, predicted, classes)
-    judged = _judged(asked, task, metrics)
+    metrics = metrics_of(task, labels, predicted, classes)
+    judged = judged_names(asked, task, metrics)
     answers = predicted.argmax(axis=1).astype(np.float64) if task == "multiclass" else predicted[:, 0]
     found = []
     for attribute in asked.attribute:
@@ -131,7 +131,7 @@ def group_names(values: NDArray[Any]) -> NDArray[Any]:
     return names
 
 
-def _metrics(task: str, labels: Floats, predicted: Floats, classes: tuple[str, ...]) -> list[_Metric]:
+def metrics_of(task: str, labels: Floats, predicted: Floats, classes: tuple[str, ...]) -> list[GroupMetric]:
     from fairlearn import metrics as fair  # pandas and scikit-learn come with it
     from sklearn.metrics import accuracy_score, precision_score
 
@@ -139,37 +139,37 @@ def _metrics(task: str, labels: Floats, predicted: Floats, classes: tuple[str, .
     if task == "regression":
         errors = predicted[:, 0] - labels
         return [
-            _Metric("mean_error", "mean of prediction minus truth", lambda y, p: float(np.mean(p - y)),
+            GroupMetric("mean_error", "mean of prediction minus truth", lambda y, p: float(np.mean(p - y)),
                     everyone, errors, is_rate=False),
-            _Metric("mae", "mean distance of prediction and truth", lambda y, p: float(np.mean(np.abs(p - y))),
+            GroupMetric("mae", "mean distance of prediction and truth", lambda y, p: float(np.mean(np.abs(p - y))),
                     everyone, np.abs(errors), is_rate=False),
         ]  # fmt: skip
     if task == "multiclass":
         said = predicted.argmax(axis=1).astype(np.float64)
         rates = [
-            _Metric(f"selection_rate: {classes[k] if k < len(classes) else k}", "share that gets this class",
-                    _said(k), everyone, (said == k).astype(np.float64))
+            GroupMetric(f"selection_rate: {classes[k] if k < len(classes) else k}", "share that gets this class",
+                        _said(k), everyone, (said == k).astype(np.float64))
             for k in range(predicted.shape[1])
         ]  # fmt: skip
-        right = _Metric("accuracy", "share of right answers", accuracy_score, everyone,
-                        (said == labels).astype(np.float64))  # fmt: skip
+        right = GroupMetric("accuracy", "share of right answers", accuracy_score, everyone,
+                            (said == labels).astype(np.float64))  # fmt: skip
         return [right, *rates]
     scores = predicted[:, 0]
     truth, said = labels > 0.5, scores >= 0.5
     positive = said.astype(np.float64)
     return [
-        _Metric("selection_rate", "share that is predicted positive", _at_half(fair.selection_rate),
+        GroupMetric("selection_rate", "share that is predicted positive", _at_half(fair.selection_rate),
                 everyone, positive),
-        _Metric("true_positive_rate", "share of real positives that are found", _at_half(fair.true_positive_rate),
+        GroupMetric("true_positive_rate", "share of real positives that are found", _at_half(fair.true_positive_rate),
                 truth, positive),
-        _Metric("false_positive_rate", "share of real negatives that are predicted positive",
-                _at_half(fair.false_positive_rate), ~truth, positive),
-        _Metric("precision", "share of predicted positives that are real",
-                _at_half(lambda y, p: precision_score(y, p, zero_division=math.nan)),
+        GroupMetric("false_positive_rate", "share of real negatives that are predicted positive",
+                    _at_half(fair.false_positive_rate), ~truth, positive),
+        GroupMetric("precision", "share of predicted positives that are real",
+                    _at_half(lambda y, p: precision_score(y, p, zero_division=math.nan)),
                 said, truth.astype(np.float64)),
-        _Metric("accuracy", "share of right answers", _at_half(accuracy_score), everyone,
-                (truth == said).astype(np.float64)),
-        _Metric("roc_auc", "how well the rows are ranked", roc_auc, everyone, truth.astype(np.float64),
+        GroupMetric("accuracy", "share of right answers", _at_half(accuracy_score), everyone,
+                    (truth == said).astype(np.float64)),
+        GroupMetric("roc_auc", "how well the rows are ranked", roc_auc, everyone, truth.astype(np.float64),
                 is_rate=False, scores=scores),
     ]  # fmt: skip
 
@@ -182,7 +182,7 @@ def _at_half(figure: Callable[[Any, Any], Any]) -> Callable[[Any, Any], float]:
     return lambda y, p: float(figure(np.asarray(y) > 0.5, np.asarray(p) >= 0.5))
 
 
-def _judged(asked: Fairness, task: str, metrics: list[_Metric]) -> tuple[str, ...]:
+def judged_names(asked: Fairness, task: str, metrics: list[GroupMetric]) -> tuple[str, ...]:
     if asked.not_applicable is not None:
         return ()
     names = [metric.name for metric in metrics]
@@ -199,7 +199,7 @@ def _judged(asked: Fairness, task: str, metrics: list[_Metric]) -> tuple[str, ..
 
 
 def _table(
-    metric: _Metric,
+    metric: GroupMetric,
     names: NDArray[Any],
     place: NDArray[Any],
     labels: Floats,
@@ -237,7 +237,7 @@ def _table(
     )
 
 
-def _denominators(metric: _Metric, place: NDArray[Any], groups: int, labels: Floats) -> NDArray[Any]:
+def _denominators(metric: GroupMetric, place: NDArray[Any], groups: int, labels: Floats) -> NDArray[Any]:
     if metric.scores is None:
         return np.asarray(np.bincount(place[metric.counted], minlength=groups))
     # A ranking needs both classes: the rarer one is what limits it.
@@ -245,7 +245,7 @@ def _denominators(metric: _Metric, place: NDArray[Any], groups: int, labels: Flo
     return np.asarray(np.minimum(ones, np.bincount(place, minlength=groups) - ones))
 
 
-def _estimate(metric: _Metric, inside: Mask, value: float, confidence: float) -> Estimate:
+def _estimate(metric: GroupMetric, inside: Mask, value: float, confidence: float) -> Estimate:
     if metric.scores is not None:
         _, error = proportions.auc_with_error(metric.values[inside], metric.scores[inside])
         return proportions.auc_interval(value, error, confidence)
@@ -256,7 +256,7 @@ def _estimate(metric: _Metric, inside: Mask, value: float, confidence: float) ->
     return proportions.normal(value, _standard_error(values), confidence)
 
 
-def _against_rest(metric: _Metric, inside: Mask, value: float) -> tuple[float, float]:
+def _against_rest(metric: GroupMetric, inside: Mask, value: float) -> tuple[float, float]:
     """The figure of all other rows, and the p-value of "the group is as they are"; (NaN, 1) without other rows."""
     if metric.scores is not None:
         auc, error = proportions.auc_with_error(metric.values[inside], metric.scores[inside])
