@@ -19,7 +19,11 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds of one call; `original_*` of the parent, interleaved in one run. `ratio`: parent's p50 / own."""
+    """Milliseconds of one call; `original_*` of the parent, interleaved in one run. `ratio`: parent's p50 / own.
+
+    p50 and p99 are medians over rounds of `calls` calls in all; `ratio` is the median of the rounds' ratios,
+    `ratio_low` and `ratio_high` the least and the largest; `spread`: (largest - least) / median of the rounds' p50.
+    """
 
     p50: float
     p99: float
@@ -29,6 +33,10 @@ class Latency:
     batch: int
     threads: int
     calls: int
+    rounds: int = 0
+    spread: float = 0.0
+    ratio_low: float = 0.0
+    ratio_high: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,9 @@ class Candidate:
     """One attempt. `file` is relative to the folder of the whole work; sizes are bytes on disk.
 
     validation decides, test is what is reported. `alone`: largest difference of a row's answer alone from its answer in
-    a batch. `floor`: bytes below which the recipe cannot come. `curve`: metric → [(step, value), …].
+    a batch. `floor`: bytes below which the recipe cannot come. `curve`: metric → [(step, value), …]; `counts`: numbers
+    that were told once. `peak_mb`: the most memory that the whole process held during the attempt, `held_mb`: what it
+    held before.
     """
 
     name: str
@@ -90,6 +100,7 @@ class Candidate:
     curve: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     seconds: float = 0.0
     peak_mb: float = 0.0
+    held_mb: float = 0.0
     run_id: str = ""
     control: str = ""
 

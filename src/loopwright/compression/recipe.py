@@ -1,5 +1,6 @@
 """A recipe: steps in order, from the subject to a smaller graph. Techniques, ladder and pipeline are all recipes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,11 @@ from loopwright.kernel.digest import digest_json
 from loopwright.kernel.errors import BadInput
 
 MAX_STEPS = 20
+_KEEPING = frozenset((
+    "fp16", "int8-dynamic", "int8-static", "int8-mixed", "int8-smooth", "weights", "distil", "finetune", "qat",
+    "prune-weights",
+))  # fmt: skip
+"""Steps that change numbers and leave as many, unless they say otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,11 @@ class Recipe:
         """Of most weights afterwards."""
         return min((one.bits for one in self.steps if isinstance(one, GraphStep)), default=32.0)
 
+    @property
+    def keeps(self) -> float:
+        """The share of the parameters that are left at least; 0.0 where a step does not know beforehand."""
+        return math.prod(_keeps(one) for one in self.steps)
+
 
 @dataclass(frozen=True, slots=True)
 class Cooked:
@@ -91,7 +102,8 @@ class Cooked:
 
 
 def cook(recipe: Recipe, work: Work) -> Cooked:
-    """Follow `recipe` from the subject; the graph comes to lie at `work.folder/model.onnx`.
+    """Follow `recipe` from the subject; the graph comes to lie at `work.folder/model.onnx`, that of the empty recipe is
+    the subject's own. What a step notes is kept under its name: "distil/loss", of a second such step "distil-2/loss".
 
     Is safe to repeat: what an interrupted attempt left is replaced. Raises CannotExport, OutOfTime, BadInput.
     """
@@ -101,11 +113,12 @@ def cook(recipe: Recipe, work: Work) -> Cooked:
         raise without_module(recipe.name)
     work.folder.mkdir(parents=True, exist_ok=True)
     graphs = [one for one in recipe.steps if isinstance(one, GraphStep)]
+    scopes = iter(_scopes(recipe))
     for one in recipe.steps:
         if isinstance(one, NetworkStep):
             assert network is not None
             work.check_time()
-            network = one.reshape(network, work)
+            network = one.reshape(network, work.noting(next(scopes)))
     if recipe.trains:
         assert network is not None
         exported = work.folder / ("exported.onnx" if graphs else "model.onnx")
@@ -114,7 +127,8 @@ def cook(recipe: Recipe, work: Work) -> Cooked:
     for position, one in enumerate(graphs):
         work.check_time()
         last = position == len(graphs) - 1
-        graph = one.encode(graph, work.folder / ("model.onnx" if last else f"step-{position}.onnx"), work)
+        target = work.folder / ("model.onnx" if last else f"step-{position}.onnx")
+        graph = one.encode(graph, target, work.noting(next(scopes)))
     return Cooked(graph, network)
 
 
@@ -124,6 +138,23 @@ def without_module(name: str) -> CannotExport:
         "the recipe trains, and there is no torch module to train", where=name,
         wanted="a subject with its `network`", next="Give the module, or keep to steps on graphs.",
     )  # fmt: skip
+
+
+def _scopes(recipe: Recipe) -> list[str]:
+    found: list[str] = []
+    seen: list[str] = []
+    for one in recipe.steps:
+        before = seen.count(one.name)
+        seen.append(one.name)
+        found.append(f"{one.name}-{before + 1}" if before else one.name)
+    return found
+
+
+def _keeps(one: Step) -> float:
+    said = getattr(one, "keeps", None)
+    if said is not None:
+        return float(said)
+    return 1.0 if one.name in _KEEPING else 0.0
 
 
 __all__ = ["Cooked", "Recipe", "cook", "without_module", "without_torch"]

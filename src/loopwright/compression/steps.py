@@ -51,6 +51,10 @@ class Work:
     def samples(self) -> Samples:
         return self.subject.samples
 
+    def noting(self, prefix: str) -> "Work":
+        """The same work, whose notes are kept under `prefix`/."""
+        return dataclasses.replace(self, notes=_Prefixed(self.notes, prefix))
+
     def check_time(self) -> None:
         """Raise OutOfTime once the budget has ended; to be called between epochs, trials and layers."""
         if self.until is not None and time.monotonic() >= self.until:
@@ -59,9 +63,27 @@ class Work:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Prefixed:
+    """Notes of one step among others: two of them may both tell a `loss`."""
+
+    kept: Notes
+    prefix: str
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        self.kept.params({f"{self.prefix}/{name}": value for name, value in values.items()})
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        self.kept.metrics({f"{self.prefix}/{name}": value for name, value in values.items()}, step)
+
+
 @runtime_checkable
 class NetworkStep(Protocol):
-    """Makes another module; the one it is given stays as it was."""
+    """Makes another module; the one it is given stays as it was.
+
+    A step, on modules or on graphs, may say in `keeps` what share of the parameters it leaves at least, so that a
+    target which cannot be reached is known beforehand.
+    """
 
     name: ClassVar[str]
 

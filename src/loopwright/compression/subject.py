@@ -1,16 +1,16 @@
 """What is compressed, and the rows it may learn from, be chosen by and be reported on."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from loopwright.compression.artefact import Artefact
+from loopwright.compression.artefact import Artefact, Port
 from loopwright.kernel.errors import BadInput
-from loopwright.stats.metrics import METRICS, Metric, metric
+from loopwright.stats.metrics import Metric, metric
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -18,6 +18,7 @@ Feeds = Mapping[str, Array]
 
 MIN_ROWS = 20
 CALIBRATION_ROWS = 512
+CLASSES = frozenset(("roc_auc", "log_loss", "brier", "accuracy", "f1_macro"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,17 @@ class Rows:
             raise BadInput(
                 "inputs and truth are not of one length", where="rows", got=sizes, wanted="one value per row"
             )
+        for name, values in (*self.feeds.items(), ("the truth", self.y)):
+            if values.dtype.kind in "OV":
+                raise BadInput(
+                    "values of no single type", where=f"rows: {name}", got=str(values.dtype),
+                    wanted="an array of numbers or of text (dtype str)", next="Convert it: values.astype(...).",
+                )  # fmt: skip
+        if self.y.dtype.kind == "f" and np.isnan(self.y).any():
+            raise BadInput(
+                "rows without a label", where="rows", got=f"{int(np.isnan(self.y).sum())} of {len(self.y)} are NaN",
+                wanted="a truth for each", next="Drop them before measuring.",
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.y)
@@ -49,21 +61,36 @@ class Rows:
         return self.take(np.sort(chosen))
 
     def marks(self) -> set[bytes]:
-        """One digest per row, of its inputs only: equal rows have equal marks."""
-        columns = [np.ascontiguousarray(values) for values in self.feeds.values()]
-        return {
-            hashlib.blake2b(b"".join(column[row].tobytes() for column in columns), digest_size=16).digest()
-            for row in range(len(self))
-        }
+        """One digest per row, of its inputs only, in the order of their names: equal rows have equal marks."""
+        columns = [np.ascontiguousarray(self.feeds[name]) for name in sorted(self.feeds)]
+        widths = [
+            values.dtype.itemsize * int(np.prod(values.shape[1:], dtype=np.int64)) for values in columns
+        ]
+        views = [values.reshape(-1).view(np.uint8).data for values in columns]
+        found = set()
+        for row in range(len(self)):
+            mark = hashlib.blake2b(digest_size=16)
+            for view, width in zip(views, widths, strict=True):
+                mark.update(view[row * width : (row + 1) * width])
+            found.add(mark.digest())
+        return found
+
+    def digest(self) -> str:
+        """SHA-256 of the inputs, by name with type and shape, and of the truth."""
+        whole = hashlib.sha256()
+        for name, values in (*sorted(self.feeds.items()), ("", self.y)):
+            whole.update(f"{name}\0{values.dtype}\0{values.shape}\0".encode())
+            whole.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        return whole.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
     """`train` teaches and calibrates, `validation` chooses, `test` reports.
 
-    Raises BadInput where a part has fewer than 20 rows, or where more than `shared` of the rows that choose or report
-    are rows that teach: a comparison on training data says nothing. Rows that repeat by nature (few distinct values)
-    are what `shared` is for.
+    Raises BadInput where a part has fewer than 20 rows or another schema, where more than `shared` of the rows that
+    choose or report are rows that teach, since a comparison on training data says nothing, or where as many that report
+    have chosen. Rows that repeat by nature (few distinct values) are what `shared` is for.
     """
 
     train: Rows
@@ -77,20 +104,22 @@ class Samples:
                 raise BadInput(
                     f"too few rows in `{name}`", where="samples", got=len(part), wanted=f"at least {MIN_ROWS}"
                 )
-            if set(part.feeds) != set(self.train.feeds):
-                raise BadInput(
-                    f"`{name}` is of another schema", where="samples", got=", ".join(part.feeds),
-                    wanted=", ".join(self.train.feeds),
-                )  # fmt: skip
-        learned = self.train.marks()
-        for name, part in (("validation", self.validation), ("test", self.test)):
-            marks = part.marks()
-            share = len(marks & learned) / len(marks)
+            _check_schema(name, part, self.train)
+        marks = {
+            "train": self.train.marks(),
+            "validation": self.validation.marks(),
+            "test": self.test.marks(),
+        }
+        for name, other, what, before in (
+            ("validation", "train", "rows that a model learns from cannot say what it lost", "trained"),
+            ("test", "train", "rows that a model learns from cannot say what it lost", "trained"),
+            ("test", "validation", "rows that a model was chosen by flatter it", "chosen"),
+        ):
+            share = len(marks[name] & marks[other]) / len(marks[name])
             if share > self.shared:
                 raise BadInput(
-                    "rows that a model learns from cannot say what it lost",
-                    where=f"samples: {name}", got=f"{share:.0%} of its rows are training rows",
-                    wanted=f"at most {self.shared:.0%}", next="Hold rows out before anything is trained.",
+                    what, where=f"samples: {name}", got=f"{share:.0%} of its rows are {other} rows",
+                    wanted=f"at most {self.shared:.0%}", next=f"Hold rows out before anything is {before}.",
                 )  # fmt: skip
 
     def calibration(self, seed: int, rows: int = CALIBRATION_ROWS) -> Rows:
@@ -122,6 +151,11 @@ class Production:
     threads: int = 1
     lengths: Mapping[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, value in (("batch", self.batch), ("threads", self.threads), *self.lengths.items()):
+            if not (isinstance(value, int) and value >= 1):
+                raise BadInput("not a count", where=f"production: {name}", got=value, wanted="1 or more")
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -143,10 +177,25 @@ class Subject:
 
     @staticmethod
     def of(name: str, graph: Path, samples: Samples, metric_name: str, **rest: Any) -> "Subject":
-        """The subject whose graph lies at `graph`; raises what `Artefact.open` raises, NotFound for a metric."""
-        if metric_name not in METRICS:
-            metric(metric_name)
-        return Subject(name, Artefact.open(graph), samples, METRICS[metric_name], **rest)
+        """The subject whose graph lies at `graph`.
+
+        Raises what `Artefact.open` raises, NotFound for a metric, BadInput for samples of another schema.
+        """
+        return Subject(name, Artefact.open(graph), samples, metric(metric_name), **rest)
+
+    def __post_init__(self) -> None:
+        check_feeds(self.graph.ports, self.samples.train.feeds, f"samples of {self.name}")
+        unknown = sorted(set(self.production.lengths) - variable_axes(self.graph.ports))
+        if unknown:
+            raise BadInput(
+                "lengths of axes that the graph does not have", where="production", got=", ".join(unknown),
+                wanted=", ".join(sorted(variable_axes(self.graph.ports))) or "none: all its axes are fixed",
+            )  # fmt: skip
+
+    @property
+    def classifies(self) -> bool:
+        """Whether its metric is of classes."""
+        return self.metric.name in CLASSES
 
 
 class Notes(Protocol):
@@ -163,3 +212,48 @@ class Unnoted:
     def params(self, values: Mapping[str, Any]) -> None: ...
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
+
+
+def check_feeds(ports: Sequence[Port], feeds: Feeds, where: str) -> None:
+    """Raise BadInput unless `feeds` have the names, types and sizes that the graph takes; sizes of its rows apart."""
+    wanted = {port.name: port for port in ports}
+    if set(wanted) != set(feeds):
+        raise BadInput(
+            "inputs of another schema", where=where, got=", ".join(sorted(feeds)), wanted=", ".join(sorted(wanted)),
+            next="Name the inputs as the graph does.",
+        )  # fmt: skip
+    for name, values in feeds.items():
+        port = wanted[name]
+        kind = "str" if values.dtype.kind == "U" else values.dtype.name
+        if not port.dtype:
+            raise BadInput("an input that is no tensor", where=f"{where}: {name}", wanted="tensors only")
+        if kind != port.dtype:
+            raise BadInput(
+                "an input of another type", where=f"{where}: {name}", got=kind, wanted=port.dtype,
+                next=f"Convert it: values.astype({port.dtype!r}).",
+            )  # fmt: skip
+        if port.shape is None:
+            continue
+        fits = len(port.shape) == values.ndim and all(
+            not isinstance(size, int) or size == found
+            for size, found in zip(port.shape[1:], values.shape[1:], strict=False)
+        )
+        if not fits:
+            raise BadInput(
+                "an input of another shape", where=f"{where}: {name}", got=values.shape,
+                wanted="(rows" + "".join(f", {size or 'any'}" for size in port.shape[1:]) + ")",
+            )  # fmt: skip
+
+
+def variable_axes(ports: Sequence[Port]) -> set[str]:
+    """The names of axes, besides the rows, whose size may vary."""
+    return {size for port in ports if port.shape for size in port.shape[1:] if isinstance(size, str) and size}
+
+
+def _check_schema(name: str, part: Rows, like: Rows) -> None:
+    said, wanted = ({
+        key: ("str" if values.dtype.kind == "U" else values.dtype.name, values.shape[1:])
+        for key, values in rows.feeds.items()
+    } for rows in (part, like))  # fmt: skip
+    if said != wanted:
+        raise BadInput(f"`{name}` is of another schema", where="samples", got=said, wanted=str(wanted))
