@@ -84,7 +84,9 @@ def provenance(project: Project, fitted: Fitted, parts: Parts, origin: Origin) -
     }
 
 
-def card(project: Project, fitted: Fitted, parts: Parts, origin: Origin, written: str = "") -> str:
+def card(
+    project: Project, fitted: Fitted, parts: Parts, origin: Origin, written: str = "", about: str = ""
+) -> str:
     """The card as Markdown: what was measured, then what people wrote. The registry's copy knows what came later."""
     spec = project.spec
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(fitted.metrics.items()))
@@ -102,6 +104,7 @@ def card(project: Project, fitted: Fitted, parts: Parts, origin: Origin, written
         f"| setting | value |\n|---|---|\n{settings}\n\n"
         f"## Quality on the held-out rows\n\n| metric | value |\n|---|---|\n{figures}\n\n"
         f"## Features\n\n{', '.join(f'`{name}`' for name in fitted.names)}\n"
+        + (f"\n{about.strip()}\n" if about.strip() else "")
         + (f"\n---\n\n{written.strip()}\n" if written.strip() else "")
     )
 
@@ -119,17 +122,22 @@ def seal(
     written: str = "",
     tables: Mapping[str, Types] = MappingProxyType({}),
     trusts: Trusts | None = None,
+    about: str = "",
+    more: Mapping[str, Any] = MappingProxyType({}),
+    tolerance: float = 1e-5,
 ) -> SealedBundle:
     """Build the sealed bundle at `dest`; its golden outputs are what the exported form answers here.
 
-    `written` is the project's own card. `tables`: the columns of the tables that were read, with their types.
-    `trusts`: whose word a form that runs code is sealed on.
+    `written` is the project's own card, `about` a section for the measured part before it. `tables`: the columns of the
+    tables that were read, with their types. `trusts`: whose word a form that runs code is sealed on. `more` goes into
+    the provenance. `tolerance`: how far golden answers may differ elsewhere.
     """
     holdout, form, trusts = parts.holdout, fitted.form, trusts or Trusts()
     chosen = golden_positions(holdout.rows)
     golden = Golden(
         inputs={name: _json_values(values[chosen]) for name, values in holdout.inputs().items()},
         outputs=fitted.holdout_output[chosen].tolist(),
+        tolerance=tolerance,
     )
     return build_bundle(
         dest,
@@ -144,8 +152,8 @@ def seal(
         state=fitted.state,
         golden=golden,
         reference=reference_profile(parts.train, holdout, fitted.holdout_output),
-        card=card(project, fitted, parts, origin, written),
-        provenance=provenance(project, fitted, parts, origin),
+        card=card(project, fitted, parts, origin, written, about),
+        provenance={**provenance(project, fitted, parts, origin), **more},
         created_at=created_at,
         key=key,
         extra_files=fitted.native,
