@@ -1,0 +1,182 @@
+"""A table of embeddings without the rows that nobody looks up; callers go on sending the ids they know."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from loopwright.compression.networks.network import TorchNetwork, call, tensors
+from loopwright.compression.networks.schedule import own_copy, ties, tried, within
+from loopwright.compression.steps import CannotExport, Work
+from loopwright.compression.subject import Array, Network
+from loopwright.kernel.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class TrimVocabulary:
+    """Keep the rows of embedding tables whose ids occur at least `least` times in the training rows, at most the `most`
+    frequent of them, and those of `special` ids and of padding.
+
+    Other ids come to the row of the id `unknown`, or, when none is named, to a row of its own: the mean of the rows
+    that left. Which row an id has is a table of integers inside the exported graph (one byte per old id, two when
+    more than 256 rows stay, four when more than 32,768 do), so nothing changes for callers;
+    ids beyond the old table fail as they did.
+
+    embedding: the module's name; None: every table that an input is looked up in as it comes, where trimming saves
+    bytes. A table tied to the output is refused: the model would answer with fewer classes.
+    """
+
+    name: ClassVar[str] = "trim-vocabulary"
+    least: int = 1
+    most: int | None = None
+    special: Sequence[int] = ()
+    unknown: int | None = None
+    embedding: str | None = None
+
+    def __post_init__(self) -> None:
+        within(self.least, 1, 1_000_000_000, f"{self.name}: least")
+        if self.most is not None:
+            within(self.most, 1, 1_000_000_000, f"{self.name}: most")
+        object.__setattr__(self, "special", tuple(self.special))
+
+    def reshape(self, network: Network, work: Work) -> Network:
+        """A copy with smaller tables. Raises CannotExport where none can be trimmed, BadInput for ids outside the table
+        and for weights that are no numbers.
+        """
+        trimmed = own_copy(network, self.name)
+        before = trimmed.answers(trimmed.example)
+        tables = self._tables(trimmed)
+        rows, kept, saved = 0, 0, 0
+        for name, inputs in tables.items():
+            table = trimmed.module.get_submodule(name)
+            assert isinstance(table, nn.Embedding)
+            smaller = self._trim(table, name, [work.samples.train.feeds[one] for one in inputs])
+            spared = _bytes(table) - _bytes(smaller)
+            if spared <= 0:
+                continue
+            rows, kept, saved = rows + table.num_embeddings, kept + smaller.num_embeddings, saved + spared
+            owner, _, attribute = name.rpartition(".")
+            setattr(trimmed.module.get_submodule(owner), attribute, smaller)
+            strange = [~smaller.known(work.samples.validation.feeds[one]) for one in inputs]
+            share = float(np.concatenate([one.ravel() for one in strange]).mean())
+            work.notes.metrics({f"unknown_share.{name}": share})
+        if not saved:
+            raise CannotExport(
+                "no table would be smaller without the ids that do not occur", where=self.name,
+                got=", ".join(tables), wanted="a table of which many rows are never looked up",
+                next="Keep fewer: raise `least` or set `most`.",
+            )  # fmt: skip
+        tried(trimmed, before, self.name)
+        work.notes.metrics({"rows_before": rows, "rows": kept, "bytes_saved": saved})
+        return trimmed
+
+    def _tables(self, network: TorchNetwork) -> dict[str, list[str]]:
+        """Name of each table to trim → the inputs that are looked up in it."""
+        found = looked_up(network)
+        if self.embedding is not None:
+            if self.embedding not in found:
+                raise CannotExport(
+                    "no input is looked up in it as it comes", where=f"{self.name}: embedding", got=self.embedding,
+                    wanted=", ".join(found) or "an nn.Embedding that gets an input of integers",
+                )  # fmt: skip
+            found = {self.embedding: found[self.embedding]}
+        shared = {name for same in ties(network.module) for name in same}
+        tied = [name for name in found if f"{name}.weight" in shared]
+        if tied and len(tied) == len(found):
+            raise CannotExport(
+                "the table is tied to other weights", where=self.name, got=", ".join(tied),
+                wanted="a table of its own", next="Untie it first, or leave the vocabulary as it is.",
+            )  # fmt: skip
+        if not found:
+            raise CannotExport(
+                "no input is looked up in a table as it comes", where=self.name,
+                wanted="an nn.Embedding that gets an input of integers",
+            )  # fmt: skip
+        return {name: inputs for name, inputs in found.items() if name not in tied}
+
+    def _trim(self, table: nn.Embedding, name: str, seen: list[Array]) -> "Trimmed":
+        size = table.num_embeddings
+        if table.max_norm is not None:
+            raise CannotExport(
+                "a table that changes while it is read", where=name, got="max_norm", wanted="None"
+            )
+        ids = np.concatenate([one.ravel() for one in seen])
+        if ids.min() < 0 or ids.max() >= size:
+            raise BadInput(
+                "ids outside the table", where=f"{self.name}: {name}", got=f"{ids.min()} to {ids.max()}",
+                wanted=f"0 to {size - 1}",
+            )  # fmt: skip
+        always = {*self.special, *([] if self.unknown is None else [self.unknown])}
+        if wrong := sorted(one for one in always if not 0 <= one < size):
+            raise BadInput(
+                "special ids outside the table", where=self.name, got=wrong, wanted=f"0 to {size - 1}"
+            )
+        if table.padding_idx is not None:
+            always.add(table.padding_idx)
+        counts = np.bincount(ids, minlength=size)
+        frequent = np.argsort(-counts, kind="stable")[: self.most]
+        keep = sorted(always | {int(one) for one in frequent if counts[one] >= self.least})
+        return Trimmed(table, keep, self.unknown)
+
+
+class Trimmed(nn.Embedding):
+    """Some rows of a table, found by the ids of the whole one."""
+
+    row: Tensor
+
+    def __init__(self, table: nn.Embedding, keep: list[int], unknown: int | None) -> None:
+        gone = np.setdiff1d(np.arange(table.num_embeddings), keep)
+        weights = table.weight.detach()[keep]
+        fallback = keep.index(unknown) if unknown is not None else len(keep)
+        if unknown is None and len(gone):
+            weights = torch.cat([weights, table.weight.detach()[gone].mean(0, keepdim=True)])
+        padding = None if table.padding_idx is None else keep.index(table.padding_idx)
+        super().__init__(len(weights), table.embedding_dim, padding, _weight=weights.clone())
+        self.weight.requires_grad_(table.weight.requires_grad)
+        self.keep = np.asarray(keep)
+        row = np.full(table.num_embeddings, fallback, dtype=np.int64)
+        row[keep] = np.arange(len(keep))
+        kind = torch.uint8 if len(weights) <= 256 else torch.int16 if len(weights) <= 32768 else torch.int32
+        self.register_buffer("row", torch.from_numpy(row).to(kind))
+        self.train(table.training)
+
+    def known(self, ids: Array) -> Array:
+        """Which ids have a row of their own."""
+        return np.isin(ids, self.keep)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(self.row[ids].to(torch.int64))
+
+
+def looked_up(network: TorchNetwork) -> dict[str, list[str]]:
+    """Names of embedding tables that get inputs as they come → those inputs."""
+    feeds = tensors(network.example)
+    found: dict[str, list[str]] = {}
+    tables = {name: one for name, one in network.module.named_modules() if type(one) is nn.Embedding}
+
+    def watch(name: str, ids: Tensor) -> None:
+        same = [
+            one for one, values in feeds.items() if values.shape == ids.shape and bool((values == ids).all())
+        ]
+        if same:
+            found.setdefault(name, same)
+
+    hooks = [
+        table.register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs[0]))
+        for name, table in tables.items()
+    ]
+    network.module.eval()
+    try:
+        with torch.inference_mode():
+            call(network.module, feeds)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _bytes(table: nn.Embedding) -> int:
+    return sum(one.numel() * one.element_size() for one in (*table.parameters(), *table.buffers()))
