@@ -68,6 +68,8 @@ def fit(
         positions, lost = order.permutation(total), 0.0
         for at in range(0, total, settings.batch):
             chosen = positions[at : at + settings.batch]
+            if len(chosen) == 1 and total > 1:
+                continue  # batch norm has no variance of one row
             feeds = tensors({name: values[chosen] for name, values in rows.feeds.items()})
             truth = torch.from_numpy(np.ascontiguousarray(rows.y[chosen]))
             optimiser.zero_grad()
