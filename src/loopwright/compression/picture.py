@@ -1,0 +1,435 @@
+"""The trade-off drawn: a PNG by matplotlib, and one HTML page that needs nothing but itself."""
+
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from statistics import median
+
+from loopwright.compression.candidate import Candidate
+from loopwright.compression.report import (
+    HEADINGS,
+    ORIGINAL,
+    LadderReport,
+    circumstances,
+    need_said,
+    row,
+    wanted_said,
+)
+from loopwright.compression.tradeoff import Point, points
+from loopwright.kernel.sizes import said_size
+
+COOL, MIDDLE, WARM = (38, 84, 164), (22, 150, 136), (240, 130, 30)
+"""From little to much: told apart by lightness too, and by people who see red and green alike."""
+_LOSSES = (-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, -0.005, 0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A measured candidate with the number it has in the table."""
+
+    number: int
+    point: Point
+    low: float
+    high: float
+    tail: float
+    """Milliseconds of the p99, which the latency constraint is about."""
+    front: bool
+    chosen: bool
+    parent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """One axis: `at` gives the place of a value as a share of the axis, `ticks` its values and their words."""
+
+    at: Callable[[float], float]
+    ticks: tuple[tuple[float, str], ...]
+
+
+def dots(report: LadderReport) -> list[Dot]:
+    """In the order of the table. The parent's figures are drawn even where it was not measured by itself."""
+    found = {one.name: one for one in points(report.candidates)}
+    drawn = []
+    for number, one in enumerate(report.measured, start=1):
+        if one.name in found and one.validation is not None:
+            low, high, front = (
+                one.validation.loss_low,
+                one.validation.loss_high,
+                not report.dominated[one.name],
+            )
+            chosen, itself = one.name == report.chosen, one.name == ORIGINAL
+            drawn.append(Dot(number, found[one.name], low, high, _tail(one, found), front, chosen, itself))
+    if drawn and not any(dot.parent for dot in drawn):
+        latency = median(one.latency.original_p50 for one in report.measured if one.latency)
+        parent = Point(ORIGINAL, float(report.size), latency, 0.0)
+        drawn.append(
+            Dot(0, parent, 0.0, 0.0, latency, not any(d.point.dominates(parent) for d in drawn), False, True)
+        )
+    return drawn
+
+
+def _tail(one: Candidate, found: dict[str, Point]) -> float:
+    assert one.latency is not None
+    return one.latency.p99 * found[one.name].latency / one.latency.p50
+
+
+def png(report: LadderReport) -> bytes:
+    """Two panels, size and latency, each against loss; the colour of a dot is what the other panel shows.
+
+    The same report gives the same bytes. Draws without a display and without matplotlib's global state.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = dots(report)
+    figure = Figure(figsize=(11.5, max(5.2, 3.4 + 0.19 * len(drawn))), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(
+        f"{report.subject}: size, latency and loss", x=0.01, ha="left", fontsize=12, weight="bold"
+    )
+    left, right, legend = figure.subplots(1, 3, width_ratios=(4, 4, 2.3))
+    legend.set_axis_off()
+    if not drawn:
+        left.text(0.5, 0.5, "nothing could be measured", ha="center", transform=left.transAxes)
+    for axes, panel in zip((left, right), _panels(report, drawn), strict=True):
+        _draw(axes, panel)
+    lines = [
+        f"{'★' if d.parent else d.number}  {_short(d.point.name, 34)}{'  (chosen)' if d.chosen else ''}"
+        for d in drawn
+    ]
+    legend.text(
+        0, 1, "\n".join([*lines, "", *_key(report)]), va="top", fontsize=8, linespacing=1.5, parse_math=False
+    )
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Loss over one of size and latency; `colours` by dot, in [0, 1] from little to much of the other."""
+
+    title: str
+    across: Scale
+    up: Scale
+    dots: tuple[tuple[Dot, float, float, float], ...]
+    """Dot, its x as a share of the axis, its y, its colour."""
+    tails: bool
+    """Whether the axis is latency, so that each dot has a p99 besides."""
+    step: tuple[tuple[float, float], ...]
+    """The corners of the front in this panel: the least loss at up to this x."""
+    limit: float | None
+    """Where the constraint lies across, as a share."""
+    ceiling: float
+    """Where the permitted loss lies upwards, as a share."""
+
+
+def _panels(report: LadderReport, drawn: Sequence[Dot]) -> tuple[Panel, Panel]:
+    wanted = report.constraints
+    sizes = [dot.point.size for dot in drawn] + ([float(wanted.size)] if wanted.size else [])
+    times = [time for dot in drawn for time in (dot.point.latency, dot.tail)] + (
+        [wanted.latency_ms] if wanted.latency_ms else []
+    )
+    by_size, by_time = _logarithmic(sizes, said_size), _logarithmic(times, "{:.3g} ms".format)
+    up = _losses(drawn, wanted.loss)
+    size, latency, loss = wanted.size, wanted.latency_ms, wanted.loss
+    return (
+        _panel("Size on disk (colour: latency)", drawn, by_size, up, "size", by_time, size, loss),
+        _panel(
+            "Latency p50, bar to p99 (colour: size)", drawn, by_time, up, "latency", by_size, latency, loss
+        ),
+    )
+
+
+def _panel(
+    title: str, drawn: Sequence[Dot], across: Scale, up: Scale, name: str, other: Scale,
+    limit: float | None, loss: float,
+) -> Panel:  # fmt: skip
+    rest = "latency" if name == "size" else "size"
+    placed = tuple(
+        (dot, across.at(getattr(dot.point, name)), up.at(dot.point.loss), other.at(getattr(dot.point, rest)))
+        for dot in drawn
+    )
+    corners: list[tuple[float, float]] = []
+    for _, x, y, _ in sorted(placed, key=lambda one: (one[1], one[2])):
+        if not corners or y < corners[-1][1]:
+            if corners:
+                corners.append((x, corners[-1][1]))
+            corners.append((x, y))
+    return Panel(
+        title,
+        across,
+        up,
+        placed,
+        name == "latency",
+        tuple(corners),
+        None if limit is None else across.at(limit),
+        up.at(loss),
+    )
+
+
+def _logarithmic(values: Sequence[float], say: Callable[[float], str]) -> Scale:
+    low, high = (min(values), max(values)) if values else (1.0, 10.0)
+    start, end = math.log10(low) - 0.08, math.log10(high) + 0.08
+    if end - start < 0.4:
+        middle = (start + end) / 2
+        start, end = middle - 0.2, middle + 0.2
+    candidates = [base * 10.0**power for power in range(-6, 16) for base in (1, 1.5, 2, 3, 5, 7)]
+    inside = [one for one in candidates if start <= math.log10(one) <= end]
+    while len(inside) > 7:
+        inside = inside[::2]
+    return Scale(
+        lambda value: (math.log10(value) - start) / (end - start), tuple((one, say(one)) for one in inside)
+    )
+
+
+def _losses(drawn: Sequence[Dot], permitted: float) -> Scale:
+    """Even around nothing and the permitted loss, in powers beyond: a ruined candidate must not flatten the rest."""
+    unit = max(permitted, 0.002)
+    edges = [edge for dot in drawn for edge in (dot.low, dot.high)] + [0.0, permitted]
+    start, end = math.asinh(min(edges) / unit), math.asinh(max(edges) / unit)
+    pad = max(0.07 * (end - start), 0.2)
+    start, end = start - pad, end + pad
+
+    def at(value: float) -> float:
+        return (math.asinh(value / unit) - start) / (end - start)
+
+    ticks: list[tuple[float, str]] = []
+    for one in sorted({*_LOSSES, permitted}, key=lambda one: (one not in (0, permitted), abs(one))):
+        if 0 <= at(one) <= 1 and all(abs(at(one) - at(other)) > 0.045 for other, _ in ticks):
+            ticks.append((one, f"{one * 100:g}%"))
+    return Scale(at, tuple(sorted(ticks)))
+
+
+def _colour(share: float) -> tuple[int, int, int]:
+    share = min(1.0, max(0.0, share))
+    start, end, at = (COOL, MIDDLE, share * 2) if share < 0.5 else (MIDDLE, WARM, share * 2 - 1)
+    red, green, blue = (round(a + (b - a) * at) for a, b in zip(start, end, strict=True))
+    return red, green, blue
+
+
+def _draw(axes: "object", panel: Panel) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="loss on validation rows")
+    axes.set_title(panel.title, loc="left", fontsize=10)
+    axes.set_xticks([panel.across.at(value) for value, _ in panel.across.ticks])
+    axes.set_xticklabels([words for _, words in panel.across.ticks], fontsize=8)
+    axes.set_yticks([panel.up.at(value) for value, _ in panel.up.ticks])
+    axes.set_yticklabels([words for _, words in panel.up.ticks], fontsize=8)
+    axes.grid(color="#e3e6ea", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.axhspan(
+        0, panel.ceiling, xmax=1 if panel.limit is None else panel.limit, color="#16a34a", alpha=0.07
+    )
+    axes.axhline(panel.ceiling, color="#b3261e", linewidth=1, linestyle=(0, (4, 3)))
+    if panel.limit is not None:
+        axes.axvline(panel.limit, color="#b3261e", linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(
+        [x for x, _ in panel.step], [y for _, y in panel.step], color="#6b7280", linewidth=1.2, zorder=2
+    )
+    for dot, x, y, share in sorted(panel.dots, key=lambda one: (one[0].chosen, one[0].front)):
+        red, green, blue = _colour(share)
+        colour = (red / 255, green / 255, blue / 255)
+        if dot.parent:
+            axes.scatter([x], [y], s=230, marker="*", color=[colour], edgecolors="#111827", zorder=4)
+            continue
+        axes.plot(
+            [x, x], [panel.up.at(dot.low), panel.up.at(dot.high)], color=colour, linewidth=1.2, zorder=3
+        )
+        if panel.tails:
+            axes.plot([x, panel.across.at(dot.tail)], [y, y], color=colour, linewidth=1.2, zorder=3)
+        if dot.chosen:
+            axes.scatter([x], [y], s=330, facecolors="none", edgecolors="#16a34a", linewidths=2.2, zorder=5)
+        axes.scatter(
+            [x], [y], s=150, color=[colour], alpha=1.0 if dot.front else 0.45,
+            edgecolors="#111827" if dot.front else "none", linewidths=1.3, zorder=5 if dot.front else 4,
+        )  # fmt: skip
+        axes.text(
+            x, y, str(dot.number), ha="center", va="center", fontsize=7, zorder=6,
+            color="white" if dot.front else "#111827",
+        )  # fmt: skip
+
+
+def _key(report: LadderReport) -> list[str]:
+    return [
+        "★ parent, ● with a rim: on the front",
+        "pale: another is nowhere worse, somewhere better",
+        "bars: interval of the loss; p50 to p99",
+        "grey line: least loss up to here",
+        f"dashed red: {wanted_said(report.constraints)} (p99)",
+        "blue: little, orange: much",
+    ]
+
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1c2430;--soft:#5b6675;--line:#d9dee5;--paper:#fff;--wash:#f5f7fa;--bad:#b3261e;
+--good:#15803d}
+@media (prefers-color-scheme:dark){:root{--ink:#e7ebf0;--soft:#a0abb9;--line:#333c48;--paper:#12161c;--wash:#1a2029;
+--bad:#ff8a7a;--good:#4ade80}}
+body{margin:0 auto;max-width:1180px;padding:24px;font:15px/1.5 system-ui,sans-serif;color:var(--ink);
+background:var(--paper)}
+h1{font-size:22px;margin:0 0 4px}h2{font-size:17px;margin:28px 0 8px}p{margin:4px 0 12px}
+.outcome{border-left:4px solid var(--bad);background:var(--wash);padding:10px 14px}
+.outcome.yes{border-color:var(--good)}
+ul{margin:4px 0;padding-left:20px}.soft{color:var(--soft)}.wide{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
+th,td{text-align:left;padding:6px 10px;border-bottom:1px solid var(--line);vertical-align:top}
+th{color:var(--soft);font-weight:600;white-space:nowrap}tr.front td:nth-child(2){font-weight:600}
+tr.chosen{background:color-mix(in srgb,var(--good) 14%,transparent)}tr.beaten td{color:var(--soft)}
+svg{width:100%;height:auto;display:block;margin:8px 0}svg text{fill:var(--ink);font:12px system-ui,sans-serif}
+svg .soft{fill:var(--soft)}svg .grid{stroke:var(--line)}svg .want{stroke:var(--bad);stroke-dasharray:5 4}
+svg .step{stroke:var(--soft);fill:none;stroke-width:1.5}svg .ok{fill:var(--good);opacity:.08}
+svg .rim{stroke:var(--ink);stroke-width:1.8}svg .ring{stroke:var(--good);stroke-width:3;fill:none}
+svg .number{font-size:10px;font-weight:600;text-anchor:middle;fill:#fff}svg .pale{opacity:.5}
+svg .pale .number{fill:var(--ink)}td:nth-child(3),td:nth-child(5){white-space:nowrap}
+"""
+
+
+def html(report: LadderReport) -> str:
+    """The whole page: outcome, picture, tables. Works without scripts or network; names in it are escaped."""
+    drawn = dots(report)
+    numbers = {dot.point.name: dot.number for dot in drawn}
+    body = [
+        f"<h1>{escape(report.subject)}: size, latency and loss</h1>",
+        f'<p class="outcome{" yes" if report.satisfied else ""}">{escape(report.said())}.</p>',
+        _list(circumstances(report), "soft"),
+    ]
+    if drawn:
+        body += [
+            "<h2>Trade-off</h2>",
+            _svg(report, drawn),
+            f'<p class="soft">{escape(". ".join(_key(report)))}.</p>',
+        ]
+    body += ["<h2>Measured</h2>", _measured(report, numbers)]
+    if rest := [one for one in report.candidates if not one.measured]:
+        rows = [[one.name, str(one.status), one.why] for one in rest]
+        body += ["<h2>Not measured</h2>", _table(("Candidate", "State", "Why"), rows)]
+    if report.gains:
+        body += ["<h2>With and without</h2>", _list(one.said() for one in report.gains)]
+    if needs := report.needed():
+        body += ["<h2>What would be needed</h2>", _list(need_said(one) for one in needs)]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(report.subject)}: trade-off</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def _measured(report: LadderReport, numbers: dict[str, int]) -> str:
+    head = "".join(f'<th scope="col">{escape(one)}</th>' for one in ("#", *HEADINGS))
+    rows = []
+    for one in report.measured:
+        state = "front" if one.name in report.front else "beaten"
+        if one.name == report.chosen:
+            state += " chosen"
+        number = "★" if one.name == ORIGINAL else str(numbers.get(one.name, ""))
+        cells = "".join(f"<td>{escape(text)}</td>" for text in (number, *row(report, one)))
+        rows.append(f'<tr class="{state}">{cells}</tr>')
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(one)}</th>' for one in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in cells) + "</tr>" for cells in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _list(lines: Iterable[str], kind: str = "") -> str:
+    style = f' class="{kind}"' if kind else ""
+    return f"<ul{style}>" + "".join(f"<li>{escape(one)}</li>" for one in lines) + "</ul>"
+
+
+_WIDE, _HIGH, _LEFT, _TOP, _GAP = 470, 340, 62, 34, 110
+
+
+def _svg(report: LadderReport, drawn: Sequence[Dot]) -> str:
+    parts: list[str] = []
+    for position, panel in enumerate(_panels(report, drawn)):
+        parts += _panel_svg(panel, _LEFT + position * (_WIDE + _GAP - 30), report)
+    width, height = _LEFT + 2 * _WIDE + _GAP, _TOP + _HIGH + 44
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(report.subject, quote=True)}: loss over size and over latency, {len(drawn)} models; '
+        'all figures are in the table below">\n' + "\n".join(parts) + "\n</svg>"
+    )
+
+
+def _panel_svg(panel: Panel, left: float, report: LadderReport) -> list[str]:
+    def x(share: float) -> str:
+        return f"{left + share * _WIDE:.1f}"
+
+    def y(share: float) -> str:
+        return f"{_TOP + (1 - share) * _HIGH:.1f}"
+
+    def line(kind: str, ends: tuple[float, float, float, float]) -> str:
+        return (
+            f'<line class="{kind}" x1="{x(ends[0])}" y1="{y(ends[1])}" x2="{x(ends[2])}" y2="{y(ends[3])}"/>'
+        )
+
+    width = _WIDE * (1 if panel.limit is None else panel.limit)
+    parts = [
+        f'<text x="{x(0)}" y="{_TOP - 14}" font-weight="600">{escape(panel.title)}</text>',
+        f'<rect class="ok" x="{x(0)}" y="{y(panel.ceiling)}" width="{width:.1f}" '
+        f'height="{panel.ceiling * _HIGH:.1f}"/>',
+    ]
+    for value, words in panel.across.ticks:
+        at = panel.across.at(value)
+        parts += [
+            line("grid", (at, 0, at, 1)),
+            f'<text class="soft" text-anchor="middle" x="{x(at)}" y="{_TOP + _HIGH + 18}">{escape(words)}</text>',
+        ]
+    for value, words in panel.up.ticks:
+        at = panel.up.at(value)
+        parts += [
+            line("grid", (0, at, 1, at)),
+            f'<text class="soft" text-anchor="end" x="{left - 8:.1f}" y="{y(at)}" dy="4">{escape(words)}</text>',
+        ]
+    parts.append(line("want", (0, panel.ceiling, 1, panel.ceiling)))
+    if panel.limit is not None:
+        parts.append(line("want", (panel.limit, 0, panel.limit, 1)))
+    corners = " ".join(f"{x(a)},{y(b)}" for a, b in panel.step)
+    parts.append(f'<polyline class="step" points="{corners}"/>')
+    for dot, across, up, share in sorted(panel.dots, key=lambda one: (one[0].chosen, one[0].front)):
+        bars = line("bar", (across, panel.up.at(dot.low), across, panel.up.at(dot.high)))
+        if panel.tails:
+            bars += line("bar", (across, up, panel.across.at(dot.tail), up))
+        parts.append(_dot_svg(dot, x(across), y(up), bars, share, report))
+    return parts
+
+
+def _dot_svg(dot: Dot, x: str, y: str, bars: str, share: float, report: LadderReport) -> str:
+    red, green, blue = _colour(share)
+    colour = f"rgb({red},{green},{blue})"
+    point = dot.point
+    state = "on the front" if dot.front else "beaten by " + ", ".join(report.dominated.get(point.name, ()))
+    title = escape(
+        f"{point.name}: {said_size(point.size)}, p50 {point.latency:.3g} ms, p99 {dot.tail:.3g} ms, "
+        f"loss {point.loss:.2%} ({dot.low:.2%} to {dot.high:.2%}), {'chosen, ' if dot.chosen else ''}{state}"
+    )
+    rim, pale = (' class="rim"', "") if dot.front else ("", ' class="pale"')
+    if dot.parent:
+        star = " ".join(
+            f"{float(x) + size * math.sin(turn):.1f},{float(y) - size * math.cos(turn):.1f}"
+            for turn, size in ((corner * math.pi / 5, 5 if corner % 2 else 12) for corner in range(10))
+        )
+        return f'<g tabindex="0"><title>{title}</title><polygon{rim} points="{star}" fill="{colour}"/></g>'
+    ring = f'<circle class="ring" cx="{x}" cy="{y}" r="14"/>' if dot.chosen else ""
+    return (
+        f'<g tabindex="0"{pale}><title>{title}</title>'
+        f'<g stroke="{colour}" stroke-width="1.5">{bars}</g>{ring}'
+        f'<circle{rim} cx="{x}" cy="{y}" r="9" fill="{colour}"/>'
+        f'<text class="number" x="{x}" y="{y}" dy="3.5">{dot.number}</text></g>'
+    )
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
