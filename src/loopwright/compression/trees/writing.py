@@ -31,6 +31,7 @@ from loopwright.compression.trees.ensemble import (
     read,
 )
 from loopwright.compression.trees.sharing import folded
+from loopwright.compression.trees.tidying import tidy
 
 SAME = 1e-5
 """Largest difference, relative to answers above 1, between two forms of the same trees: sums in another order."""
@@ -234,6 +235,7 @@ def _flat_model(model: onnx.ModelProto, trees: Sequence[Ensemble]) -> onnx.Model
         if opset.domain == DOMAIN:
             opset.version = max(opset.version, 5)
     fresh.ir_version = max(fresh.ir_version, IR_OF_ML_5)
+    tidy(fresh)
     return fresh
 
 
