@@ -302,11 +302,13 @@ def store(model: ModelProto, name: str, blocks: Blocks) -> tuple[Stored, list[No
 
 def product(node: NodeProto, one: Stored, fast: bool) -> NodeProto:
     """The MatMul `node` with its weight read from blocks; `fast`: on activations rounded per row and block."""
-    return helper.make_node(
+    made = helper.make_node(
         "MatMulNBits", [node.input[0], one.packed, one.scales, *([one.zeros] if one.zeros else [])], [node.output[0]],
         node.name, domain="com.microsoft", K=one.length, N=one.shape[0], bits=one.bits, block_size=one.size,
-        **({"accuracy_level": 4} if fast else {}),
     )  # fmt: skip
+    if fast:
+        made.attribute.append(helper.make_attribute("accuracy_level", 4))
+    return made
 
 
 def look_up(model: ModelProto, node: NodeProto, one: Stored) -> list[NodeProto]:

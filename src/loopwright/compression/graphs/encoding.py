@@ -49,7 +49,8 @@ def by_channel(values: Array, axis: int, largest: int = FULL) -> tuple[Array, Ar
 
 def split_gemms(model: ModelProto) -> None:
     """Write each Gemm with a constant weight as MatMul and Add, alpha and beta within its constants."""
-    known, made, nodes = weights(model), {}, []
+    known, nodes = weights(model), list[NodeProto]()
+    made: dict[tuple[str, int, float], str] = {}
     for node in model.graph.node:
         weight = known.get(node.input[1]) if node.op_type == "Gemm" else None
         if weight is None or weight.data_type != TensorProto.FLOAT or attribute(node, "transA", 0):
@@ -101,14 +102,8 @@ def encode_products(model: ModelProto, chosen: Collection[Layer], largest: int =
         whole_name, scale_name, zero_name = stored[weight]
         if given not in rounded:
             rounded.add(given)
-            nodes.append(
-                helper.make_node(
-                    "DynamicQuantizeLinear",
-                    [given],
-                    [f"{given}_uint8", f"{given}_step", f"{given}_at"],
-                    f"{given}_rounding",
-                )  # fmt: skip
-            )
+            parts = [f"{given}_uint8", f"{given}_step", f"{given}_at"]
+            nodes.append(helper.make_node("DynamicQuantizeLinear", [given], parts, f"{given}_rounding"))
         out, name = node.output[0], node.name
         nodes += [
             helper.make_node("Mul", [f"{given}_step", scale_name], [f"{out}_steps"], f"{name}_steps"),

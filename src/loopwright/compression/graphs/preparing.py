@@ -185,11 +185,8 @@ def layers(model: ModelProto, kinds: Iterable[str] = WEIGHTED) -> list[Layer]:
             continue
         if node.op_type == "Gemm" and attribute(node, "transA", 0):
             continue
-        found.append(
-            Layer(
-                node.name, node.op_type, weight.name, node.input[1 - place], int(np.prod(weight.dims))
-            )  # fmt: skip
-        )
+        count = int(np.prod(weight.dims))
+        found.append(Layer(node.name, node.op_type, weight.name, node.input[1 - place], count))
     return found
 
 
