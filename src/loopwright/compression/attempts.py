@@ -1,6 +1,7 @@
 """One attempt at a smaller model: a recipe followed, what came of it measured and kept.
 
     FOLDER/candidates/KEY/model.onnx        what the recipe gave, with external data beside it
+    FOLDER/candidates/KEY/run               the id of its run
     FOLDER/candidates/KEY/traceback.txt     of an error nobody foresaw
     FOLDER/candidates/KEY/candidate.json    the figures; written last, so that what has it is whole
     FOLDER/shared/DIGEST/                   what all recipes of one subject share
@@ -72,6 +73,10 @@ class Tracking(Protocol):
         """Figures that came after the run `run_id` had ended: those of the test rows."""
         ...
 
+    def killed(self, run_id: str) -> None:
+        """The run `run_id` was killed with its process, and is still open: end it as KILLED."""
+        ...
+
 
 class Untracked:
     """Nobody keeps the runs."""
@@ -80,6 +85,8 @@ class Untracked:
         return UntrackedRun()
 
     def add(self, run_id: str, figures: Mapping[str, float]) -> None: ...
+
+    def killed(self, run_id: str) -> None: ...
 
 
 class UntrackedRun(Unnoted):
@@ -100,7 +107,7 @@ def attempt(
     Never raises because a recipe fails: the candidate is FAILED, and `why` says at what. One that ran out of time is
     SKIPPED and not kept, so that more time may be given. `parent`: shared by the attempts at one subject. `threads`:
     for training. `until`: see `Work`. `floor`: bytes, computed when left out. Safe to kill and to repeat; of two
-    processes at the same attempt one waits.
+    processes at the same attempt one waits. Raises BadInput for a subject that cannot answer its own rows.
     """
     parent = parent or Parent.of(subject)
     key = key_of(recipe, parent, seed)
@@ -108,10 +115,13 @@ def attempt(
         known = _usable(folder, key)
         if known is not None:
             return replace(known, name=recipe.name, control=recipe.control)
+        parent.answers("validation")
         own = folder / "candidates" / key
+        tracking = tracking or Untracked()
+        _end_killed(own, tracking)
         _clear(own)
-        own.mkdir(parents=True)
-        run = (tracking or Untracked()).start(recipe.name, {"recipe": recipe.to_json(), "seed": seed})
+        run = tracking.start(recipe.name, {"recipe": recipe.to_json(), "seed": seed})
+        write_atomic(own / "run", run.run_id.encode())
         book = _Book(run)
         blank = Candidate(
             recipe.name, key, recipe.to_json(), Status.FAILED, original_size=subject.graph.size,
@@ -148,8 +158,8 @@ def attempt(
             held_mb=peak.held_mb,
         )  # fmt: skip
         _tell(run, folder, found)
-        _store(folder, found, again=again)
         run.end("FINISHED" if found.measured else "FAILED")
+        _store(folder, found, again=again)
         return found
 
 
@@ -259,13 +269,20 @@ def _followed(recipe: Recipe, work: Work, parent: Parent, blank: Candidate) -> C
 
 def _tidy(graph: Artefact) -> None:
     """Leave the graph and its external data in its folder, and nothing that steps wrote on the way."""
-    keep = {graph.path, *graph.beside()}
+    keep = {graph.path, *graph.beside(), graph.path.parent / "run"}
     for path in sorted(graph.path.parent.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
                 path.rmdir()
         elif path not in keep:
             path.unlink()
+
+
+def _end_killed(own: Path, tracking: Tracking) -> None:
+    if (own / "run").is_file() and not (own / "candidate.json").is_file():
+        run_id = (own / "run").read_text(encoding="utf-8")
+        if run_id:
+            tracking.killed(run_id)
 
 
 def _clear(own: Path) -> None:

@@ -121,7 +121,11 @@ class _Timer:
             question = self._questions[self._next]
             self._next = (self._next + 1) % len(self._questions)
             began = clock()
-            ask(wanted, question)
+            try:
+                ask(wanted, question)
+            except Exception:  # asked again, for the error that says what it was asked
+                run(self._session, self._output, question, self._where)
+                raise
             times[at] = clock() - began
         return times
 

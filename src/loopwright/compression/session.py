@@ -18,14 +18,14 @@ def open_session(artefact: Artefact, threads: int = 1) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, and need not be printed too
     # As served (bundle/runners.py); and waiting threads of one session would slow the other that it is compared with.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(str(artefact.path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         raise BadInput(
-            f"ONNX Runtime cannot load the model ({type(error).__name__}: {str(error)[:500]})",
+            f"ONNX Runtime cannot load the model ({type(error).__name__}: {_line(error)})",
             where=str(artefact.path), wanted="a graph of operators and types that it has",
         ) from error  # fmt: skip
 
@@ -47,7 +47,11 @@ def run(session: ort.InferenceSession, output: str, feeds: dict[str, Array], whe
         answers: Array = session.run([output], feeds)[0]
     except Exception as error:  # as above
         raise BadInput(
-            f"the model cannot answer ({type(error).__name__}: {str(error)[:500]})", where=where,
+            f"the model cannot answer ({type(error).__name__}: {_line(error)})", where=where,
             got=", ".join(f"{name} {values.dtype}{values.shape}" for name, values in feeds.items()),
         ) from error  # fmt: skip
     return answers
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

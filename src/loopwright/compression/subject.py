@@ -1,6 +1,7 @@
 """What is compressed, and the rows it may learn from, be chosen by and be reported on."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,16 +63,12 @@ class Rows:
 
     def marks(self) -> set[bytes]:
         """One digest per row, of its inputs only, in the order of their names: equal rows have equal marks."""
-        columns = [np.ascontiguousarray(self.feeds[name]) for name in sorted(self.feeds)]
-        widths = [
-            values.dtype.itemsize * int(np.prod(values.shape[1:], dtype=np.int64)) for values in columns
-        ]
-        views = [values.reshape(-1).view(np.uint8).data for values in columns]
+        columns = [_bytes_of(self.feeds[name]) for name in sorted(self.feeds)]
         found = set()
         for row in range(len(self)):
             mark = hashlib.blake2b(digest_size=16)
-            for view, width in zip(views, widths, strict=True):
-                mark.update(view[row * width : (row + 1) * width])
+            for column in columns:
+                mark.update(column(row))
             found.add(mark.digest())
         return found
 
@@ -185,6 +182,13 @@ class Subject:
 
     def __post_init__(self) -> None:
         check_feeds(self.graph.ports, self.samples.train.feeds, f"samples of {self.name}")
+        fixed = {port.shape[0] for port in self.graph.ports if port.shape and isinstance(port.shape[0], int)}
+        if fixed - {self.production.batch}:
+            raise BadInput(
+                "the graph takes another number of rows than production asks with", where=self.name,
+                got=f"{min(fixed)} rows", wanted=f"{self.production.batch}, or any number",
+                next="Export it with rows free in size.",
+            )  # fmt: skip
         unknown = sorted(set(self.production.lengths) - variable_axes(self.graph.ports))
         if unknown:
             raise BadInput(
@@ -248,6 +252,15 @@ def check_feeds(ports: Sequence[Port], feeds: Feeds, where: str) -> None:
 def variable_axes(ports: Sequence[Port]) -> set[str]:
     """The names of axes, besides the rows, whose size may vary."""
     return {size for port in ports if port.shape for size in port.shape[1:] if isinstance(size, str) and size}
+
+
+def _bytes_of(values: Array) -> Callable[[int], bytes | memoryview]:
+    """Row → its bytes; of text without the padding to the longest."""
+    if values.dtype.kind == "U":
+        return lambda row: "\0".join(map(str, np.ravel(values[row]))).encode() + b"\1"
+    width = values.dtype.itemsize * math.prod(values.shape[1:])
+    view = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+    return lambda row: view[row * width : (row + 1) * width]
 
 
 def _check_schema(name: str, part: Rows, like: Rows) -> None:
