@@ -29,6 +29,7 @@ SECTIONS = (
         "reject": ("models:reject", "Say no to a promotion."),
         "withdraw": ("models:withdraw", "Take back a request for a promotion."),
         "rollback": ("models:rollback", "Bring back the version that was in production before."),
+        "compress": ("compressing:compress", "Make a version smaller and faster, as a version of its own."),
         "annotate": ("models:annotate", "Pin a note to a version; an empty VALUE takes it away."),
     }),
     Section("Delivery and monitoring", {

@@ -102,7 +102,7 @@ def run(
     from loopwright.control.openlineage import following
 
     arguments = _arguments(context, opened, reason, retrain, version_number) | {"snapshot": snapshot}
-    with _as(context.actor), following(context.home, context.ledger), noticing(context):
+    with acting(context.actor), following(context.home, context.ledger), noticing(context):
         if session.as_json:
             from loopwright.kernel.progress import Silent
 
@@ -171,7 +171,7 @@ def training_context(session: Session, tracking_uri: str | None = None) -> Any:
 
 
 @contextmanager
-def _as(actor: Actor) -> Iterator[None]:
+def acting(actor: Actor) -> Iterator[None]:
     """Let MLflow's stores, when they are this process's own, know who acts."""
     from loopwright.registry.identity import current_actor
 
@@ -226,6 +226,10 @@ def _reported(answer: dict[str, Any]) -> str:
     if answer["version"] is None:
         return "\n".join([*lines, f"refused: {answer['refused']}. No version was registered."])
     model, version = answer["model"], answer["version"]
+    smaller = answer.get("compressed")
+    if smaller is not None:
+        made = f"registered as version {smaller['version']}" if smaller["version"] else "no version"
+        lines.append(f"compressed: {made}; {smaller['why'] or smaller['said']}")
     return "\n".join([
         *lines, f"registered {model} version {version} (bundle {answer['bundle'][:12]})",
         f"next: loopwright promote {model} {version} --to production",

@@ -6,6 +6,7 @@ digest, and that a module answers as the bundle does.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from loopwright.bundle.forms import ONNX, model_file
 from loopwright.bundle.keys import PublicKey
 from loopwright.bundle.open import Bundle, check_bundle, open_bundle
 from loopwright.compression.artefact import Artefact
+from loopwright.compression.facts import kind_of
 from loopwright.compression.subject import Array, Network, Production, Rows, Samples, Subject
 from loopwright.data.lake import Lake
 from loopwright.data.snapshot import Snapshot, verify_snapshot
@@ -68,10 +70,38 @@ class Source:
         spec = self.project.spec
         return spec.gates.baseline.metric if spec.gates.baseline else spec.quality_metric
 
+    @cached_property
+    def _halves(self) -> tuple[Frame, Frame]:
+        return self.parts.holdout.split(0.5)
+
+    @property
+    def choosing(self) -> Frame:
+        """Held-out rows that candidates are chosen by: the earlier ones."""
+        return self._halves[0]
+
+    @property
+    def reporting(self) -> Frame:
+        """Held-out rows that chose nothing: the later ones."""
+        return self._halves[1]
+
     @property
     def compressed(self) -> bool:
         """Whether it is itself the outcome of a compression."""
         return NOTE in self.bundle.manifest.provenance
+
+    def trainable(self, home: Home) -> bool:
+        """Whether it may have a torch module: its weights were kept, or its library is none that has no modules."""
+        if self.compressed or find_spec("torch") is None:
+            return False
+        if kept_weights(home, str(self.run["run_id"])) is not None:
+            return True
+        told = str(self.bundle.manifest.provenance.get("algorithm", "")).partition(".")[0]
+        return bool(told) and told not in _NO_MODULE and kind_of(self.bundle_graph(home)) != "trees"
+
+    def bundle_graph(self, home: Home) -> Artefact:
+        """The graph as it lies in the bundle."""
+        assert self.version.bundle is not None
+        return Artefact.open(BundleDepot(home.bundles).path(self.version.bundle) / ONNX)
 
 
 def chosen_version(conn: Connection, model: str, number: int | None) -> Version:
@@ -149,11 +179,12 @@ def open_source(
             "the rows have other classes than the model", where=version.subject, got=", ".join(classes),
             wanted=", ".join(bundle.schema.classes),
         )  # fmt: skip
+    source = Source(version, bundle, project, module, snapshot, parts, run)
     watch.done(
-        f"{frame.rows:,} labelled rows: {parts.fit.rows:,} teach, {parts.valid.rows:,} choose, "
-        f"{parts.holdout.rows:,} report"
+        f"{frame.rows:,} labelled rows: {parts.train.rows:,} teach, {source.choosing.rows:,} choose, "
+        f"{source.reporting.rows:,} report"
     )
-    return Source(version, bundle, project, module, snapshot, parts, run)
+    return source
 
 
 def subject_of(
@@ -161,12 +192,13 @@ def subject_of(
 ) -> Subject:
     """The subject, its graph written below `folder`. network: whether its torch module is wanted, where it has one.
 
-    Parts are cut by time, so that equal inputs in two of them are different events, not leaked rows.
+    What the version learned from teaches and calibrates; the earlier half of its held-out rows chooses, the later half
+    reports, so that neither was seen by the parent. Equal inputs in two parts are different rows, not leaked ones.
     """
     path = graph_file(source, home, folder)
     name = Artefact.open(path).inputs[0]
     train, validation, test = (
-        _rows(source, part, name) for part in (source.parts.fit, source.parts.valid, source.parts.holdout)
+        _rows(source, part, name) for part in (source.parts.train, source.choosing, source.reporting)
     )
     found = _network(source, home, train.feeds[name], name, watch) if network else None
     return Subject.of(
@@ -213,13 +245,10 @@ def _rows(source: Source, part: Frame, name: str) -> Rows:
 
 def _network(source: Source, home: Home, x: Array, name: str, watch: Progress) -> Network | None:
     """The version's torch module; None for other models, without torch, and where it cannot be had again."""
-    if source.compressed or find_spec("torch") is None:
+    if not source.trainable(home):
         return None
     spec, run_id = source.project.spec, str(source.run["run_id"])
     weights = kept_weights(home, run_id)
-    library = str(source.bundle.manifest.provenance.get("algorithm", "")).partition(".")[0]
-    if weights is None and library in _NO_MODULE:
-        return None
     watch.step("The torch module")
     code, train = load_entry(source.project)
     build = getattr(code, "module", None)

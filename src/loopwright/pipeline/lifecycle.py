@@ -81,6 +81,8 @@ class RunReport:
     export_rows: int
     baseline: int | None
     refused: str | None = None
+    compressed: Mapping[str, Any] | None = None
+    """Where loop.yaml asks for it: {"version": the smaller version or None, "said", "why"}."""
 
     def to_json(self) -> dict[str, Any]:
         """The report in JSON's own types; `ingests` and `gates` whole."""
@@ -98,6 +100,7 @@ class RunReport:
             "export": {"rows": self.export_rows, "max_difference": self.export_difference},
             "baseline": self.baseline,
             "refused": self.refused,
+            "compressed": None if self.compressed is None else dict(self.compressed),
         }
 
 
@@ -132,6 +135,10 @@ def run_project(
         _admitted(conn, project, actor)
     ensure_mlflow_tables(ledger)
     spec = project.spec
+    if spec.compression is not None:
+        from loopwright.pipeline.compression_asked import Asked
+
+        Asked.of(spec.compression, spec.model, 0, reason).checked()  # told before an hour of training
     written = read_card(project.path(spec.card), name=spec.card) if spec.card else None
     if version_number is not None:  # told before an hour of training, and again when it is registered
         with ledger.read() as conn:
@@ -183,6 +190,11 @@ def run_project(
         )
         setting.watch.done(f"bundle {bundle.digest[:12]} sealed; {gates.summary()}; {explained.summary()}")
     after_run(project, home, ledger, here, clock, setting.watch)
+    compressed = None
+    if version is not None and spec.compression is not None:
+        from loopwright.pipeline.compressing import compress_new  # ONNX, and torch where there is some
+
+        compressed = compress_new(setting, version, tracking_uri)
     return RunReport(
         run_id=run.run_id,
         model=spec.model,
@@ -198,6 +210,7 @@ def run_project(
         export_rows=fitted.export.rows,
         baseline=baseline.version if baseline else None,
         refused=None if gates.passed else gates.summary(),
+        compressed=compressed,
     )
 
 

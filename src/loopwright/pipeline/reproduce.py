@@ -72,6 +72,14 @@ def reproduce(
             wanted="a run that trained and exported a model",
             next="loopwright runs list",
         )
+    if (made := recorded["context"].get("compression")) is not None:
+        raise BadInput(
+            f"the run trained nothing: it compressed version {made['parent']}",
+            where=f"run {recorded['run_id']}",
+            wanted="the run that trained the weights",
+            next=f"loopwright reproduce {made['trained_in']}; and loopwright compress "
+            f"{recorded['model']}@{made['parent']} gives the same version again",
+        )
     bundle = verified_bundle(home, recorded["bundle"])
     lake = Lake.of(home, ledger)
     watch.step("Read the snapshot back")

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 MAX_NOTES = 200
-_OURS = frozenset(("reason", "trained_until", "semver_reason"))
+_OURS = frozenset(("reason", "trained_until", "semver_reason", "compression"))
 """Notes that a run writes about itself; documents show them as such."""
 TAG_PREFIX = "loopwright."
 """Tags under this prefix on MLflow's rows are ours; no client may set or delete them."""
