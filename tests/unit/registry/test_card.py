@@ -43,6 +43,25 @@ def evidence(
     return Evidence(f"{len(kind):064x}", kind, "late", 1, BUNDLE, verdict, payload, at)
 
 
+def compression(text: str) -> dict[str, Any]:
+    """The evidence of a version that was made from version 3."""
+    loss = {
+        "metric": text,
+        "loss": 0.002,
+        "loss_low": -0.001,
+        "loss_high": 0.006,
+        "confidence": 0.95,
+        "rows": 900,
+    }
+    return {
+        "parent": 3, "parent_bundle": "5" * 64, "run": text, "trained_in": text, "name": text,
+        "recipe": [{"step": text, "bits": 4, "keep": None}], "size": 25_000, "original_size": 100_000,
+        "latency": {"p50": 0.1, "p99": 0.2, "original_p50": 0.3, "original_p99": 0.4, "batch": 1, "threads": 1},
+        "validation": loss, "test": loss, "agreement": {"argmax": 0.99, "cosine": None, "largest": 0.04},
+        "controls": [text], "wanted": {"size": 30_000, "latency_ms": None, "loss": 0.01},
+    }  # fmt: skip
+
+
 def full(text: str = SAID, name: str = "late", **changes: Any) -> Facts:
     """A version about which everything is recorded, with `text` wherever somebody can write."""
     result = {"name": text, "kind": "metric", "verdict": "PASS", "value": 0.75, "limit": text, "detail": text}
@@ -72,6 +91,7 @@ def full(text: str = SAID, name: str = "late", **changes: Any) -> Facts:
         evidence("gates", {"rows": 500, "baseline": "b" * 64, "results": gates}),
         evidence("fairness", fairness),
         evidence("explainability", explained),
+        evidence("compression", compression(text)),
         evidence(
             "card", {"file": text, "digest": "c" * 64, "by": text, "sections": {**sections, "licence": text}}
         ),
@@ -235,6 +255,17 @@ def test_an_open_review_of_an_emergency_is_a_gap() -> None:
     card = build_card(full(reviews=reviews))
     assert [gap["about"] for gap in card["gaps"]] == ["governance"]
     assert "the glass was broken" in to_html(lay_out(card))
+
+
+def test_a_compressed_version_says_from_what_how_and_at_what_loss() -> None:
+    card = build_card(full())
+    check(card)
+    page = to_markdown(lay_out(card))
+    assert "Compressed from version 3" in page and "100 kB → 25 kB, 4.00 times smaller" in page
+    assert "p50 0.3 → 0.1 ms, p99 0.4 → 0.2 ms, batch 1, threads 1" in page
+    assert "0.20%" in page and "-0.10% to 0.60%" in page and "size 30 kB, loss 1.00%" in page
+    others = [item for item in full().evidence if item.kind != "compression"]
+    assert "Compressed" not in to_markdown(lay_out(build_card(full(evidence=others))))
 
 
 def test_a_model_nobody_could_explain_says_why() -> None:

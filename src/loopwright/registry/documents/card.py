@@ -13,7 +13,7 @@ from loopwright.registry.documents.sections import says, title_of
 from loopwright.registry.records import Evidence
 from loopwright.registry.sbom import serial_number
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 USUAL = ("intended_use", "limitations", "training_data", "risks")
 """Sections every card shows, written or not."""
 
@@ -32,6 +32,7 @@ def build_card(facts: Facts) -> dict[str, Any]:
         "written": written,
         "data": _data(facts),
         "training": _training(facts),
+        "compression": _compression(facts.latest("compression")),
         "interface": _interface(facts),
         "quality": _quality(facts),
         "fairness": _judged(facts.latest("fairness"), "report"),
@@ -188,6 +189,42 @@ def _training(facts: Facts) -> dict[str, Any] | None:
         "memory_bytes": machine.get("memory_bytes") or None,
         "gpus": list(machine.get("gpus") or []),
         "command": list(context.get("command") or []),
+    }
+
+
+def _compression(found: Evidence | None) -> dict[str, Any] | None:
+    """How it was made smaller than its parent, and what that cost, beside the parent on the same rows."""
+    if found is None:
+        return None
+    told = found.payload
+    latency, judged, chosen = (told.get(name) or {} for name in ("latency", "test", "validation"))
+    alike, wanted = told.get("agreement") or {}, told.get("wanted") or {}
+    return {
+        "verdict": found.verdict.value,
+        "at": iso(found.at),
+        "evidence": found.digest,
+        "parent": told.get("parent"),
+        "parent_bundle": told.get("parent_bundle"),
+        "run": told.get("run"),
+        "trained_in": told.get("trained_in"),
+        "name": told.get("name"),
+        "recipe": [dict(step) for step in told.get("recipe") or ()],
+        "size": told.get("size"),
+        "original_size": told.get("original_size"),
+        "latency": {
+            name: latency.get(name)
+            for name in ("p50", "p99", "original_p50", "original_p99", "batch", "threads")
+        },
+        "loss": {
+            part: {
+                name: rows.get(name)
+                for name in ("metric", "loss", "loss_low", "loss_high", "confidence", "rows")
+            }
+            for part, rows in (("validation", chosen), ("test", judged))
+        },
+        "agreement": {name: alike.get(name) for name in ("argmax", "cosine", "largest")},
+        "controls": [str(one) for one in told.get("controls") or ()],
+        "wanted": {name: wanted.get(name) for name in ("size", "latency_ms", "loss")},
     }
 
 

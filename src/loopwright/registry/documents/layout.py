@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from loopwright.kernel.sizes import said_size
 from loopwright.registry.documents import pictures
 from loopwright.registry.documents.blocks import (
     NOTHING,
@@ -63,6 +64,9 @@ def _parts(card: Json) -> Iterator[Part]:
             yield Part(section["title"], (Said(_unwritten(section), "warn"),), 3)
     yield Part("Data", tuple(_data(card)))
     yield Part("Training", tuple(_training(card)))
+    if card["compression"] is not None:
+        parent = card["compression"]["parent"]
+        yield Part(f"Compressed from version {parent}", tuple(_compression(card["compression"])))
     yield Part("Quality", tuple(_quality(card)))
     yield Part(
         "Behaviour", tuple(_results(card["quality"]["behaviour"], "No behaviour was checked.", "check"))
@@ -247,6 +251,55 @@ def _training(card: Json) -> Iterator[Block]:
         tuple((name, text_of(value)) for name, value in sorted(run["parameters"].items())),
         empty="No parameters are recorded.",
     )
+
+
+def _compression(found: Json) -> Iterator[Block]:
+    def said(step: Json) -> str:
+        settings = (f"{name}={text_of(v)}" for name, v in step.items() if name != "step" and v is not None)
+        return f"{step.get('step')}({', '.join(settings)})"
+
+    latency, alike, wanted = found["latency"], found["agreement"], found["wanted"]
+    smaller = (
+        f"{said_size(found['original_size'])} → {said_size(found['size'])}, "
+        f"{found['original_size'] / found['size']:.2f} times smaller"
+        if found["size"] and found["original_size"]
+        else None
+    )
+    faster = (
+        f"p50 {latency['original_p50']:.3g} → {latency['p50']:.3g} ms, p99 {latency['original_p99']:.3g} → "
+        f"{latency['p99']:.3g} ms, batch {latency['batch']}, threads {latency['threads']}"
+        if all(latency[name] is not None for name in ("p50", "p99", "original_p50", "original_p99"))
+        else None
+    )
+    asked = [f"size {said_size(wanted['size'])}"] if wanted["size"] is not None else []
+    asked += [f"p99 {wanted['latency_ms']:g} ms"] if wanted["latency_ms"] is not None else []
+    asked += [f"loss {wanted['loss']:.2%}"] if wanted["loss"] is not None else []
+    yield Pairs((
+        ("Recipe", " → ".join(map(said, found["recipe"])) or None),
+        ("Asked, at most", ", ".join(asked) or None),
+        ("Parent bundle", Code(found["parent_bundle"], 64) if found["parent_bundle"] else None),
+        ("Weights from run", Code(found["trained_in"], 64) if found["trained_in"] else None),
+        ("Compressed in run", Code(found["run"], 64) if found["run"] else None),
+        ("Size on disk", smaller),
+        ("Latency beside the parent", faster),
+        ("Same class as the parent", percent(alike["argmax"]) if alike["argmax"] is not None else None),
+        ("Largest difference of an answer", text_of(alike["largest"])),
+    ))  # fmt: skip
+    yield Table(
+        ("loss against the parent", "metric", "loss", "interval", "rows"),
+        tuple(
+            (
+                {"validation": "validation, which chose", "test": "held-out rows that chose nothing"}[part],
+                one["metric"], f"{one['loss']:.2%}", f"{one['loss_low']:.2%} to {one['loss_high']:.2%}",
+                whole(one["rows"]),
+            )
+            for part, one in found["loss"].items()
+            if None not in (one["loss"], one["loss_low"], one["loss_high"])
+        ),
+        empty="No loss is recorded.",
+    )  # fmt: skip
+    for control in found["controls"]:
+        yield Said(f"Control: {control}.")
 
 
 def _quality(card: Json) -> Iterator[Block]:

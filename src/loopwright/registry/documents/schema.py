@@ -123,6 +123,21 @@ _EXPLAINED = _of({
     "features": _list({"type": "object", "required": ["name"], "properties": {"name": TEXT, "mean_abs_shap": NUMBER}}),
 })  # fmt: skip
 
+_COMPRESSION = _of({
+    **_JUDGED, **_each(_or_null(WHOLE), "parent", "size", "original_size"),
+    **_each(_or_null(TEXT), "parent_bundle", "run", "trained_in", "name"), "recipe": _list(ANYTHING),
+    "latency": _of({
+        **_each(_or_null(NUMBER), "p50", "p99", "original_p50", "original_p99"),
+        **_each(_or_null(WHOLE), "batch", "threads"),
+    }),
+    "loss": _of(_each(_of({
+        "metric": _or_null(TEXT), **_each(_or_null(NUMBER), "loss", "loss_low", "loss_high", "confidence"),
+        "rows": _or_null(WHOLE),
+    }), "validation", "test")),
+    "agreement": _of(_each(_or_null(NUMBER), "argmax", "cosine", "largest")), "controls": _list(TEXT),
+    "wanted": _of({**_each(_or_null(NUMBER), "latency_ms", "loss"), "size": _or_null(WHOLE)}),
+})  # fmt: skip
+
 _ROLLOUT = _of({
     "id": TEXT, **_each(_or_null(TEXT), "strategy", "status"), "baseline": _or_null(WHOLE),
     **_each(_or_null(TIME), "started_at", "ended_at"), "reason": _or_null(TEXT),
@@ -169,7 +184,8 @@ CARD_SCHEMA: Schema = {
     "description": "Generated from what is recorded; null is what was never recorded, and `gaps` names it.",
     **_of({
         "schema_version": {"const": SCHEMA_VERSION}, "generated_at": TIME, "identity": _IDENTITY,
-        "written": _WRITTEN, "data": _DATA, "training": _or_null(_TRAINING), "interface": _or_null(_INTERFACE),
+        "written": _WRITTEN, "data": _DATA, "training": _or_null(_TRAINING),
+        "compression": _or_null(_COMPRESSION), "interface": _or_null(_INTERFACE),
         "quality": _QUALITY, "fairness": _or_null(_FAIRNESS), "explainability": _or_null(_EXPLAINED),
         "delivery": _list(_ROLLOUT), "monitoring": _MONITORING, "governance": _GOVERNANCE,
         "evidence": _list(_of({"kind": TEXT, "verdict": VERDICT, "at": TIME, "digest": DIGEST})),
