@@ -210,7 +210,7 @@ def run_check(
     kept = plan(shape, target)
     key = digest_json([VERSION, asdict(shape), asdict(kept), seed])[:12]
     work = folder / f"billion-{key}"
-    with lock(folder / f"billion-{key}.lock"):
+    with lock(folder / "billion.lock"):
         run = _Run(work, shape, kept, seed, tokens, threads, watch or Silent())
         _refuse_small(run)
         stages, found = [], {}
@@ -221,7 +221,6 @@ def run_check(
                 run.drop(spent)
         if not keep:
             shutil.rmtree(work)
-    (folder / f"billion-{key}.lock").unlink(missing_ok=True)
     made, cut, small, asked = (found[name] for name in ("create", "narrow", "quantize", "measure"))
     return BillionReport(
         shape, kept, tuple(cut["layers"]), made["size"], made["parameters"], cut["size"], small["size"],

@@ -100,8 +100,9 @@ def encoded_size(shape: Shape, bits: int) -> int:
 
 
 def plan(shape: Shape, target: int, bits: int = 8) -> Shape:
-    """The largest narrower shape that takes at most `target` bytes once quantized: every dimension by one share.
+    """A narrower shape that takes nearly `target` bytes once quantized, and no more.
 
+    Layers, heads, hidden and FFN are cut by one share, and the FFN takes the room that whole steps leave.
     Raises BadInput when even the narrowest is too large: then the vocabulary has to become smaller first.
     """
     for share in np.arange(1.0, 0.0, -0.002):
@@ -110,8 +111,12 @@ def plan(shape: Shape, target: int, bits: int = 8) -> Shape:
             layers=max(1, round(shape.layers * share)), heads=max(1, round(shape.heads * share)),
             hidden=_narrow(shape.hidden, share), ffn=_narrow(shape.ffn, share),
         )  # fmt: skip
-        if encoded_size(tried, bits) <= target:
-            return tried
+        if encoded_size(tried, bits) > target:
+            continue
+        wider = tried
+        while wider.ffn <= shape.ffn and encoded_size(wider, bits) <= target:
+            tried, wider = wider, replace(wider, ffn=wider.ffn + STEP)
+        return tried
     raise BadInput(
         "no narrower transformer is that small", where="plan", got=f"{target:,} bytes",
         wanted=f"at least {encoded_size(tried, bits):,} bytes, which a vocabulary of {shape.vocabulary:,} asks for",
