@@ -37,8 +37,8 @@ def kept_quality(
     verdict = non_inferior(found, max_loss * abs(found.old))
     share = _shares(found.old)
     detail = (
-        f"{found.new:.4f} against {found.old:.4f}: a loss of {share(-found.difference)}, at {confidence:.0%} "
-        f"confidence at most {share(-found.low)} and at least {share(-found.high)}, on {found.rows} held-out rows"
+        f"{found.new:.4f} against {found.old:.4f}: a loss of {share(0.0 - found.difference)}, at {confidence:.0%} "
+        f"confidence at most {share(0.0 - found.low)} and at least {share(0.0 - found.high)}, on {found.rows} held-out rows"
     )
     return GateResult(name, "comparison", verdict, found.difference, limit, detail, (found.low, found.high))
 
@@ -148,4 +148,4 @@ def _spread(figures: Any) -> float:
 
 
 def _shares(parent: float) -> Callable[[float], str]:
-    return (lambda loss: f"{loss / abs(parent):+.2%}") if parent else (lambda loss: f"{loss:+.4g}")
+    return (lambda loss: f"{loss / abs(parent):.2%}") if parent else (lambda loss: f"{loss:.4g}")
