@@ -6,7 +6,7 @@ from pathlib import Path
 
 ORDER = (
     "startup", "checks", "training_set", "online", "governance", "lineage", "serving", "models", "serving_rivals",
-    "soak", "rollback", "demo",
+    "compression_billion", "soak", "rollback", "demo",
 )  # fmt: skip
 
 
