@@ -204,7 +204,7 @@ class Gates(Section):
 class Compression(Section):
     """How every new version is made smaller by itself, as a version of its own: by a recipe, or by limits to keep to.
 
-    `recipe`: steps in order, those on modules first, like {step: prune-structure, share: 0.5}, {step: distil},
+    `recipe`: steps in order, those on modules first, like {step: prune-structure, ratio: 0.5}, {step: distil},
     {step: qat}, {step: int8-static}. Limits: techniques are tried from the cheapest on, and the first that keeps to all
     of them is taken. `max_loss` counts for both: a share of the uncompressed version's metric, decided on the bound.
     """

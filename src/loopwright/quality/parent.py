@@ -36,9 +36,10 @@ def kept_quality(
     found = paired_bootstrap(metric, labels, new, old, confidence=confidence, seed=seed)
     verdict = non_inferior(found, max_loss * abs(found.old))
     share = _shares(found.old)
+    most, least = share(0.0 - found.low), share(0.0 - found.high)
     detail = (
         f"{found.new:.4f} against {found.old:.4f}: a loss of {share(0.0 - found.difference)}, at {confidence:.0%} "
-        f"confidence at most {share(0.0 - found.low)} and at least {share(0.0 - found.high)}, on {found.rows} held-out rows"
+        f"confidence at most {most} and at least {least}, on {found.rows} held-out rows"
     )
     return GateResult(name, "comparison", verdict, found.difference, limit, detail, (found.low, found.high))
 
