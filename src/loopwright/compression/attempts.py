@@ -146,7 +146,7 @@ def attempt(
             Exception
         ) as error:  # torch, onnx and ONNX Runtime raise whatever they like: it is this recipe's result
             log.warning("the recipe %s failed", recipe.name, exc_info=error)
-            found = replace(blank, why=f"{type(error).__name__}: {str(error)[:2000]}")
+            found = replace(blank, why=f"{type(error).__name__}: {' '.join(str(error).split())[:2000]}")
             again = True
             (own / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
             run.artifact(own / "traceback.txt", "traceback.txt")
