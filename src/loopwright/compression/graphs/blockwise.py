@@ -9,12 +9,13 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from loopwright.compression.artefact import Artefact
-from loopwright.compression.graphs.calibrating import channels
+from loopwright.compression.graphs.calibrating import Channels, channels
 from loopwright.compression.graphs.encoding import split_gemms
 from loopwright.compression.graphs.preparing import (
     Layer,
     add_weight,
     finish,
+    infer_types,
     layers,
     nothing_to,
     prepare,
@@ -24,6 +25,7 @@ from loopwright.compression.graphs.preparing import (
     weights,
 )
 from loopwright.compression.graphs.running import check_rows, sample
+from loopwright.compression.graphs.smooth import smooth
 from loopwright.compression.steps import Work
 from loopwright.compression.subject import Array
 from loopwright.kernel.errors import BadInput
@@ -67,7 +69,8 @@ class Blockwise:
     MatMul and Gemm become MatMulNBits, look-up tables GatherBlockQuantized (`embeddings`), convolutions are unpacked
     when the file is loaded (`convolutions`). method: "nearest" rounds; "search" cuts each block's range where that
     lowers the squared error; "aware" weighs that error by how large the inputs of each weight are on `rows` training
-    rows. compute: "int8" rounds activations per row and block within the kernel, which is faster than "float32".
+    rows. alpha above 0 first moves outliers of activations into the weights, as int8-smooth does, so that channels that
+    matter are not rounded away beside others (Lin et al. 2023, "AWQ", with one alpha for all layers). compute: "int8" rounds activations per row and block within the kernel, which is faster than "float32".
     Nothing depends on the batch.
     """
 
@@ -77,6 +80,7 @@ class Blockwise:
     block_size: int = 32
     symmetric: bool = False
     method: str = "search"
+    alpha: float = 0.0
     embeddings: bool = True
     convolutions: bool = True
     compute: str = "int8"
@@ -92,6 +96,8 @@ class Blockwise:
                 raise BadInput(
                     f"not a {setting} that there is", where=self.name, got=value, wanted=", ".join(map(str, known))
                 )  # fmt: skip
+        if not 0 <= self.alpha < 1:
+            raise BadInput("alpha has to be from 0 to under 1", where=self.name, got=self.alpha)
         check_rows(self.rows, self.name)
 
     def encode(self, source: Artefact, target: Path, work: Work) -> Artefact:
@@ -99,6 +105,9 @@ class Blockwise:
         with scratch(work) as folder:
             model = prepare(source, folder, self.name)
             split_gemms(model)
+            if self.alpha:
+                smooth(model, self._seen(source, model, folder, work), self.alpha)
+                infer_types(model)
             kinds = {"MatMul": True, "Gather": self.embeddings, "Conv": self.convolutions,
                      "ConvTranspose": self.convolutions}  # fmt: skip
             chosen = [
@@ -114,9 +123,7 @@ class Blockwise:
             whole = sum(one.parameters for one in layers(model))
             importance: dict[str, Array] = {}
             if self.method == "aware":
-                rows = sample(source, work, self.rows)
-                names = list(dict.fromkeys(one.source for one in chosen if one.kind == "MatMul"))
-                seen = channels(model, names, rows.feeds, folder, work.threads)
+                seen = self._seen(source, model, folder, work)
                 importance = {name: one.square for name, one in seen.items()}
             error = self._store(model, chosen, importance, work)
             made = finish(model, target, self.name)
@@ -127,6 +134,11 @@ class Blockwise:
             }
         )  # fmt: skip
         return made
+
+    def _seen(self, source: Artefact, model: ModelProto, folder: Path, work: Work) -> dict[str, Channels]:
+        rows = sample(source, work, self.rows)
+        names = list(dict.fromkeys(one.source for one in layers(model, ["MatMul"])))
+        return channels(model, names, rows.feeds, folder, work.threads)
 
     def _store(
         self, model: ModelProto, chosen: list[Layer], importance: Mapping[str, Array], work: Work

@@ -4,7 +4,7 @@ Weights are signed, symmetric, with a scale per output channel; activations unsi
 Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference" (2018).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -18,6 +18,7 @@ from loopwright.compression.graphs.preparing import (
     infer_types,
     name_nodes,
     replace_nodes,
+    transposed_twins,
     weights,
 )
 from loopwright.compression.graphs.running import float_tensors
@@ -129,7 +130,7 @@ def encode_tables(model: ModelProto, chosen: Collection[Layer]) -> None:
             whole, scale = by_channel(numpy_helper.to_array(known[table]), 0)
             stored[table] = (
                 add_weight(model, f"{table}_int8", whole),
-                add_weight(model, f"{table}_scale", scale.reshape(-1, 1)),
+                add_weight(model, f"{table}_row_scale", scale.reshape(-1, 1)),
             )
         out, name = node.output[0], node.name
         nodes += [
@@ -162,13 +163,17 @@ def activations(model: ModelProto) -> list[str]:
     return [name for name in float_tensors(model) if name in read]
 
 
-def encode_static(model: ModelProto, found: Ranges, kept: Sequence[str], largest: int = FULL) -> ModelProto:
+def encode_static(
+    model: ModelProto, found: Ranges, tables: Collection[Layer], kept: Sequence[str] = (), largest: int = FULL
+) -> ModelProto:
     """The graph with QuantizeLinear and DequantizeLinear around what is computed on 8-bit numbers.
 
-    found: range of each activation. kept: nodes to leave as they are. What leaves the graph, and what a softmax is
-    taken of, stays in full precision. Needs inferred types; `model` itself is used up.
+    found: range of each activation. tables: look-ups to encode as well. kept: nodes to leave as they are. What leaves
+    the graph, and what a softmax is taken of, stays in full precision. `model` itself is used up.
     """
-    chain = is_chain(model)
+    chain, twins = is_chain(model), transposed_twins(model)
+    encode_tables(model, tables)
+    infer_types(model)
     known = weights(model)
     loose = [
         node.name
@@ -180,10 +185,8 @@ def encode_static(model: ModelProto, found: Ranges, kept: Sequence[str], largest
         {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()},
     )
     mark = model.metadata_props.add()
-    mark.key, mark.value = (
-        "onnx.infer",
-        "onnxruntime.quant",
-    )  # or it would be written to /tmp and inferred again
+    # Without it the quantizer would write the model to /tmp to infer types once more.
+    mark.key, mark.value = "onnx.infer", "onnxruntime.quant"
     options = {} if chain else {"OpTypesToExcludeOutputQuantization": list(ALONE)}
     try:
         quantizer = QDQQuantizer(
@@ -199,8 +202,28 @@ def encode_static(model: ModelProto, found: Ranges, kept: Sequence[str], largest
     kept_props = [one for one in made.metadata_props if one.key != "onnx.infer"]
     del made.metadata_props[:]
     made.metadata_props.extend(kept_props)
+    _tie(made, twins | {one.weight: one.weight for one in tables})
     _free_answers(made)
     return made
+
+
+def _tie(model: ModelProto, twins: Mapping[str, str]) -> None:
+    """Give tables the integers that the quantizer chose for the same weight in a product, so that they are stored once.
+
+    twins: weight of a product → table, equal or transposed.
+    """
+    known = weights(model)
+    for weight, table in twins.items():
+        names = f"{weight}_quantized", f"{weight}_scale", f"{table}_int8", f"{table}_row_scale"
+        if not all(name in known for name in names):
+            continue
+        whole = numpy_helper.to_array(known[names[0]])
+        whole = whole if list(whole.shape) == list(known[names[2]].dims) else whole.T
+        scale = numpy_helper.to_array(known[names[1]]).reshape(-1, 1)
+        if list(scale.shape) != list(known[names[3]].dims):
+            continue
+        known[names[2]].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(whole), names[2]))
+        known[names[3]].CopyFrom(numpy_helper.from_array(scale, names[3]))
 
 
 def _free_answers(model: ModelProto) -> None:

@@ -22,7 +22,6 @@ from loopwright.compression.graphs.encoding import (
 from loopwright.compression.graphs.preparing import (
     Layer,
     finish,
-    infer_types,
     layers,
     nothing_to,
     prepare,
@@ -32,11 +31,10 @@ from loopwright.compression.graphs.running import (
     MIN_CALIBRATION,
     answers,
     check_rows,
-    check_schema,
 )
 from loopwright.compression.graphs.smooth import check_base
 from loopwright.compression.steps import Work
-from loopwright.compression.subject import Array, Rows, Subject
+from loopwright.compression.subject import Array, Rows, Subject, check_feeds
 from loopwright.kernel.errors import BadInput
 
 SHOWN = 20
@@ -93,7 +91,7 @@ class Mixed:
     def encode(self, source: Artefact, target: Path, work: Work) -> Artefact:
         """Raises CannotExport where nothing can be quantized, BadInput for rows that do not fit, OutOfTime."""
         calibrating, judging = split(work.samples.train, self.rows, self.judged, work.seed)
-        check_schema(source, calibrating)
+        check_feeds(source.ports, calibrating.feeds, f"calibration rows for {source.path.name}")
         with scratch(work) as folder:
             model = prepare(source, folder, self.name)
             kinds = ["MatMul", "Gemm", "Conv", "ConvTranspose"] if self.base == "static" else ["MatMul"]
@@ -197,9 +195,7 @@ class Trial:
             encode_products(model, products, largest)
             encode_tables(model, tables)
             return model
-        encode_tables(model, tables)
-        infer_types(model)
-        return encode_static(model, self.found, kept, largest)
+        return encode_static(model, self.found, tables, kept, largest)
 
     def suffices(self, figures: Figures) -> bool:
         return self.excess(figures) <= 1

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from loopwright.compression.artefact import Artefact, external_files, save
 from loopwright.compression.steps import CannotExport, Work
 from loopwright.compression.subject import Array
 from loopwright.kernel.digest import sha256_bytes
-from loopwright.kernel.errors import BadInput
 
 MIN_OPSET = 13
 """The first with a scale per channel in QuantizeLinear."""
@@ -55,8 +54,7 @@ def scratch(work: Work) -> Iterator[Path]:
 def prepare(source: Artefact, folder: Path, what: str) -> ModelProto:
     """The graph at `source` with constants folded, batch norms fused, every node named and every type inferred.
 
-    folder: scratch. Raises CannotExport for a graph that is quantized already or that ONNX Runtime does not load,
-    BadInput for weights that are not numbers.
+    folder: scratch. Raises CannotExport for a graph that is quantized already or that ONNX Runtime does not load.
     """
     done = sorted(source.operators & QUANTIZED)
     if done:
@@ -65,7 +63,6 @@ def prepare(source: Artefact, folder: Path, what: str) -> ModelProto:
             got=", ".join(done), wanted="a float32 graph", next="Start from the model it was made from.",
         )  # fmt: skip
     model = source.load()
-    check_finite(model, source.path)
     path = source.path
     if opset(model) < MIN_OPSET:
         try:
@@ -314,29 +311,37 @@ def merge_equal(model: ModelProto) -> int:
 
 
 def transposed_twins(model: ModelProto) -> dict[str, str]:
-    """Weights that are another weight transposed → that other, the one that rows are looked up in.
+    """Weights that are a table transposed → that table. So do tied embeddings come out of folding."""
+    tables = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    return {name: other for name, other in _transposed(model, tables).items() if name not in tables}
 
-    So do input and output embeddings of a language model come out of folding.
-    """
-    known = weights(model)
-    tables = [node.input[0] for node in model.graph.node if node.op_type in ("Gather", "Reshape")]
+
+def _transposed(model: ModelProto, bases: Collection[str] | None = None) -> dict[str, str]:
+    """Weights that are another one, an earlier one or one of `bases`, transposed → that other."""
+    matrices = [
+        tensor for tensor in model.graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 1
+    ]
+    shapes = Counter((tensor.data_type, *tensor.dims) for tensor in matrices)
+    by_content: dict[tuple[Any, ...], str] = {}
     found: dict[str, str] = {}
-    for table in dict.fromkeys(tables):
-        if table not in known or len(known[table].dims) != 2:
+    for tensor in sorted(matrices, key=lambda one: bases is None or one.name not in bases):
+        rows, columns = tensor.dims
+        if shapes[tensor.data_type, columns, rows] - (rows == columns) < 1:
             continue
-        shape, values = tuple(known[table].dims), None
-        for name, other in known.items():
-            if name == table or other.data_type != known[table].data_type or tuple(other.dims) != shape[::-1]:
-                continue
-            values = numpy_helper.to_array(known[table]) if values is None else values
-            if values.nbytes >= SHARED_FROM and np.array_equal(values.T, numpy_helper.to_array(other)):
-                found[name] = table
+        values = numpy_helper.to_array(tensor)
+        if values.nbytes < SHARED_FROM:
+            continue
+        turned = (tensor.data_type, columns, rows, sha256_bytes(np.ascontiguousarray(values.T).tobytes()))
+        if turned in by_content:
+            found[tensor.name] = by_content[turned]
+        elif bases is None or tensor.name in bases:
+            by_content[tensor.data_type, rows, columns, sha256_bytes(values.tobytes())] = tensor.name
     return found
 
 
 def share_transposed(model: ModelProto) -> int:
     """Store a weight that is another one transposed once; ONNX Runtime folds the Transpose when it loads the file."""
-    twins = transposed_twins(model)
+    twins = _transposed(model)
     if not twins:
         return 0
     made = [
@@ -348,16 +353,3 @@ def share_transposed(model: ModelProto) -> int:
     model.graph.initializer.extend(kept)
     replace_nodes(model, [*made, *model.graph.node])
     return len(twins)
-
-
-def check_finite(model: ModelProto, path: Path) -> None:
-    """Raise BadInput for weights that are not numbers, those in external files too."""
-    for tensor in model.graph.initializer:
-        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
-            values = numpy_helper.to_array(tensor)
-            if not np.isfinite(values).all():
-                raise BadInput(
-                    "weights that are no numbers", where=f"{path}: {tensor.name}",
-                    got=f"{int((~np.isfinite(values)).sum())} of {values.size} NaN or infinite",
-                    wanted="finite weights", next="Train again; such a model answers nothing of use.",
-                )  # fmt: skip

@@ -9,8 +9,9 @@ from onnx import ModelProto, TensorProto, helper
 
 from loopwright.compression.artefact import MAX_SINGLE, Artefact
 from loopwright.compression.graphs.preparing import open_session, weight_bytes
+from loopwright.compression.session import answer_name
 from loopwright.compression.steps import CannotExport, Work
-from loopwright.compression.subject import Array, Feeds, Rows
+from loopwright.compression.subject import Array, Feeds, Rows, check_feeds
 from loopwright.kernel.errors import BadInput
 
 ROWS_AT_ONCE = 32
@@ -21,7 +22,7 @@ MIN_CALIBRATION = 8
 def sample(source: Artefact, work: Work, rows: int) -> Rows:
     """At most `rows` training rows, as the graph takes them; raises BadInput for rows of another schema."""
     found = work.samples.calibration(work.seed, rows)
-    check_schema(source, found)
+    check_feeds(source.ports, found.feeds, f"calibration rows for {source.path.name}")
     return found
 
 
@@ -32,32 +33,6 @@ def check_rows(rows: int, step: str) -> None:
             "a calibration set of so few rows gives ranges of those rows only", where=f"{step}: rows",
             got=rows, wanted=f"at least {MIN_CALIBRATION}, better 100 or more",
         )  # fmt: skip
-
-
-def check_schema(source: Artefact, rows: Rows) -> None:
-    """Raise BadInput where the rows are not what the graph takes: names, types, axes."""
-    if set(rows.feeds) != set(source.inputs):
-        raise BadInput(
-            "the calibration rows are of another schema", where=str(source.path), got=", ".join(rows.feeds),
-            wanted=", ".join(source.inputs), next="Name the inputs as the graph does.",
-        )  # fmt: skip
-    given = onnx.load(str(source.path), load_external_data=False).graph.input
-    for value in given:
-        if value.name not in rows.feeds:
-            continue
-        values, kind = rows.feeds[value.name], value.type.tensor_type
-        wanted = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
-        dims = [one.dim_value if one.HasField("dim_value") else None for one in kind.shape.dim]
-        fits = len(dims) == values.ndim and all(
-            one is None or one == size for one, size in zip(dims[1:], values.shape[1:], strict=True)
-        )
-        text = wanted == np.dtype(object) and values.dtype.kind in "OU"
-        if (values.dtype != wanted and not text) or (kind.HasField("shape") and not fits):
-            raise BadInput(
-                "the calibration rows are of another schema", where=f"{source.path}: {value.name}",
-                got=f"{values.dtype} {values.shape}",
-                wanted=f"{wanted} ({', '.join('any' if one is None else str(one) for one in dims)})",
-            )  # fmt: skip
 
 
 def batches(model: ModelProto, feeds: Feeds, size: int = ROWS_AT_ONCE) -> Iterator[dict[str, Array]]:
@@ -136,10 +111,10 @@ def observe(
 
 
 def answers(model: ModelProto, feeds: Feeds, folder: Path, threads: int = 1) -> Array:
-    """The first output for all rows, (n, …). Raises CannotExport where ONNX Runtime does not run the graph."""
+    """The first output of numbers for all rows, (n, …). Raises CannotExport where it does not run."""
     try:
         session = open_session(at_hand(model, folder, "asked.onnx"), threads)
-        first = session.get_outputs()[0].name
+        first = answer_name(session, "the graph")
         return np.concatenate([session.run([first], batch)[0] for batch in batches(model, feeds)])
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise CannotExport(f"ONNX Runtime does not run the graph ({str(error)[:500]})") from error

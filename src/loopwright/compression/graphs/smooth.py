@@ -105,9 +105,7 @@ class Smooth:
                     model, activations(model), rows.feeds, folder, self.calibration, self.percentile,
                     work.threads,
                 )  # fmt: skip
-                encode_tables(model, tables)
-                infer_types(model)
-                model = encode_static(model, found, [], largest)
+                model = encode_static(model, found, tables, largest=largest)
             made = finish(model, target, self.name)
         work.notes.params({"alpha": self.alpha, "calibration_rows": len(rows)})
         work.notes.metrics(

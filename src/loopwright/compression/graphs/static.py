@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from loopwright.compression.artefact import Artefact
 from loopwright.compression.graphs.calibrating import check_method, ranges
-from loopwright.compression.graphs.encoding import FULL, REDUCED, activations, encode_static, encode_tables
-from loopwright.compression.graphs.preparing import finish, infer_types, layers, nothing_to, prepare, scratch
+from loopwright.compression.graphs.encoding import FULL, REDUCED, activations, encode_static
+from loopwright.compression.graphs.preparing import finish, layers, nothing_to, prepare, scratch
 from loopwright.compression.graphs.running import check_rows, sample
 from loopwright.compression.steps import Work
 
@@ -56,11 +56,8 @@ class Static:
                 model, activations(model), rows.feeds, folder, self.calibration, self.percentile, work.threads
             )  # fmt: skip
             work.check_time()
-            encode_tables(model, tables)
-            infer_types(model)
-            made = finish(
-                encode_static(model, found, [], REDUCED if self.reduce_range else FULL), target, self.name
-            )
+            model = encode_static(model, found, tables, largest=REDUCED if self.reduce_range else FULL)
+            made = finish(model, target, self.name)
         done = sum(one.parameters for one in (*products, *tables))
         work.notes.params({"calibration": self.calibration, "calibration_rows": len(rows)})
         work.notes.metrics(
