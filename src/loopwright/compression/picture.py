@@ -15,6 +15,7 @@ from loopwright.compression.report import (
     circumstances,
     need_said,
     row,
+    share,
     wanted_said,
 )
 from loopwright.compression.tradeoff import Point, points
@@ -203,9 +204,9 @@ def _losses(drawn: Sequence[Dot], permitted: float) -> Scale:
     return Scale(at, tuple(sorted(ticks)))
 
 
-def _colour(share: float) -> tuple[int, int, int]:
-    share = min(1.0, max(0.0, share))
-    start, end, at = (COOL, MIDDLE, share * 2) if share < 0.5 else (MIDDLE, WARM, share * 2 - 1)
+def _colour(much: float) -> tuple[int, int, int]:
+    much = min(1.0, max(0.0, much))
+    start, end, at = (COOL, MIDDLE, much * 2) if much < 0.5 else (MIDDLE, WARM, much * 2 - 1)
     red, green, blue = (round(a + (b - a) * at) for a, b in zip(start, end, strict=True))
     return red, green, blue
 
@@ -232,8 +233,8 @@ def _draw(axes: "object", panel: Panel) -> None:
     axes.plot(
         [x for x, _ in panel.step], [y for _, y in panel.step], color="#6b7280", linewidth=1.2, zorder=2
     )
-    for dot, x, y, share in sorted(panel.dots, key=lambda one: (one[0].chosen, one[0].front)):
-        red, green, blue = _colour(share)
+    for dot, x, y, much in sorted(panel.dots, key=lambda one: (one[0].chosen, one[0].front)):
+        red, green, blue = _colour(much)
         colour = (red / 255, green / 255, blue / 255)
         if dot.parent:
             axes.scatter([x], [y], s=230, marker="*", color=[colour], edgecolors="#111827", zorder=4)
@@ -364,11 +365,11 @@ def _svg(report: LadderReport, drawn: Sequence[Dot]) -> str:
 
 
 def _panel_svg(panel: Panel, left: float, report: LadderReport) -> list[str]:
-    def x(share: float) -> str:
-        return f"{left + share * _WIDE:.1f}"
+    def x(part: float) -> str:
+        return f"{left + part * _WIDE:.1f}"
 
-    def y(share: float) -> str:
-        return f"{_TOP + (1 - share) * _HIGH:.1f}"
+    def y(part: float) -> str:
+        return f"{_TOP + (1 - part) * _HIGH:.1f}"
 
     def line(kind: str, ends: tuple[float, float, float, float]) -> str:
         return (
@@ -398,22 +399,22 @@ def _panel_svg(panel: Panel, left: float, report: LadderReport) -> list[str]:
         parts.append(line("want", (panel.limit, 0, panel.limit, 1)))
     corners = " ".join(f"{x(a)},{y(b)}" for a, b in panel.step)
     parts.append(f'<polyline class="step" points="{corners}"/>')
-    for dot, across, up, share in sorted(panel.dots, key=lambda one: (one[0].chosen, one[0].front)):
+    for dot, across, up, much in sorted(panel.dots, key=lambda one: (one[0].chosen, one[0].front)):
         bars = line("bar", (across, panel.up.at(dot.low), across, panel.up.at(dot.high)))
         if panel.tails:
             bars += line("bar", (across, up, panel.across.at(dot.tail), up))
-        parts.append(_dot_svg(dot, x(across), y(up), bars, share, report))
+        parts.append(_dot_svg(dot, x(across), y(up), bars, much, report))
     return parts
 
 
-def _dot_svg(dot: Dot, x: str, y: str, bars: str, share: float, report: LadderReport) -> str:
-    red, green, blue = _colour(share)
+def _dot_svg(dot: Dot, x: str, y: str, bars: str, much: float, report: LadderReport) -> str:
+    red, green, blue = _colour(much)
     colour = f"rgb({red},{green},{blue})"
     point = dot.point
     state = "on the front" if dot.front else "beaten by " + ", ".join(report.dominated.get(point.name, ()))
     title = escape(
         f"{point.name}: {said_size(point.size)}, p50 {point.latency:.3g} ms, p99 {dot.tail:.3g} ms, "
-        f"loss {point.loss:.2%} ({dot.low:.2%} to {dot.high:.2%}), {'chosen, ' if dot.chosen else ''}{state}"
+        f"loss {share(point.loss)} ({share(dot.low)} to {share(dot.high)}), {'chosen, ' if dot.chosen else ''}{state}"
     )
     rim, pale = (' class="rim"', "") if dot.front else ("", ' class="pale"')
     if dot.parent:

@@ -13,6 +13,7 @@ import onnx
 
 from loopwright.compression.constraints import Constraints
 from loopwright.compression.facts import Facts, facts_of, floor
+from loopwright.compression.report import said_count
 from loopwright.compression.subject import Subject
 from loopwright.compression.tradeoff import ORIGINAL
 from loopwright.kernel.sizes import said_size
@@ -30,6 +31,9 @@ STUDENTS = (2 / 3, 1 / 2, 1 / 3)
 FILLED = 0.93
 """Of a wanted size, for parameters; the rest is for scales, what stays in full precision, and the graph."""
 EPOCHS = 3
+DISTILLED = 5
+"""Epochs of training with rounding, and with a teacher, whose answers are computed once for all of them."""
+RATE = 2e-4
 _MATRICES = frozenset(("MatMul", "Gemm", "MatMulInteger", "MatMulNBits", "FusedMatMul"))
 _CONVOLUTIONS = frozenset(("Conv", "ConvTranspose"))
 _RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
@@ -132,8 +136,8 @@ def _network(traits: Traits, wanted: Constraints) -> Iterator[Rung]:
         yield _ptq(_step("int8-static", calibration="entropy"), "int8-static, entropy")
         yield _ptq(_step("int8-static", calibration="percentile"), "int8-static, percentile")
         if traits.linear >= MOSTLY:
-            yield _ptq(_step("int8-smooth"))
-        yield _ptq(_step("int8-mixed"))
+            yield _ptq(_step("int8-smooth", base="static"))
+        yield _ptq(_step("int8-mixed", base="static", loss=wanted.loss / 2))
     yield _weights(8)
     yield _weights(4)
     yield _ptq(_step("fp16"), bits=16)
@@ -143,9 +147,10 @@ def _network(traits: Traits, wanted: Constraints) -> Iterator[Rung]:
 def _transformer(traits: Traits, wanted: Constraints) -> Iterator[Rung]:
     """Activations with outliers that depend on the text: ranges are taken anew for every call (dynamic)."""
     int8 = _int8(traits)
+    base = "static" if traits.batch_free else "dynamic"
     yield _ptq(_step("int8-dynamic"))
-    yield _ptq(_step("int8-smooth"))
-    yield _ptq(_step("int8-mixed"))
+    yield _ptq(_step("int8-smooth", base=base))
+    yield _ptq(_step("int8-mixed", base=base, loss=wanted.loss / 2))
     yield _weights(8)
     yield _weights(4)
     yield _ptq(_step("fp16"), bits=16)
@@ -161,10 +166,11 @@ def _transformer(traits: Traits, wanted: Constraints) -> Iterator[Rung]:
 
 def _trained(traits: Traits, wanted: Constraints, int8: Said) -> Iterator[Rung]:
     """What needs the module: QAT, factors, distillation, pruning; vocabularies are trimmed on the way if that pays."""
-    distil = _step("distil", epochs=EPOCHS)
-    qat = _step("qat", epochs=EPOCHS)
+    distil = _step("distil", epochs=DISTILLED)
+    qat = _rounded(int8)
     called = _called(int8)
-    yield _beside_plain(Rung("qat", Family.QAT, (qat, int8), 8.0, adds="QAT"))
+    yield _qat("qat int8", qat, int8, 8.0)
+    yield _qat("qat int4", (_step("qat", bits=4, epochs=EPOCHS, rate=RATE), _blocks(4)), _blocks(4), 4.0)
     if traits.linear >= MOSTLY:
         steps = (_step("low-rank"), distil, int8)
         yield _beside_plain(
@@ -188,39 +194,42 @@ def _trained(traits: Traits, wanted: Constraints, int8: Said) -> Iterator[Rung]:
     yield from _together(traits, distil, qat, int8)
 
 
+def _rounded(int8: Said) -> tuple[Said, ...]:
+    """QAT and what encodes it: with fixed ranges nothing is left to encode, the exported graph is INT8 already."""
+    dynamic = int8["step"] == "int8-dynamic"
+    qat = _step("qat", activations="dynamic" if dynamic else "static", epochs=EPOCHS, rate=RATE)
+    return (qat, int8) if dynamic else (qat,)
+
+
+def _qat(name: str, steps: tuple[Said, ...], encode: Said, bits: float) -> Rung:
+    """QAT beside as much training without rounding, encoded alike."""
+    plain = (_step("finetune", epochs=EPOCHS, rate=RATE, decay=0.0), encode)
+    control = Rung(f"{name}, without QAT", Family.QAT, plain, bits)
+    return Rung(name, Family.QAT, steps, bits, adds="QAT", control=control)
+
+
 def _fitting(traits: Traits, size: int, distil: Said, int8: Said) -> Iterator[Rung]:
     """As many parameters as the wanted size holds in eight bits, where that is fewer than there are."""
     most = int(size * FILLED)
     if traits.facts.embedding < most < traits.facts.parameters:
         keeps = most / traits.facts.parameters
         steps = (_step("prune-structure", parameters=most), distil, int8)
-        name = f"prune to {_millions(most)} parameters + distil + {_called(int8)}"
+        name = f"prune to {said_count(most)} parameters + distil + {_called(int8)}"
         yield _beside_plain(Rung(name, Family.PRUNING, steps, 8.0, 0.8 * keeps, adds="distillation"))
 
 
-def _together(traits: Traits, distil: Said, qat: Said, int8: Said) -> Iterator[Rung]:
+def _together(traits: Traits, distil: Said, qat: tuple[Said, ...], int8: Said) -> Iterator[Rung]:
     """All at once: prune → distil → QAT; and the smallest of all, pruned and in four bits."""
     prune = _step("prune-structure", ratio=0.5)
     keeps = _keeps(traits, body=_pruned_keeps(traits, 0.5))
     plain = Rung(f"prune 50% + distil + {_called(int8)}", Family.PRUNING, (prune, distil, int8), 8.0, keeps)
-    yield Rung(
-        "prune 50% + distil + qat",
-        Family.PRUNING,
-        (prune, distil, qat, int8),
-        8.0,
-        keeps,
-        adds="QAT",
-        control=plain,
-    )
-    if traits.linear + traits.facts.embedding_share >= MOSTLY:
-        trim = (_step("trim-vocabulary"),) if _embeddings(traits) else ()
-        name = "prune 50% + trimmed vocabulary + distil" if trim else "prune 50% + distil"
-        table = 0.0 if trim else 1.0
-        rung = Rung(
-            f"{name} + {_called(_blocks(4))}", Family.PRUNING, (*trim, prune, distil, _blocks(4)), 4.0,
-            _keeps(traits, _pruned_keeps(traits, 0.5), table), adds="distillation",
-        )  # fmt: skip
-        yield _beside_plain(rung)
+    steps = (prune, distil, *qat)
+    yield Rung("prune 50% + distil + qat", Family.PRUNING, steps, 8.0, keeps, adds="QAT", control=plain)
+    trim = (_step("trim-vocabulary"),) if _embeddings(traits) else ()
+    name = f"prune 50%{' + trimmed vocabulary' if trim else ''} + distil + {_called(_blocks(4))}"
+    steps = (*trim, prune, distil, _blocks(4))
+    keeps = _keeps(traits, _pruned_keeps(traits, 0.5), 0.0 if trim else 1.0)
+    yield _beside_plain(Rung(name, Family.PRUNING, steps, 4.0, keeps, adds="distillation"))
 
 
 def _smaller(
@@ -233,17 +242,11 @@ def _smaller(
 
 
 def _beside_plain(rung: Rung) -> Rung:
-    """The rung with its control: as many epochs on the truth alone where it distils or rounds."""
-    steps = tuple(_plain(one) for one in rung.steps)
+    """The rung with its control: the same training on the truth alone where it distils."""
+    steps = tuple({**one, "alpha": 0.0} if one["step"] == "distil" else one for one in rung.steps)
     return replace(
         rung, control=replace(rung, name=f"{rung.name}, without {rung.adds}", steps=steps, adds="")
     )
-
-
-def _plain(one: Said) -> Said:
-    if one["step"] == "distil":
-        return {**one, "alpha": 0.0}
-    return _step("finetune", epochs=one["epochs"]) if one["step"] == "qat" else one
 
 
 def _judged(rung: Rung, traits: Traits, wanted: Constraints, explore: bool) -> Rung:
@@ -260,7 +263,7 @@ def _why_not(rung: Rung, traits: Traits, wanted: Constraints, explore: bool) -> 
         return "no layer with weights to quantize: neither MatMul, Gemm, Conv nor a recurrent one"
     if wanted.size is not None and rung.floor > wanted.size:
         return f"{arithmetic(rung, traits.facts)}, above the target of {said_size(wanted.size)}"
-    if traits.batch_free and any(one["step"] in BATCHED for one in rung.steps):
+    if traits.batch_free and any(one["step"] == "int8-dynamic" for one in rung.steps):
         return "its answers depend on what else is in a batch, and this model is served in micro-batches"
     if not traits.trainable and any(one["step"] in TRAINING for one in rung.steps):
         return "it changes a torch module, and there is only a graph"
@@ -269,8 +272,6 @@ def _why_not(rung: Rung, traits: Traits, wanted: Constraints, explore: bool) -> 
     return ""
 
 
-BATCHED = frozenset(("int8-dynamic",))
-"""The steps after which the range of a whole batch decides how each row is rounded."""
 TRAINING = frozenset(
     (
         "distil",
@@ -288,26 +289,22 @@ TRAINING = frozenset(
 
 def arithmetic(rung: Rung, facts: Facts) -> str:
     """How the floor comes about: "22.6M parameters × 8 bits / 8 = 22.6 MB at least"."""
-    left = f"{_millions(facts.parameters)} parameters"
+    left = f"{said_count(facts.parameters)} parameters"
     if rung.keeps < 1:
         left += f", of which at least {rung.keeps:.0%} stay,"
     rest = facts.parameters - facts.reducible
     few = (
-        f" (those of {_millions(rest)} vectors × 16)"
+        f" (those of {said_count(rest)} vectors × 16)"
         if rung.bits < 16 and rest > facts.parameters / 200
         else ""
     )
     return f"{left} × {rung.bits:g} bits{few} / 8 = {said_size(rung.floor)} at least"
 
 
-def _millions(count: float) -> str:
-    return f"{count / 1e6:.3g}M"
-
-
 def _int8(traits: Traits) -> Said:
     if traits.kind != "transformer" and not traits.recurrent:
         return _step("int8-static")
-    return _step("int8-smooth" if traits.batch_free else "int8-dynamic")
+    return _step("int8-smooth", base="static") if traits.batch_free else _step("int8-dynamic")
 
 
 def _ptq(one: Said, name: str = "", bits: float = 8.0) -> Rung:

@@ -84,8 +84,11 @@ class Recipe:
 
     @property
     def bits(self) -> float:
-        """Of most weights afterwards."""
-        return min((one.bits for one in self.steps if isinstance(one, GraphStep)), default=32.0)
+        """Of most weights afterwards; a step on modules whose export holds integers says so in `file_bits`."""
+        said = (
+            one.bits if isinstance(one, GraphStep) else getattr(one, "file_bits", 32.0) for one in self.steps
+        )
+        return min(said, default=32.0)
 
     @property
     def keeps(self) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from loopwright.compression.candidate import Candidate, Status
+from loopwright.compression.candidate import Candidate, Quality, Status
 from loopwright.compression.constraints import Constraints
 from loopwright.compression.tradeoff import ORIGINAL, dominators, points
 from loopwright.kernel.errors import BadInput
@@ -132,10 +132,10 @@ class LadderReport:
 
     def _need_of_size(self, near: Candidate) -> Need:
         wanted = self.constraints.size or 0
+        most = f"{said_count(wanted)} parameters at 8 bits or {said_count(wanted * 2)} at 4"
         advice = (
-            f"{said_size(wanted)} hold at most {_count(wanted)} parameters at 8 bits or {_count(wanted * 2)} at 4, "
-            f"and the model has {_count(self.parameters)}; {near.name} would have to be {near.size / wanted:.2g} times "
-            "smaller still"
+            f"{said_size(wanted)} hold at most {most}, and the model has {said_count(self.parameters)}; "
+            f"{near.name} would have to be {near.size / wanted:.2g} times smaller still"
         )
         return self._need("size", wanted, {one.name: float(one.size) for one in self._tried}, advice)
 
@@ -290,11 +290,21 @@ def row(report: LadderReport, one: Candidate) -> list[str]:
         f"{one.ratio:.2f} ×",
         f"{latency.p50:.3g} / {latency.p99:.3g}" if latency else "",
         f"{latency.ratio:.2f} ×" if latency else "",
-        f"{judged.loss:.2%} ({judged.loss_low:.2%} to {judged.loss_high:.2%})" if judged else "",
-        f"{tested.loss:.2%} ({tested.loss_low:.2%} to {tested.loss_high:.2%})" if tested else "",
+        interval(judged) if judged else "",
+        interval(tested) if tested else "",
         ", ".join(alikeness),
         verdict(report, one),
     ]
+
+
+def interval(judged: Quality) -> str:
+    """The loss and its bounds: "0.40% (0.20% to 0.60%)"."""
+    return f"{share(judged.loss)} ({share(judged.loss_low)} to {share(judged.loss_high)})"
+
+
+def share(value: float) -> str:
+    """A percentage of two decimals; nothing has no sign."""
+    return f"{round(value, 4) + 0.0:.2%}"
 
 
 def verdict(report: LadderReport, one: Candidate) -> str:
@@ -317,7 +327,7 @@ def circumstances(report: LadderReport) -> list[str]:
     lengths = "".join(f", {name} {length}" for name, length in dict(said.get("lengths") or {}).items())
     rows = next((f", {one.validation.rows} validation rows" for one in report.measured if one.validation), "")
     return [
-        f"parent: {report.kind}, {_count(report.parameters)} parameters, {said_size(report.size)}",
+        f"parent: {report.kind}, {said_count(report.parameters)} parameters, {said_size(report.size)}",
         f"latency: batch {said.get('batch')}, {said.get('threads')} threads{lengths}, beside the parent in one run",
         f"loss: of {report.metric}, relative to the parent{rows}; the upper bound decides, test rows choose nothing",
         f"ended: {report.ended or 'all rungs tried'}, {report.seconds / 60:.1f} minutes",
@@ -356,11 +366,12 @@ def figures(one: Candidate) -> str:
     if one.latency is not None:
         parts.append(f"p50 {one.latency.p50:.3g} ms ({one.latency.ratio:.3g} times the parent's speed)")
     if one.validation is not None:
-        parts.append(f"loss {one.validation.loss:.2%}, at most {one.validation.loss_high:.2%}")
+        parts.append(f"loss {share(one.validation.loss)}, at most {share(one.validation.loss_high)}")
     return ", ".join(parts)
 
 
-def _count(number: float) -> str:
+def said_count(number: float) -> str:
+    """A number of parameters, rounded: 22.6M."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -373,5 +384,5 @@ def _cell(text: str) -> str:
 
 __all__ = [
     "HEADINGS", "ORIGINAL", "Gain", "LadderReport", "Need", "Status", "circumstances", "closest", "figures",
-    "missed_said", "need_said", "row", "verdict", "wanted_said",
+    "interval", "missed_said", "need_said", "row", "said_count", "share", "verdict", "wanted_said",
 ]  # fmt: skip

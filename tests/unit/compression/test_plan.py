@@ -75,7 +75,7 @@ def test_a_graph_alone_is_not_trained() -> None:
     said = skipped(traits("transformer", embedding=8_000_000, trainable=False), ANY, explore=True)
     assert all(why == "it changes a torch module, and there is only a graph" for why in said.values())
     assert families(tried(traits("transformer", trainable=False), ANY)) == [Family.ORIGINAL, Family.PTQ]
-    assert "qat" in said and any(name.startswith("prune") for name in said)
+    assert "qat int8" in said and any(name.startswith("prune") for name in said)
 
 
 def test_four_bits_are_tried_when_size_is_what_is_asked() -> None:
@@ -92,7 +92,7 @@ def test_a_rung_that_cannot_be_small_enough_is_skipped_with_the_arithmetic() -> 
         "22.6M parameters × 8 bits / 8 = 22.6 MB at least, above the target of 20 MB"
     )
     assert "× 16 bits / 8 = 45.2 MB" in said["fp16"]
-    assert "qat" in said
+    assert "qat int8" in said and "qat int4" not in said
     assert "int4 weights" not in said
     assert skipped(traits("transformer"), Constraints(25_000_000)).keys() == {"fp16"}
 
@@ -154,13 +154,30 @@ def test_what_distils_or_rounds_has_a_control_of_equal_training() -> None:
                 continue
             assert rung.adds in ("distillation", "QAT")
             assert rung.control.floor == rung.floor
-            for one, plain in zip(rung.steps, rung.control.steps, strict=False):
-                if one["step"] == "distil" and rung.adds == "distillation":
-                    assert plain == {**one, "alpha": 0.0}
-                elif one["step"] == "qat" and plain["step"] == "finetune":
-                    assert plain["epochs"] == one["epochs"]
-                elif rung.adds == "distillation":
-                    assert plain == one
+            if rung.adds == "distillation":
+                assert rung.control.steps == tuple(
+                    {**one, "alpha": 0.0} if one["step"] == "distil" else one for one in rung.steps
+                )
+            else:
+                assert "qat" not in steps(rung.control)
+
+
+def test_qat_is_encoded_as_it_was_trained_and_its_control_trains_as_long() -> None:
+    def found(of: Traits, name: str) -> Rung:
+        return next(one for one in plan(of, ANY, explore=True) if one.name == name)
+
+    fixed, taken = found(traits("cnn"), "qat int8"), found(traits("transformer"), "qat int8")
+    assert [one["step"] for one in fixed.steps] == ["qat"] and fixed.steps[0]["activations"] == "static"
+    assert taken.steps[0]["activations"] == "dynamic" and taken.steps[1] == {"step": "int8-dynamic"}
+    blocks = found(traits("cnn"), "qat int4")
+    assert (blocks.steps[0]["bits"], blocks.steps[1]["step"], blocks.steps[1]["bits"]) == (4, "weights", 4)
+    for rung, encode in ((fixed, "int8-static"), (taken, "int8-dynamic"), (blocks, "weights")):
+        assert rung.control is not None
+        trained, encoded = rung.control.steps
+        assert trained["step"] == "finetune" and encoded["step"] == encode
+        assert [trained[key] for key in ("epochs", "rate")] == [
+            rung.steps[0][key] for key in ("epochs", "rate")
+        ]
 
 
 @given(
