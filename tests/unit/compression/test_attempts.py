@@ -355,56 +355,95 @@ def test_of_two_at_the_same_attempt_one_waits(subject: Subject, folder: Path) ->
 
 
 KILLED = """
-import os, signal, sys
+import functools, json, os, signal, sys, traceback
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from loopwright.compression import attempts, latency
+from loopwright.compression import attempts
 from loopwright.compression.recipe import Recipe
 from tests.unit.compression.example_graphs import Blur, linear_subject
 
-def die(*a, **k):
-    os.kill(os.getpid(), signal.SIGKILL)
+attempts.compare = functools.partial(attempts.compare, rounds=1, calls=3)
+attempts.quality = functools.partial(attempts.quality, resamples=100)
+folder = Path(sys.argv[1])
+subject = linear_subject(folder)
 
 class Run(attempts.UntrackedRun):
-    run_id = "run-of-the-killed"
+    run_id = "first"
 
 class Tracking(attempts.Untracked):
+    def __init__(self):
+        self.ended = []
     def start(self, name, params):
         return Run()
+    def killed(self, run_id):
+        self.ended.append(run_id)
 
-folder, moment = Path(sys.argv[1]), sys.argv[2]
-if moment == "cooking":
-    attempts.cook = lambda recipe, work: (work.folder / "half.onnx").write_bytes(b"half") and die()
-elif moment == "measuring":
-    attempts.compare = die
-elif moment == "storing":
-    whole = Path.replace
-    Path.replace = lambda path, target: die() if target.name == "candidate.json" else whole(path, target)
-elif moment == "stored":
-    whole = attempts._store
-    attempts._store = lambda *a, **k: (whole(*a, **k), die())
-attempts.attempt(Recipe("blur", (Blur(0.1),)), linear_subject(folder), folder / "work", tracking=Tracking())
+def die_before(change):
+    made = 0
+    def hook(event, said):
+        nonlocal made
+        name = str(said[0]) if said else ""
+        changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile") or (
+            event == "open" and isinstance(said[2], int) and said[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if changes and name.startswith(str(folder)):
+            made += 1
+            if made > change:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+def attempt(place, tracking):
+    return attempts.attempt(Recipe("blur", (Blur(0.1),)), subject, place, tracking=tracking)
+
+def in_child(work):
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def resumed(place):
+    left = [path.name for path in place.glob("candidates/*/*")]
+    before = len([1 for path in place.glob("shared/*/cooked") for _ in path.open()])
+    tracking = Tracking()
+    found = attempt(place, tracking)
+    print(json.dumps({
+        "left": left, "ended": tracking.ended, "measured": found.measured, "file": found.file,
+        "digest": attempts.opened(found, place).digest, "before": before,
+        "kept": sorted(path.name for path in place.glob(f"candidates/{found.key}/*")),
+        "cooked": len([1 for path in place.glob("shared/*/cooked") for _ in path.open()]),
+    }), flush=True)
+
+for change in range(1000):
+    place = folder / f"work-{change}"
+    ended = in_child(lambda: (die_before(change), attempt(place, Tracking())))
+    if ended != -signal.SIGKILL:
+        break
+    if in_child(lambda: resumed(place)):
+        ended = 1
+        break
+print(json.dumps(ended))
 """
 
 
-@pytest.mark.parametrize("moment", ["cooking", "measuring", "storing", "stored"])
-def test_a_killed_process_leaves_a_folder_to_go_on_from(
-    subject: Subject, tmp_path: Path, folder: Path, moment: str
-) -> None:
+def test_whatever_change_on_disk_a_kill_comes_before_the_work_goes_on_from_it(tmp_path: Path) -> None:
+    """A process is killed before its first change in the folder, another before its second, and so on to the last."""
     ran = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), moment, str(ROOT)], timeout=120, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        [sys.executable, "-c", KILLED, str(tmp_path)], timeout=120, check=False, capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert ran.returncode == -9, ran.stderr[-2000:]
-    left = list(folder.glob("candidates/*/*"))
-    assert left and (moment == "stored") == any(path.name == "candidate.json" for path in left)
-    assert len(candidates(folder)) == (1 if moment == "stored" else 0)
-
-    server = Server(tmp_path / "spool")
-    before = cooked(folder)
-    found = attempt(BLUR, subject, folder, tracking=server)
-    assert found.measured and files(folder, found.key) == {"model.onnx", "candidate.json", "run"}
-    assert opened(found, folder).digest == found.digest
-    assert cooked(folder) - before == (0 if moment == "stored" else 1)
-    # The run that died with its process is ended, and only that.
-    assert server.ended.get("run-of-the-killed") == (None if moment == "stored" else "KILLED")
+    *found, ended = (json.loads(line) for line in ran.stdout.splitlines())
+    assert ended == 0, ran.stderr[-2000:]
+    assert len(found) > 10 and len({one["digest"] for one in found}) == 1
+    for one in found:
+        assert one["measured"] and one["kept"] == ["candidate.json", "model.onnx", "run"]
+        # No figures before all is done; a run that had begun is ended, and the work is done again.
+        assert "candidate.json" not in one["left"] and one["cooked"] == one["before"] + 1
+        assert one["ended"] == (["first"] if "run" in one["left"] else [])
+    assert {one["before"] for one in found} == {0, 1} and [] in [one["left"] for one in found]
+    assert any("scratch" in one["left"] for one in found) and any(
+        "model.onnx" in one["left"] for one in found
+    )
