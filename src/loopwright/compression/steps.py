@@ -120,6 +120,7 @@ STEPS: Mapping[str, str] = {
     "weights": "graphs.blockwise:Blockwise",
     "distil": "networks.distilling:Distil",
     "student": "networks.students:Student",
+    "given-student": "networks.given:Given",
     "finetune": "networks.finetuning:Finetune",
     "qat": "networks.qat:QuantizationAware",
     "prune-weights": "networks.magnitude:PruneWeights",

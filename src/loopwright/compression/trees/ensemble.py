@@ -19,6 +19,7 @@ DOMAIN = "ai.onnx.ml"
 OPERATORS = ("TreeEnsembleRegressor", "TreeEnsembleClassifier", "TreeEnsemble")
 MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ")
 """By their number in ai.onnx.ml 5; 6, membership of a set, is not taken."""
+NOT_EQUAL = 5
 AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
 CELLS = 4_000_000
@@ -91,7 +92,10 @@ class Ensemble:
             if chosen.any():
                 answers[chosen] = test(values[chosen], threshold[chosen])
         blank = np.isnan(values)
-        return np.where(blank, self.missing[branch] > 0, answers) if blank.any() else answers
+        if not blank.any():
+            return answers
+        # NaN differs from every threshold, whatever is said about missing values.
+        return np.where(blank, (self.missing[branch] > 0) | (mode == NOT_EQUAL), answers)
 
     def visits(self, x: Array) -> tuple[Array, Array]:
         """How often rows `x` come by each branch's `true` and `false` side: two of int64 (branches,)."""
@@ -230,6 +234,8 @@ def _read_listed(node: onnx.NodeProto, said: dict[str, Any]) -> Ensemble:
     root[true] = root[false] = False
     if len(np.unique(tree[root])) != root.sum() or root.sum() != len(np.unique(tree)):
         raise CannotExport("a tree without exactly one root", where=node.op_type)
+    if (np.bincount(np.concatenate([true, false]), minlength=len(key)) > 1).any():
+        raise CannotExport("a node with two parents", where=node.op_type)
     leaf = leaf_at[named(_ints(said, f"{prefix}_treeids"), _ints(said, f"{prefix}_nodeids"))]
     by_leaf = np.argsort(leaf, kind="stable")
     missing = _ints(said, "nodes_missing_value_tracks_true")
