@@ -339,6 +339,7 @@ def _tell(run: Run, folder: Path, found: Candidate) -> None:
         latency = found.latency
         figures |= {
             "latency/p50": latency.p50, "latency/p99": latency.p99, "latency/ratio": latency.ratio,
+            "latency/disturbed": latency.disturbed,
             "latency/original_p50": latency.original_p50, "latency/original_p99": latency.original_p99,
         }  # fmt: skip
     if found.validation is not None:

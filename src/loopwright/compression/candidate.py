@@ -22,7 +22,8 @@ class Latency:
     """Milliseconds of one call; `original_*` of the parent, interleaved in one run. `ratio`: parent's p50 / own.
 
     p50 and p99 are medians over rounds of `calls` calls in all; `ratio` is the median of the rounds' ratios,
-    `ratio_low` and `ratio_high` the least and the largest; `spread`: (largest - least) / median of the rounds' p50.
+    `ratio_low` and `ratio_high` the least and the largest; `spread`: (largest - least) / median of the rounds' p50;
+    `disturbed`: the share of calls during which another process took the processor, see `latency`.
     """
 
     p50: float
@@ -37,6 +38,7 @@ class Latency:
     spread: float = 0.0
     ratio_low: float = 0.0
     ratio_high: float = 0.0
+    disturbed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

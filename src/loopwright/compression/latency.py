@@ -1,5 +1,6 @@
 """How long an answer takes: exported graphs in ONNX Runtime, asked as production asks, in turns with each other."""
 
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ SECONDS = 30.0
 LEAST_CALLS = 10
 WARM_CALLS = 5
 INPUTS = 32
+MOST_ROUNDS = 3
+QUIET = 0.005
+"""Share of calls that may be disturbed in a round: of more, the 99th percentile is theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,8 @@ class Timed:
     """Milliseconds of one call. `p50s` and `p99s` hold one value per round, `p50` and `p99` their medians.
 
     `calls` is of all rounds together; a round of fewer than 100 has its slowest call as p99. `spread`: (largest -
-    least) / median of the rounds' p50: how far a second measurement may be from this one.
+    least) / median of the rounds' p50: how far a second measurement may be from this one. `disturbed`: for what
+    share of the calls the processor was given to another process meanwhile; above 0.01 the p99 is that of the load.
     """
 
     p50: float
@@ -37,6 +42,7 @@ class Timed:
     rounds: int
     p50s: tuple[float, ...]
     p99s: tuple[float, ...]
+    disturbed: float
 
 
 def measure(
@@ -47,20 +53,27 @@ def measure(
 
     A round asks each of them `calls` times, warm, one after the other, beginning with another one each time, so that
     what else the machine does meets all alike. Where all this would take more than `seconds`, calls become fewer, 10 at
-    the least. Python's part of a call is included and equal for all. Raises BadInput.
+    the least. Rounds in which other processes took the processor are repeated, up to three times as many in all, and
+    the least disturbed are used. Python's part of a call is included and equal for all. Raises BadInput.
     """
     if rounds < 1 or calls < 1 or not artefacts:
         raise BadInput("nothing to measure", where="latency", got=(len(artefacts), rounds, calls))
     asked = production or Production()
     timers = [_Timer(one, _questions(one, feeds, asked, seed), asked.threads) for one in artefacts]
+    began = time.monotonic()
     slowest = sum(timer.warm() for timer in timers)
     count = max(min(calls, LEAST_CALLS), min(calls, int(seconds / max(rounds * slowest, 1e-9))))
-    times: list[list[Array]] = [[] for _ in timers]
-    for turn in range(rounds):
-        for place in range(len(timers)):
-            which = (turn + place) % len(timers)
-            times[which].append(timers[which].time(count))
-    return [_summary(own) for own in times]
+    done: list[_Round] = []
+    while len(done) < rounds or (
+        len(done) < rounds * MOST_ROUNDS
+        and sum(one.quiet for one in done) < rounds
+        and time.monotonic() - began < seconds
+    ):
+        done.append(_round(timers, count, len(done)))
+    # Chosen by what else ran meanwhile, never by the times themselves.
+    used = sorted(sorted(range(len(done)), key=lambda turn: done[turn].disturbed)[:rounds])
+    disturbed = float(np.mean([done[turn].disturbed for turn in used]))
+    return [_summary([done[turn].times[place] for turn in used], disturbed) for place in range(len(timers))]
 
 
 def compare(
@@ -76,7 +89,7 @@ def compare(
     return Latency(
         p50=new.p50, p99=new.p99, original_p50=old.p50, original_p99=old.p99, ratio=float(np.median(ratios)),
         batch=asked.batch, threads=asked.threads, calls=new.calls, rounds=rounds, spread=max(old.spread, new.spread),
-        ratio_low=float(ratios.min()), ratio_high=float(ratios.max()),
+        ratio_low=float(ratios.min()), ratio_high=float(ratios.max()), disturbed=new.disturbed,
     )  # fmt: skip
 
 
@@ -91,6 +104,33 @@ def shaped(artefact: Artefact, feeds: Feeds, production: Production) -> dict[str
                 places = np.arange(length) % found[port.name].shape[axis]
                 found[port.name] = np.take(found[port.name], places, axis)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Milliseconds of each graph's calls, and for what share of the calls the processor was taken away."""
+
+    times: list[Array]
+    disturbed: float
+
+    @property
+    def quiet(self) -> bool:
+        return self.disturbed < QUIET
+
+
+def _round(timers: Sequence["_Timer"], calls: int, turn: int) -> _Round:
+    times: dict[int, Array] = {}
+    before = _taken_away()
+    for step in range(len(timers)):
+        place = (turn + step) % len(timers)
+        times[place] = timers[place].time(calls)
+    share = min(1.0, (_taken_away() - before) / (calls * len(timers)))
+    return _Round([times[place] for place in range(len(timers))], share)
+
+
+def _taken_away() -> int:
+    """How often the kernel has given this process's processor to another."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 class _Timer:
@@ -150,7 +190,7 @@ def _questions(artefact: Artefact, feeds: Feeds, production: Production, seed: i
     return made
 
 
-def _summary(rounds: list[Array]) -> Timed:
+def _summary(rounds: list[Array], disturbed: float) -> Timed:
     halves = [float(np.quantile(one, 0.5)) for one in rounds]
     tails = [float(np.quantile(one, 0.99, method="higher")) for one in rounds]
     middle = float(np.median(halves))
@@ -162,4 +202,5 @@ def _summary(rounds: list[Array]) -> Timed:
         len(rounds),
         tuple(halves),
         tuple(tails),
+        disturbed,
     )

@@ -298,6 +298,7 @@ def test_graphs_take_turns_and_figures_are_medians_of_rounds(
 ) -> None:
     monkeypatch.setattr(latency, "_Timer", Clocked)
     monkeypatch.setattr(Clocked, "turns", [], raising=False)
+    monkeypatch.setattr(latency, "_taken_away", lambda: 0)
     slow, fast = (save(linear(WEIGHTS), tmp_path / f"{name}.onnx") for name in ("slow", "fast"))
     timed = measure([slow, fast], X, rounds=3, calls=100)
     assert Clocked.turns == ["slow.onnx", "fast.onnx", "fast.onnx", "slow.onnx", "slow.onnx", "fast.onnx"]
@@ -309,6 +310,24 @@ def test_graphs_take_turns_and_figures_are_medians_of_rounds(
     assert measure([slow, fast], X, rounds=3, calls=100, seconds=0.001)[1].calls == 30
     with pytest.raises(BadInput, match="nothing to measure"):
         measure([], X)
+
+
+def test_rounds_in_which_others_took_the_processor_are_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "_Timer", Clocked)
+    monkeypatch.setattr(Clocked, "turns", [], raising=False)
+    graph = save(linear(WEIGHTS), tmp_path / "slow.onnx")
+    # Rounds one and three are disturbed 7 and 90 times; asked before and after each.
+    counts = iter([0, 7, 7, 7, 7, 97, 97, 97, 97, 97])
+    monkeypatch.setattr(latency, "_taken_away", lambda: next(counts))
+    quiet = measure([graph], X, rounds=3, calls=100)[0]
+    assert quiet.p50s == (20.0, 40.0, 50.0) and (quiet.disturbed, quiet.calls, quiet.rounds) == (0.0, 300, 3)
+    # Where it is never quiet, three times as many are all there are, and the least disturbed tell so.
+    taken = iter([0, 50, 0, 40, 0, 30, 0, 20, 0, 10, 0, 3])
+    monkeypatch.setattr(latency, "_taken_away", lambda: next(taken))
+    loud = measure([graph], X, rounds=2, calls=100)[0]
+    assert loud.p50s == (50.0, 60.0) and loud.disturbed == pytest.approx(0.065)
 
 
 def test_a_session_has_the_threads_of_production_and_none_that_spins(subject: Subject) -> None:
