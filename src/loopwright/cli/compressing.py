@@ -172,6 +172,7 @@ def _planned(answer: dict[str, Any]) -> str:
     wanted = answer["wanted"]
     asked = [said_size(wanted["size"])] if wanted["size"] else []
     asked += [f"{wanted['latency_ms']:g} ms"] if wanted["latency_ms"] else []
+    asked.append(f"a loss of at most {wanted['loss']:.2%} of {answer['metric']}")
     head = (
         f"{answer['model']} version {answer['parent']}: {answer['kind']}, {answer['parameters']:,} parameters, "
         f"{said_size(answer['size'])}{'' if answer['trainable'] else ', no torch module'}\n"
@@ -217,6 +218,6 @@ def _candidates(ladder: dict[str, Any]) -> list[str]:
         latency, loss = one["latency"], one["validation"]
         found.append(
             f"  {one['name']}: {said_size(one['size'])}, p99 {latency['p99']:.3g} ms "
-            f"({latency['ratio']:.2g} × faster), loss {loss['loss']:.2%}, at most {loss['loss_high']:.2%}"
+            f"({latency['ratio']:.2g} times the parent's speed), loss {loss['loss']:.2%}, at most {loss['loss_high']:.2%}"
         )  # fmt: skip
     return found
