@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from loopwright.compression.artefact import Port
-from loopwright.compression.subject import MIN_ROWS, Array, Rows, Samples
+from loopwright.compression.subject import MIN_ROWS, Array, Rows, Samples, check_feeds
 from loopwright.kernel.errors import BadInput
 
 Data = Rows | tuple[Any, Any]
@@ -46,9 +46,9 @@ def split(
 def rows_of(data: Data, ports: Sequence[Port], where: str) -> Rows:
     """`data` with the inputs' names, and their numbers in the types, that `ports` say; () says nothing.
 
-    Raises BadInput for what is not (inputs, truth), for truth that is no finite numbers, and for a bare array where the
-    model has several inputs. Numbers change their type only where they keep their meaning: integers never come of
-    fractions.
+    Raises BadInput for what is not (inputs, truth), for inputs that do not fit the ports, for truth that is no finite
+    numbers, and for a bare array where the model has several inputs. Numbers change their type only where they keep
+    their meaning: integers never come of fractions.
     """
     if isinstance(data, Rows):
         return data
@@ -69,6 +69,8 @@ def rows_of(data: Data, ports: Sequence[Port], where: str) -> Rows:
     for name, values in feeds.items():
         if values.ndim == 0:
             raise BadInput("an input without rows", where=f"{where}: {name}", wanted="(n, …)")
+    if ports:
+        check_feeds(ports, feeds, where)
     return Rows(feeds, _truth(truth, where))
 
 

@@ -374,7 +374,7 @@ GRID = np.array([-3, -2, -1.5, -1, 0, 0.5, 1, 2, 3, np.nan], np.float32)
 EVERYWHERE = np.stack(np.meshgrid(GRID, GRID), axis=-1).reshape(-1, 2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ensembles())
 def test_no_form_of_a_tree_answers_otherwise(ensemble: Ensemble) -> None:
     node = helper.make_node(
