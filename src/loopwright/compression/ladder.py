@@ -17,7 +17,7 @@ from loopwright.compression.plan import Rung, Traits, plan
 from loopwright.compression.recipe import Recipe
 from loopwright.compression.report import Gain, LadderReport, closest, figures
 from loopwright.compression.subject import Subject
-from loopwright.compression.tradeoff import ORIGINAL, dominators, points
+from loopwright.compression.tradeoff import ORIGINAL, points
 from loopwright.kernel.digest import canonical_json, digest_json
 from loopwright.kernel.errors import BadInput, Unavailable
 from loopwright.kernel.files import lock, write_atomic
@@ -26,6 +26,8 @@ from loopwright.stats.bootstrap import paired_bootstrap
 
 OUT_OF_BUDGET = "the budget ended before its turn"
 MAX_MINUTES = 7 * 24 * 60
+WORTHWHILE = 0.95
+"""Of the size or the time; less is within what one measurement differs from the next."""
 
 
 def climb(
@@ -85,17 +87,24 @@ def climb(
 
 
 def choose(candidates: Sequence[Candidate], wanted: Constraints) -> str:
-    """The first, in the ladder's order, that keeps to all; where others that do dominate it, the smallest of those on
-    the front; "" for none.
+    """The first, in the ladder's order, that keeps to all; or the smallest of those that keep to all too, are nowhere
+    worse and at least 5 % smaller or faster. "" for none.
 
-    The parent counts only where a size or a latency is asked for: without, there is nothing that it would have to meet.
+    Losses are compared by their upper bounds: of many candidates some seem better by chance. The parent counts only
+    where a size or a latency is asked for: without, there is nothing that it would have to meet.
     """
     asked = wanted.size is not None or wanted.latency_ms is not None
     good = [one for one in candidates if not one.misses(wanted) and (asked or one.name != ORIGINAL)]
     if not good:
         return ""
-    better = dominators(points(good))[good[0].name]
-    return better[0] if better else good[0].name
+    first, *others = points(good, surely=True)
+    better = [
+        one
+        for one in others
+        if one.dominates(first)
+        and (one.size <= WORTHWHILE * first.size or one.latency <= WORTHWHILE * first.latency)
+    ]
+    return min(better, key=lambda one: one.place, default=first).name
 
 
 def keep(report: LadderReport, folder: Path, *, pictures: bool) -> None:

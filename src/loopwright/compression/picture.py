@@ -411,7 +411,9 @@ def _dot_svg(dot: Dot, x: str, y: str, bars: str, much: float, report: LadderRep
     red, green, blue = _colour(much)
     colour = f"rgb({red},{green},{blue})"
     point = dot.point
-    state = "on the front" if dot.front else "beaten by " + ", ".join(report.dominated.get(point.name, ()))
+    state = (
+        "on the front" if dot.front else f"beaten by {', '.join(report.dominated.get(point.name, ())[:3])}"
+    )
     title = escape(
         f"{point.name}: {said_size(point.size)}, p50 {point.latency:.3g} ms, p99 {dot.tail:.3g} ms, "
         f"loss {share(point.loss)} ({share(dot.low)} to {share(dot.high)}), {'chosen, ' if dot.chosen else ''}{state}"

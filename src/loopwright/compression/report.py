@@ -39,7 +39,7 @@ class Gain:
     def said(self) -> str:
         """One sentence."""
         verdict = (
-            "more than chance" if self.proven else "less than nothing" if self.high < 0 else "within chance"
+            "more than chance" if self.proven else "worse than without" if self.high < 0 else "within chance"
         )
         return (
             f"{self.what} in {self.candidate}: {self.gain:+.4f} {self.metric} "
@@ -317,7 +317,8 @@ def verdict(report: LadderReport, one: Candidate) -> str:
         parts.append("keeps to all")
     by = report.dominated.get(one.name)
     if by is not None:
-        parts.append(f"beaten by {', '.join(by[:2])}{' …' if len(by) > 2 else ''}" if by else "on the front")
+        more = f" and {len(by) - 1} more" if len(by) > 1 else ""
+        parts.append(f"beaten by {by[0]}{more}" if by else "on the front")
     return "; ".join(parts)
 
 

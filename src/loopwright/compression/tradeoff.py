@@ -31,16 +31,17 @@ class Point:
         )
 
 
-def points(candidates: Iterable[Candidate]) -> list[Point]:
+def points(candidates: Iterable[Candidate], *, surely: bool = False) -> list[Point]:
     """One for each measured candidate, on validation rows, since test rows choose nothing.
 
     Latencies of different runs are made comparable by the parent, which ran beside each: median of the parent's p50
     over all runs / how many times faster the candidate was in its own. A machine that was busy for a while moves none.
+    surely: take the upper bounds of the losses instead of the losses.
     """
     measured = [(one, one.latency, one.validation) for one in candidates if one.measured]
     usual = median([latency.original_p50 for _, latency, _ in measured if latency] or [0.0])
     return [
-        Point(one.name, float(one.size), usual / latency.ratio, judged.loss)
+        Point(one.name, float(one.size), usual / latency.ratio, judged.loss_high if surely else judged.loss)
         for one, latency, judged in measured
         if latency and judged
     ]
