@@ -25,7 +25,7 @@ from loopwright.kernel.files import lock, write_atomic
 from loopwright.kernel.progress import Progress, Silent
 from loopwright.kernel.sizes import said_size
 
-VERSION = 1
+VERSION = 2
 """Of the files in the folder: another version starts afresh."""
 SPARE_DISK = 100_000_000
 BARE = 250_000_000
@@ -43,10 +43,14 @@ _TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One process, from its start to its end. `peak_mb`: of its resident memory; `kept`: an interrupted run did it."""
+    """One process, from its start to its end. `peak_mb`: of its resident memory; `kept`: an interrupted run did it.
+
+    `cpu_seconds`: of all its threads together; far fewer than seconds × threads on a disk, or a machine, that is busy.
+    """
 
     name: str
     seconds: float
+    cpu_seconds: float
     peak_mb: float
     kept: bool
 
@@ -66,7 +70,8 @@ class BillionReport:
     """What the check found. Sizes are bytes on disk with external data, times of `tokens` tokens with `threads`.
 
     `p50`, `p99`: milliseconds of a call of the INT8 model; `plain_*` of the same narrowed model in FP32, in turns with
-    it. `cosine`: mean over tokens of INT8 states and FP32 states (in numpy) of the narrowed model; `largest`: of their
+    it. `cpu_ms`: processor time of a call of the INT8 model, all threads together; `load`: load average of the machine
+    then. `cosine`: mean over tokens of INT8 and FP32 states (in numpy) of the narrowed model; `largest`: of their
     differences. `caller_mb`: what the calling process held beside the stages.
     """
 
@@ -86,6 +91,8 @@ class BillionReport:
     plain_p50: float
     plain_p99: float
     calls: int
+    cpu_ms: float
+    load: float
     cosine: float
     largest: float
     stages: tuple[Stage, ...]
@@ -128,7 +135,7 @@ class BillionReport:
         limits = self.limits
         whole = self.shape
         rows = [
-            ("size on disk", said_size(self.size), said_size(limits.size), "size"),
+            ("size on disk", f"{self.size / 1e6:,.2f} MB", f"{limits.size / 1e6:,.2f} MB", "size"),
             (
                 f"latency, p50, {self.tokens} tokens",
                 f"{self.p50:.1f} ms",
@@ -157,12 +164,15 @@ class BillionReport:
             f"{self.threads} threads, batch 1, {self.calls} calls in turns: p99 {self.p99:.1f} ms; the narrowed "
             f"model in FP32 p50 {self.plain_p50:.1f} ms, p99 {self.plain_p99:.1f} ms "
             f"({self.plain_p50 / self.p50:.1f} × slower)",
+            f"a call in INT8 takes {self.cpu_ms:.1f} ms of processor time, on {self.threads} idle cores about "
+            f"{self.cpu_ms / self.threads:.1f} ms; the machine's load average was {self.load:.1f} on {os.cpu_count()}"
+            f"{', so what is measured is a busy machine' if self.load > (os.cpu_count() or 1) + 0.5 else ''}",
             f"INT8 against FP32 (numpy) of the narrowed model: cosine {self.cosine:.5f}, largest difference "
             f"{self.largest:.3g}",
             "",
-            f"{'stage, a process each':34}{'seconds':>12}{'peak':>12}",
+            f"{'stage, a process each':34}{'seconds':>12}{'of CPU':>12}{'peak':>12}",
             *(
-                f"{_TITLES[one.name]:34}{one.seconds:12.1f}{said_size(one.peak_mb * 1e6):>12}"
+                f"{_TITLES[one.name]:34}{one.seconds:12.1f}{one.cpu_seconds:12.1f}{said_size(one.peak_mb * 1e6):>12}"
                 f"{'   done by an earlier run' if one.kept else ''}"
                 for one in self.stages
             ),
@@ -223,10 +233,12 @@ def run_check(
             shutil.rmtree(work)
     made, cut, small, asked = (found[name] for name in ("create", "narrow", "quantize", "measure"))
     return BillionReport(
-        shape, kept, tuple(cut["layers"]), made["size"], made["parameters"], cut["size"], small["size"],
-        cut["parameters"], tokens, threads, seed, asked["p50"], asked["p99"], asked["plain_p50"],
-        asked["plain_p99"], asked["calls"], asked["cosine"], asked["largest"], tuple(stages),
-        psutil.Process().memory_info().rss / 1e6, limits,
+        shape=shape, kept=kept, layers=tuple(cut["layers"]), original_size=made["size"],
+        original_parameters=made["parameters"], narrowed_size=cut["size"], size=small["size"],
+        parameters=cut["parameters"], tokens=tokens, threads=threads, seed=seed, p50=asked["p50"], p99=asked["p99"],
+        plain_p50=asked["plain_p50"], plain_p99=asked["plain_p99"], calls=asked["calls"], cpu_ms=asked["cpu"],
+        load=asked["load"], cosine=asked["cosine"], largest=asked["largest"], stages=tuple(stages),
+        caller_mb=psutil.Process().memory_info().rss / 1e6, limits=limits,
     )  # fmt: skip
 
 
@@ -259,7 +271,7 @@ class _Run:
             told["seconds"] = time.monotonic() - began
             write_atomic(note, json.dumps(told).encode())
         self._watch.done(f"{_summary(told['found'])}, {said_size(told['peak_mb'] * 1e6)} at most")
-        return Stage(name, told["seconds"], told["peak_mb"], kept), told["found"]
+        return Stage(name, told["seconds"], told["cpu_seconds"], told["peak_mb"], kept), told["found"]
 
     def drop(self, names: tuple[str, ...]) -> None:
         """Remove models that no later stage reads."""

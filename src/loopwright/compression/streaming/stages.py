@@ -4,6 +4,7 @@ Started as `python -m loopwright.compression.streaming.stages` by `check`, never
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,9 +25,9 @@ from loopwright.kernel.errors import LoopwrightError
 from loopwright.kernel.progress import Progress, Silent
 
 EVERY = 0.2
-ROWS = 8
+ROWS = 4
 """Different inputs that latency and agreement are measured with."""
-ROUNDS, CALLS = 5, 20
+ROUNDS, CALLS, SECONDS = 3, 40, 15.0
 
 
 class Lines(Silent):
@@ -86,16 +87,30 @@ def measured(said: Mapping[str, Any], watch: Progress) -> dict[str, Any]:
     watch.update(0.3, "in INT8, in ONNX Runtime")
     session = open_session(small, said["threads"])
     answers = run(session, answer_name(session, small.path.name), feeds, small.path.name)
+    cpu = _cpu_of_a_call(session, {name: values[:1] for name, values in feeds.items()})
+    load = os.getloadavg()[0]
     del session
     watch.update(0.5, "latency, in turns")
     production = Production(batch=1, threads=said["threads"])
-    own, plain = measure([small, large], feeds, production, rounds=ROUNDS, calls=CALLS, seed=said["seed"])
+    own, plain = measure(
+        [small, large], feeds, production, rounds=ROUNDS, calls=CALLS, seconds=SECONDS, seed=said["seed"]
+    )
     lengths = np.linalg.norm(answers, axis=-1) * np.linalg.norm(wanted, axis=-1)
     return {
         "p50": own.p50, "p99": own.p99, "plain_p50": plain.p50, "plain_p99": plain.p99, "calls": own.calls,
         "ratio": plain.p50 / own.p50, "cosine": float(((answers * wanted).sum(-1) / lengths).mean()),
-        "largest": float(np.abs(answers - wanted).max()),
+        "largest": float(np.abs(answers - wanted).max()), "cpu": cpu, "load": load,
     }  # fmt: skip
+
+
+def _cpu_of_a_call(session: Any, feeds: Mapping[str, Any], calls: int = 10) -> float:
+    """Milliseconds of processor time, all threads together: what else the machine does adds little to it."""
+    took = []
+    for _ in range(calls):
+        began = time.process_time()
+        session.run(None, feeds)
+        took.append(time.process_time() - began)
+    return float(np.median(took)) * 1e3
 
 
 STAGES: Mapping[str, Callable[[Mapping[str, Any], Progress], dict[str, Any]]] = {
@@ -113,7 +128,7 @@ def main() -> int:
         fields = {name: getattr(error, name) for name in ("what", "where", "wanted", "next")}
         say({"error": type(error).__name__, **fields, "got": None if error.got is None else str(error.got)})
         return 1
-    say({"found": found, "peak_mb": peak.mb})
+    say({"found": found, "peak_mb": peak.mb, "cpu_seconds": time.process_time()})
     return 0
 
 
