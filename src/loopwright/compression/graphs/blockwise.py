@@ -70,7 +70,8 @@ class Blockwise:
     when the file is loaded (`convolutions`). method: "nearest" rounds; "search" cuts each block's range where that
     lowers the squared error; "aware" weighs that error by how large the inputs of each weight are on `rows` training
     rows. alpha above 0 first moves outliers of activations into the weights, as int8-smooth does, so that channels that
-    matter are not rounded away beside others (Lin et al. 2023, "AWQ", with one alpha for all layers). compute: "int8" rounds activations per row and block within the kernel, which is faster than "float32".
+    matter are not rounded away beside others (Lin et al. 2023, "AWQ", here with one alpha for all layers). compute:
+    "int8" rounds activations per row and block within the kernel, which is faster than "float32".
     Nothing depends on the batch.
     """
 

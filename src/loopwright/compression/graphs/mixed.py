@@ -147,6 +147,11 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.parent = answers(self.model, self.rows.feeds, self.folder, self.work.threads)
+        if not np.isfinite(self.parent).all():
+            raise BadInput(
+                "the model computes no number on the rows that layers are judged by", where="int8-mixed: judged",
+                got="NaN or infinite", wanted="finite answers", next="Look for NaN in the rows.",
+            )  # fmt: skip
 
     def search(self) -> tuple[tuple[str, ...], list[tuple[str, float]]]:
         """The layers to keep in float32, and the harm of each group that was tried, worst first."""

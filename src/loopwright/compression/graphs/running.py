@@ -79,28 +79,30 @@ def observe(
     """
     given = {value.name for value in model.graph.input}
     inner = [name for name in names if name not in given]
-    watched = ModelProto()
-    watched.CopyFrom(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner
-    )
-    try:
-        session = open_session(at_hand(watched, folder, "watched.onnx"), threads, optimise=False)
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        raise CannotExport(f"ONNX Runtime does not load the graph ({str(error)[:500]})") from error
-    taken = {value.name for value in session.get_inputs()}
-    for batch in batches(model, feeds):
+    session = None
+    if inner:
+        watched = ModelProto()
+        watched.CopyFrom(model)
+        del watched.graph.output[:]
+        watched.graph.output.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner
+        )
         try:
-            answers = session.run(inner, {name: values for name, values in batch.items() if name in taken})
-        except Exception as error:  # as above
-            raise CannotExport(
-                f"ONNX Runtime does not run the graph on the rows ({str(error)[:500]})"
-            ) from error
-        for name, values in (
-            *((name, batch[name]) for name in names if name in given),
-            *zip(inner, answers, strict=True),
-        ):
+            session = open_session(at_hand(watched, folder, "watched.onnx"), threads, optimise=False)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise CannotExport(f"ONNX Runtime does not load the graph ({str(error)[:500]})") from error
+    for batch in batches(model, feeds):
+        seen = {name: batch[name] for name in names if name in given}
+        if session is not None:
+            taken = {value.name for value in session.get_inputs()}
+            try:
+                found = session.run(inner, {name: values for name, values in batch.items() if name in taken})
+            except Exception as error:  # as above
+                raise CannotExport(
+                    f"ONNX Runtime does not run the graph on the rows ({str(error)[:500]})"
+                ) from error
+            seen |= dict(zip(inner, found, strict=True))
+        for name, values in seen.items():
             if not np.isfinite(values).all():
                 raise BadInput(
                     "the model computes no number on the calibration rows", where=name,
