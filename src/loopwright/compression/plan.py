@@ -120,6 +120,7 @@ def plan(traits: Traits, wanted: Constraints, *, explore: bool = False) -> tuple
 
 def _trees(traits: Traits, wanted: Constraints) -> Iterator[Rung]:
     rounds, rounding = _step("tree-rounds", within=wanted.loss / 2), _step("tree-rounding")
+    yield Rung("compact", Family.TREES, (_step("tree-rounding", leaves=0),), keeps=0.0)  # costs no answer
     yield Rung("fewer rounds", Family.TREES, (rounds,), keeps=0.0)
     yield Rung("rounding", Family.TREES, (rounding,), keeps=0.0)
     yield Rung("fewer rounds + rounding", Family.TREES, (rounds, rounding), keeps=0.0)

@@ -62,12 +62,13 @@ def test_what_costs_most_comes_last() -> None:
     ]  # fmt: skip
 
 
-def test_trees_lose_rounds_then_precision_then_both_and_nothing_else() -> None:
+def test_trees_lose_what_nobody_reads_then_rounds_then_precision_then_both_and_nothing_else() -> None:
     rungs = tried(traits("trees", trainable=False), Constraints(loss=0.02))
-    assert [steps(one) for one in rungs[:4]] == [
-        [], ["tree-rounds"], ["tree-rounding"], ["tree-rounds", "tree-rounding"]
+    assert [steps(one) for one in rungs[:5]] == [
+        [], ["tree-rounding"], ["tree-rounds"], ["tree-rounding"], ["tree-rounds", "tree-rounding"]
     ]  # fmt: skip
-    assert rungs[1].steps[0]["within"] == 0.01
+    assert rungs[1].steps[0]["leaves"] == 0
+    assert rungs[2].steps[0]["within"] == 0.01
     assert set(families(rungs)) == {Family.ORIGINAL, Family.TREES}
 
 
