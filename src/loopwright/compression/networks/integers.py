@@ -33,6 +33,9 @@ class Product(nn.Module):
     whole: Tensor
     scale: Tensor
     zero: Tensor
+    step: Tensor
+    bias: Tensor | None
+    whole_bias: Tensor | None
 
     def __init__(
         self, layer: nn.Module, weight: Tensor, before: Activations, after: Activations | None
@@ -64,7 +67,7 @@ class Product(nn.Module):
         weight = _onnx(
             "DequantizeLinear", (self.whole, self.scale, self.zero), torch.float32, self.whole.shape, axis
         )
-        bias: Any = self.bias
+        bias = self.bias
         if self.whole_bias is not None and (not self.linear or given.dim() == 2):
             # Products without a rest of floats: ONNX Runtime fuses them whole.
             parts = (self.whole_bias, self.step)
