@@ -57,6 +57,15 @@ class Quality:
     confidence: float
     rows: int
 
+    @property
+    def unseen(self) -> float:
+        """The share of rows that may be answered worse though not one of these is: 3 / rows at 95 %.
+
+        A bootstrap of rows without a difference has bounds of 0 however few they are (rule of three: Hanley &
+        Lippman-Hand 1983). A loss that is to be kept to within less needs more rows.
+        """
+        return float(1 - (1 - self.confidence) ** (1 / self.rows))
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:

@@ -113,7 +113,7 @@ def quality(
             "a share of nothing says nothing", where=subject.name, got=f"a parent whose {found.metric} is 0",
             wanted="another metric",
         )  # fmt: skip
-    loss, low, high = (-gain / abs(found.old) for gain in (found.difference, found.high, found.low))
+    loss, low, high = (0.0 - gain / abs(found.old) for gain in (found.difference, found.high, found.low))
     return Quality(found.metric, found.new, found.old, loss, low, high, found.confidence, found.rows)
 
 

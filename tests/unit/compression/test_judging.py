@@ -119,6 +119,8 @@ def test_quality_is_the_metric_beside_the_parents_with_bounds_of_the_same_rows(
     assert raised.loss == pytest.approx((raised.value - raised.parent) / raised.parent) and raised.loss > 0
     same = quality(subject, subject.graph, SAMPLES.validation)
     assert same.loss == same.loss_low == same.loss_high == 0
+    # No difference on 300 rows leaves up to 1 % of them in doubt: the exact bound of no event in 300.
+    assert same.unseen == pytest.approx(stats.binomtest(0, 300, alternative="less").proportion_ci(0.95).high)
 
 
 def test_training_rows_are_no_rows_to_compare_on(tmp_path: Path, subject: Subject) -> None:
