@@ -6,6 +6,7 @@ A killed one leaves no version; the next goes on from the candidates that were m
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -251,17 +252,24 @@ def _rungs(asked: Asked, traits: Traits) -> tuple[Rung, ...] | None:
             rung, why=f"{arithmetic(rung, traits.facts)}, above the target of {said_size(asked.wanted.size)}"
         )
     if adds:
-        plain = tuple(
-            {"step": "finetune", "epochs": settings_of(made).get("epochs", 3)}
-            if said["step"] in _ADDS
-            else said
-            for said, made in zip(steps, recipe.steps, strict=True)
+        control = tuple(_plain(settings_of(one), one.name) for one in recipe.steps)
+        if any(one.name == "qat" and settings_of(one)["activations"] == "static" for one in recipe.steps):
+            control = (*control, {"step": "int8-static"})  # that QAT quantizes as it exports
+        rung = replace(
+            rung, control=replace(rung, name=f"{rung.name}, without {adds}", steps=control, adds="")
         )
-        rung = replace(rung, control=replace(rung, name=f"{rung.name}, without {adds}", steps=plain, adds=""))
     return (rung,)
 
 
 _ADDS = {"distil": "distillation", "qat": "QAT"}
+_ALIKE = ("epochs", "rate", "batch", "decay", "rows")
+
+
+def _plain(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The step itself; of one that distils or rounds, as much plain training."""
+    if name not in _ADDS:
+        return {"step": name, **settings}
+    return {"step": "finetune", **{key: settings[key] for key in _ALIKE if key in settings}}
 
 
 def _told(run: Recorder, found: LadderReport, out: Path, watch: Progress) -> None:
