@@ -2,15 +2,13 @@
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from html import escape
-from statistics import median
+from typing import TYPE_CHECKING
 
-from loopwright.compression.candidate import Candidate
+from loopwright.compression.panels import Dot, Mark, Panel, colour_of, dots, panels
 from loopwright.compression.report import (
     HEADINGS,
-    ORIGINAL,
     LadderReport,
     circumstances,
     need_said,
@@ -18,62 +16,11 @@ from loopwright.compression.report import (
     share,
     wanted_said,
 )
-from loopwright.compression.tradeoff import Point, points
+from loopwright.compression.tradeoff import ORIGINAL
 from loopwright.kernel.sizes import said_size
 
-COOL, MIDDLE, WARM = (38, 84, 164), (22, 150, 136), (240, 130, 30)
-"""From little to much: told apart by lightness too, and by people who see red and green alike."""
-_LOSSES = (-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, -0.005, 0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-
-
-@dataclass(frozen=True, slots=True)
-class Dot:
-    """A measured candidate with the number it has in the table."""
-
-    number: int
-    point: Point
-    low: float
-    high: float
-    tail: float
-    """Milliseconds of the p99, which the latency constraint is about."""
-    front: bool
-    chosen: bool
-    parent: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """One axis: `at` gives the place of a value as a share of the axis, `ticks` its values and their words."""
-
-    at: Callable[[float], float]
-    ticks: tuple[tuple[float, str], ...]
-
-
-def dots(report: LadderReport) -> list[Dot]:
-    """In the order of the table. The parent's figures are drawn even where it was not measured by itself."""
-    found = {one.name: one for one in points(report.candidates)}
-    drawn = []
-    for number, one in enumerate(report.measured, start=1):
-        if one.name in found and one.validation is not None:
-            low, high, front = (
-                one.validation.loss_low,
-                one.validation.loss_high,
-                not report.dominated[one.name],
-            )
-            chosen, itself = one.name == report.chosen, one.name == ORIGINAL
-            drawn.append(Dot(number, found[one.name], low, high, _tail(one, found), front, chosen, itself))
-    if drawn and not any(dot.parent for dot in drawn):
-        latency = median(one.latency.original_p50 for one in report.measured if one.latency)
-        parent = Point(ORIGINAL, float(report.size), latency, 0.0)
-        drawn.append(
-            Dot(0, parent, 0.0, 0.0, latency, not any(d.point.dominates(parent) for d in drawn), False, True)
-        )
-    return drawn
-
-
-def _tail(one: Candidate, found: dict[str, Point]) -> float:
-    assert one.latency is not None
-    return one.latency.p99 * found[one.name].latency / one.latency.p50
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def png(report: LadderReport) -> bytes:
@@ -94,12 +41,9 @@ def png(report: LadderReport) -> bytes:
     legend.set_axis_off()
     if not drawn:
         left.text(0.5, 0.5, "nothing could be measured", ha="center", transform=left.transAxes)
-    for axes, panel in zip((left, right), _panels(report, drawn), strict=True):
+    for axes, panel in zip((left, right), panels(report, drawn), strict=True):
         _draw(axes, panel)
-    lines = [
-        f"{'★' if d.parent else d.number}  {_short(d.point.name, 34)}{'  (chosen)' if d.chosen else ''}"
-        for d in drawn
-    ]
+    lines = [_named(dot, drawn) for dot in drawn]
     legend.text(
         0, 1, "\n".join([*lines, "", *_key(report)]), va="top", fontsize=8, linespacing=1.5, parse_math=False
     )
@@ -108,113 +52,7 @@ def png(report: LadderReport) -> bytes:
     return out.getvalue()
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """Loss over one of size and latency; `colours` by dot, in [0, 1] from little to much of the other."""
-
-    title: str
-    across: Scale
-    up: Scale
-    dots: tuple[tuple[Dot, float, float, float], ...]
-    """Dot, its x as a share of the axis, its y, its colour."""
-    tails: bool
-    """Whether the axis is latency, so that each dot has a p99 besides."""
-    step: tuple[tuple[float, float], ...]
-    """The corners of the front in this panel: the least loss at up to this x."""
-    limit: float | None
-    """Where the constraint lies across, as a share."""
-    ceiling: float
-    """Where the permitted loss lies upwards, as a share."""
-
-
-def _panels(report: LadderReport, drawn: Sequence[Dot]) -> tuple[Panel, Panel]:
-    wanted = report.constraints
-    sizes = [dot.point.size for dot in drawn] + ([float(wanted.size)] if wanted.size else [])
-    times = [time for dot in drawn for time in (dot.point.latency, dot.tail)] + (
-        [wanted.latency_ms] if wanted.latency_ms else []
-    )
-    by_size, by_time = _logarithmic(sizes, said_size), _logarithmic(times, "{:.3g} ms".format)
-    up = _losses(drawn, wanted.loss)
-    size, latency, loss = wanted.size, wanted.latency_ms, wanted.loss
-    return (
-        _panel("Size on disk (colour: latency)", drawn, by_size, up, "size", by_time, size, loss),
-        _panel(
-            "Latency p50, bar to p99 (colour: size)", drawn, by_time, up, "latency", by_size, latency, loss
-        ),
-    )
-
-
-def _panel(
-    title: str, drawn: Sequence[Dot], across: Scale, up: Scale, name: str, other: Scale,
-    limit: float | None, loss: float,
-) -> Panel:  # fmt: skip
-    rest = "latency" if name == "size" else "size"
-    placed = tuple(
-        (dot, across.at(getattr(dot.point, name)), up.at(dot.point.loss), other.at(getattr(dot.point, rest)))
-        for dot in drawn
-    )
-    corners: list[tuple[float, float]] = []
-    for _, x, y, _ in sorted(placed, key=lambda one: (one[1], one[2])):
-        if not corners or y < corners[-1][1]:
-            if corners:
-                corners.append((x, corners[-1][1]))
-            corners.append((x, y))
-    return Panel(
-        title,
-        across,
-        up,
-        placed,
-        name == "latency",
-        tuple(corners),
-        None if limit is None else across.at(limit),
-        up.at(loss),
-    )
-
-
-def _logarithmic(values: Sequence[float], say: Callable[[float], str]) -> Scale:
-    low, high = (min(values), max(values)) if values else (1.0, 10.0)
-    start, end = math.log10(low) - 0.08, math.log10(high) + 0.08
-    if end - start < 0.4:
-        middle = (start + end) / 2
-        start, end = middle - 0.2, middle + 0.2
-    candidates = [base * 10.0**power for power in range(-6, 16) for base in (1, 1.5, 2, 3, 5, 7)]
-    inside = [one for one in candidates if start <= math.log10(one) <= end]
-    while len(inside) > 7:
-        inside = inside[::2]
-    return Scale(
-        lambda value: (math.log10(value) - start) / (end - start), tuple((one, say(one)) for one in inside)
-    )
-
-
-def _losses(drawn: Sequence[Dot], permitted: float) -> Scale:
-    """Even around nothing and the permitted loss, in powers beyond: a ruined candidate must not flatten the rest."""
-    unit = max(permitted, 0.002)
-    edges = [edge for dot in drawn for edge in (dot.low, dot.high)] + [0.0, permitted]
-    start, end = math.asinh(min(edges) / unit), math.asinh(max(edges) / unit)
-    pad = max(0.07 * (end - start), 0.2)
-    start, end = start - pad, end + pad
-
-    def at(value: float) -> float:
-        return (math.asinh(value / unit) - start) / (end - start)
-
-    ticks: list[tuple[float, str]] = []
-    for one in sorted({*_LOSSES, permitted}, key=lambda one: (one not in (0, permitted), abs(one))):
-        if 0 <= at(one) <= 1 and all(abs(at(one) - at(other)) > 0.045 for other, _ in ticks):
-            ticks.append((one, f"{one * 100:g}%"))
-    return Scale(at, tuple(sorted(ticks)))
-
-
-def _colour(much: float) -> tuple[int, int, int]:
-    much = min(1.0, max(0.0, much))
-    start, end, at = (COOL, MIDDLE, much * 2) if much < 0.5 else (MIDDLE, WARM, much * 2 - 1)
-    red, green, blue = (round(a + (b - a) * at) for a, b in zip(start, end, strict=True))
-    return red, green, blue
-
-
-def _draw(axes: "object", panel: Panel) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
+def _draw(axes: "Axes", panel: Panel) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="loss on validation rows")
     axes.set_title(panel.title, loc="left", fontsize=10)
     axes.set_xticks([panel.across.at(value) for value, _ in panel.across.ticks])
@@ -233,36 +71,46 @@ def _draw(axes: "object", panel: Panel) -> None:
     axes.plot(
         [x for x, _ in panel.step], [y for _, y in panel.step], color="#6b7280", linewidth=1.2, zorder=2
     )
-    for dot, x, y, much in sorted(panel.dots, key=lambda one: (one[0].chosen, one[0].front)):
-        red, green, blue = _colour(much)
-        colour = (red / 255, green / 255, blue / 255)
-        if dot.parent:
-            axes.scatter([x], [y], s=230, marker="*", color=[colour], edgecolors="#111827", zorder=4)
-            continue
-        axes.plot(
-            [x, x], [panel.up.at(dot.low), panel.up.at(dot.high)], color=colour, linewidth=1.2, zorder=3
-        )
-        if panel.tails:
-            axes.plot([x, panel.across.at(dot.tail)], [y, y], color=colour, linewidth=1.2, zorder=3)
-        if dot.chosen:
-            axes.scatter([x], [y], s=330, facecolors="none", edgecolors="#16a34a", linewidths=2.2, zorder=5)
-        axes.scatter(
-            [x], [y], s=150, color=[colour], alpha=1.0 if dot.front else 0.45,
-            edgecolors="#111827" if dot.front else "none", linewidths=1.3, zorder=5 if dot.front else 4,
-        )  # fmt: skip
-        axes.text(
-            x, y, str(dot.number), ha="center", va="center", fontsize=7, zorder=6,
-            color="white" if dot.front else "#111827",
-        )  # fmt: skip
+    for layer, mark in enumerate(panel.marks, start=3):
+        _draw_mark(axes, mark, layer)
+
+
+def _draw_mark(axes: "Axes", mark: Mark, layer: int) -> None:
+    dot, x, y = mark.dot, mark.x, mark.y
+    red, green, blue = colour_of(mark.much)
+    colour = (red / 255, green / 255, blue / 255)
+    axes.plot([x, x], [mark.low, mark.high], color=colour, linewidth=1.2, zorder=layer)
+    if mark.tail is not None:
+        axes.plot([x, mark.tail], [y, y], color=colour, linewidth=1.2, zorder=layer)
+    rim = "#111827" if dot.front else "none"
+    if dot.parent:
+        axes.scatter([x], [y], s=230, marker="*", color=[colour], edgecolors="#111827", zorder=layer)
+        return
+    if dot.chosen:
+        axes.scatter([x], [y], s=330, facecolors="none", edgecolors="#16a34a", linewidths=2.2, zorder=layer)
+    alpha = 1.0 if dot.front else 0.45
+    axes.scatter([x], [y], s=150, color=[colour], alpha=alpha, edgecolors=rim, linewidths=1.3, zorder=layer)
+    if mark.numbered:
+        ink = "white" if dot.front else "#111827"
+        axes.text(x, y, str(dot.number), ha="center", va="center", fontsize=7, color=ink, zorder=layer)
+
+
+def _named(dot: Dot, drawn: Sequence[Dot]) -> str:
+    """A line of the legend; a control by the number of what it controls."""
+    own = dot.point.name
+    of = next((one.number for one in drawn if own.startswith(f"{one.point.name}, without ")), None)
+    name = own if of is None or len(own) < 30 else f"control of {of}"
+    return f"{'★' if dot.parent else dot.number}  {_short(name, 36)}{'  (chosen)' if dot.chosen else ''}"
 
 
 def _key(report: LadderReport) -> list[str]:
+    bars = "bars: interval of the loss" + ("" if report.constraints.latency_ms is None else "; p50 to p99")
     return [
         "★ parent, ● with a rim: on the front",
         "pale: another is nowhere worse, somewhere better",
-        "bars: interval of the loss; p50 to p99",
+        bars,
         "grey line: least loss up to here",
-        f"dashed red: {wanted_said(report.constraints)} (p99)",
+        f"dashed red: {wanted_said(report.constraints)}",
         "blue: little, orange: much",
     ]
 
@@ -286,7 +134,7 @@ svg{width:100%;height:auto;display:block;margin:8px 0}svg text{fill:var(--ink);f
 svg .soft{fill:var(--soft)}svg .grid{stroke:var(--line)}svg .want{stroke:var(--bad);stroke-dasharray:5 4}
 svg .step{stroke:var(--soft);fill:none;stroke-width:1.5}svg .ok{fill:var(--good);opacity:.08}
 svg .rim{stroke:var(--ink);stroke-width:1.8}svg .ring{stroke:var(--good);stroke-width:3;fill:none}
-svg .number{font-size:10px;font-weight:600;text-anchor:middle;fill:#fff}svg .pale{opacity:.5}
+svg .number{font-size:10px;font-weight:600;text-anchor:middle;fill:#fff}svg .pale circle,svg .pale line{opacity:.45}
 svg .pale .number{fill:var(--ink)}td:nth-child(3),td:nth-child(5){white-space:nowrap}
 """
 
@@ -354,7 +202,7 @@ _WIDE, _HIGH, _LEFT, _TOP, _GAP = 470, 340, 62, 34, 110
 
 def _svg(report: LadderReport, drawn: Sequence[Dot]) -> str:
     parts: list[str] = []
-    for position, panel in enumerate(_panels(report, drawn)):
+    for position, panel in enumerate(panels(report, drawn)):
         parts += _panel_svg(panel, _LEFT + position * (_WIDE + _GAP - 30), report)
     width, height = _LEFT + 2 * _WIDE + _GAP, _TOP + _HIGH + 44
     return (
@@ -399,16 +247,16 @@ def _panel_svg(panel: Panel, left: float, report: LadderReport) -> list[str]:
         parts.append(line("want", (panel.limit, 0, panel.limit, 1)))
     corners = " ".join(f"{x(a)},{y(b)}" for a, b in panel.step)
     parts.append(f'<polyline class="step" points="{corners}"/>')
-    for dot, across, up, much in sorted(panel.dots, key=lambda one: (one[0].chosen, one[0].front)):
-        bars = line("bar", (across, panel.up.at(dot.low), across, panel.up.at(dot.high)))
-        if panel.tails:
-            bars += line("bar", (across, up, panel.across.at(dot.tail), up))
-        parts.append(_dot_svg(dot, x(across), y(up), bars, much, report))
+    for mark in panel.marks:
+        bars = line("bar", (mark.x, mark.low, mark.x, mark.high))
+        if mark.tail is not None:
+            bars += line("bar", (mark.x, mark.y, mark.tail, mark.y))
+        parts.append(_mark_svg(mark, x(mark.x), y(mark.y), bars, report))
     return parts
 
 
-def _dot_svg(dot: Dot, x: str, y: str, bars: str, much: float, report: LadderReport) -> str:
-    red, green, blue = _colour(much)
+def _mark_svg(mark: Mark, x: str, y: str, bars: str, report: LadderReport) -> str:
+    dot, (red, green, blue) = mark.dot, colour_of(mark.much)
     colour = f"rgb({red},{green},{blue})"
     point = dot.point
     state = (
@@ -425,12 +273,13 @@ def _dot_svg(dot: Dot, x: str, y: str, bars: str, much: float, report: LadderRep
             for turn, size in ((corner * math.pi / 5, 5 if corner % 2 else 12) for corner in range(10))
         )
         return f'<g tabindex="0"><title>{title}</title><polygon{rim} points="{star}" fill="{colour}"/></g>'
+    number = f'<text class="number" x="{x}" y="{y}" dy="3.5">{dot.number}</text>' if mark.numbered else ""
     ring = f'<circle class="ring" cx="{x}" cy="{y}" r="14"/>' if dot.chosen else ""
     return (
         f'<g tabindex="0"{pale}><title>{title}</title>'
         f'<g stroke="{colour}" stroke-width="1.5">{bars}</g>{ring}'
         f'<circle{rim} cx="{x}" cy="{y}" r="9" fill="{colour}"/>'
-        f'<text class="number" x="{x}" y="{y}" dy="3.5">{dot.number}</text></g>'
+        f"{number}</g>"
     )
 
 

@@ -324,12 +324,13 @@ def verdict(report: LadderReport, one: Candidate) -> str:
 
 def circumstances(report: LadderReport) -> list[str]:
     """How it was measured, in a few sentences."""
-    said = report.production
+    said, threads = report.production, report.production.get("threads")
     lengths = "".join(f", {name} {length}" for name, length in dict(said.get("lengths") or {}).items())
     rows = next((f", {one.validation.rows} validation rows" for one in report.measured if one.validation), "")
+    said_threads = f"{threads} thread{'' if threads == 1 else 's'}"
     return [
         f"parent: {report.kind}, {said_count(report.parameters)} parameters, {said_size(report.size)}",
-        f"latency: batch {said.get('batch')}, {said.get('threads')} threads{lengths}, beside the parent in one run",
+        f"latency: batch {said.get('batch')}, {said_threads}{lengths}, beside the parent in one run",
         f"loss: of {report.metric}, relative to the parent{rows}; the upper bound decides, test rows choose nothing",
         f"ended: {report.ended or 'all rungs tried'}, {report.seconds / 60:.1f} minutes",
     ]
