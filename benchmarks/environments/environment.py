@@ -8,10 +8,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def python_of(name: str) -> Path:
+def python_of(name: str, *, dependencies: bool = True) -> Path:
     """The interpreter of `benchmarks/environments/NAME/requirements.txt`'s environment; made if it is not there.
 
-    It lies in `.cache`, which git ignores, and is made again when the requirements change.
+    It lies in `.cache`, which git ignores, and is made again when the requirements change. dependencies: whether what
+    the requirements ask for comes too.
     """
     requirements = HERE / name / "requirements.txt"
     folder = HERE / ".cache" / name
@@ -24,6 +25,7 @@ def python_of(name: str) -> Path:
             [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True
         )
         command = [uv, "pip", "install", "--quiet", "--python", str(python), "-r", str(requirements)]
+        command += [] if dependencies else ["--no-deps"]
         subprocess.run(command, check=True)
         stamp.write_text(digest)
     return python
