@@ -63,8 +63,10 @@ class Artefact:
     ports: tuple[Port, ...] = ()
 
     @staticmethod
-    def open(path: Path) -> "Artefact":
+    def open(path: Path, *, numbers: bool = True) -> "Artefact":
         """Read what lies at `path` and check it; external weights are read in parts of 32 MB.
+
+        numbers: False leaves external weights unread, for who reads and checks them anyway.
 
         Raises BadInput for a file that is no ONNX model, lacks its external data or a part of it, names data outside
         its folder, has operators of the user's own, or weights that are not numbers.
@@ -91,7 +93,8 @@ class Artefact:
         for body in bodies_of(model):
             users = _users(body)
             for name, tensor in _stored(body):
-                _check_numbers(name, tensor, users.get(name, frozenset()), path)
+                if numbers or not uses_external_data(tensor):
+                    _check_numbers(name, tensor, users.get(name, frozenset()), path)
                 parameters += _count(tensor, users.get(name, frozenset()))
             for node in body.node:
                 parameters += _count_attributes(node, path)

@@ -118,6 +118,7 @@ STEPS: Mapping[str, str] = {
     "int8-mixed": "graphs.mixed:Mixed",
     "int8-smooth": "graphs.smooth:Smooth",
     "weights": "graphs.blockwise:Blockwise",
+    "streamed": "streaming.step:Streamed",
     "distil": "networks.distilling:Distil",
     "student": "networks.students:Student",
     "given-student": "networks.given:Given",

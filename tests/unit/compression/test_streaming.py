@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -16,14 +16,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
+from loopwright.compression.artefact import Artefact
 from loopwright.compression.peak import Peak
+from loopwright.compression.recipe import Recipe
+from loopwright.compression.steps import GraphStep, Work
 from loopwright.compression.streaming import check
 from loopwright.compression.streaming.check import BillionReport, run_check
 from loopwright.compression.streaming.encoding import encode_blocks, packed
 from loopwright.compression.streaming.narrowing import Layout, choose, encoded_size, narrow, plan
 from loopwright.compression.streaming.quantizing import quantize_streamed
 from loopwright.compression.streaming.transformer import Shape, forward, tensors, write_random
-from loopwright.compression.streaming.weights import Weights, Written
+from loopwright.compression.streaming.weights import Weights, Written, in_one_file
 from loopwright.kernel.errors import BadInput, Unavailable
 from loopwright.kernel.progress import Silent
 
@@ -148,6 +151,35 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         made = quantize_streamed(path, tmp_path / "small.onnx", durable=False)
     assert rows * width < made.size < rows * width * 1.01
     assert peak.mb - peak.held_mb < 0.5 * 4e-6 * rows * width
+
+
+def test_a_model_in_two_files_becomes_the_same_in_one(tmp_path: Path, whole: Path) -> None:
+    target = tmp_path / "model.onnx"
+    apart = quantize_streamed(whole, target, bits=4)
+    before = onnx.load(str(target))
+    ids = ids_of(SHAPE)
+    answers = asked(target, ids)
+    made = in_one_file(target)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert made.size < apart.size and made.parameters == apart.parameters
+    after = onnx.load(str(target))
+    assert before.graph.node == after.graph.node
+    raw = [{one.name: one.raw_data for one in model.graph.initializer} for model in (before, after)]
+    assert raw[0] == raw[1]
+    np.testing.assert_array_equal(asked(target, ids), answers)
+
+
+def test_a_recipe_may_stream(tmp_path: Path, whole: Path) -> None:
+    recipe = Recipe.from_json("large", [{"step": "streamed", "bits": 8, "embeddings": False}])
+    assert recipe.bits == 8
+    work = Work(cast(Any, None), tmp_path, tmp_path)
+    made = cast(GraphStep, recipe.steps[0]).encode(Artefact.open(whole), tmp_path / "model.onnx", work)
+    quantize_streamed(whole, tmp_path / "direct.onnx", tables=False)
+    ids = ids_of(SHAPE)
+    np.testing.assert_array_equal(asked(made.path, ids), asked(tmp_path / "direct.onnx", ids))
+    assert not made.beside()
+    with pytest.raises(BadInput, match="4 or 8"):
+        Recipe.from_json("small", [{"step": "streamed", "bits": 2}])
 
 
 # 8 bits

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto
+from onnx.external_data_helper import uses_external_data
 
 from loopwright.compression.artefact import Artefact
 from loopwright.compression.streaming.quantizing import inner_names
@@ -151,7 +152,11 @@ def narrow(
     with Written(target, durable=durable) as written:
         for position, (name, tensor) in enumerate(weights.tensors.items()):
             if name not in roles:
-                stored.append(tensor)
+                outside = uses_external_data(tensor)
+                dims = tuple(tensor.dims)
+                stored.append(
+                    written.add(name, tensor.data_type, dims, weights.raw(name)) if outside else tensor
+                )
                 continue
             layer, role = roles[name]
             if layer >= 0 and layer not in numbers:
@@ -165,7 +170,7 @@ def narrow(
             stored.append(written.add(name, TensorProto.FLOAT, dims, parts))
             watch.update(0.5 + 0.5 * position / len(weights.tensors), name)
         written.finish(_graph(weights.model, stored, layout, kept, shape))
-    return Artefact.open(target), kept
+    return Artefact.open(target, numbers=False), kept
 
 
 def choose(

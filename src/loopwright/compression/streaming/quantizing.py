@@ -206,11 +206,8 @@ def _write(
             encoded[name, use] = encode(weights, name, use, label, settings, written)
             stored += encoded[name, use].tensors
         if name not in chosen:
-            outside = uses_external_data(tensor)
-            parts = weights.raw(name) if outside else iter(())
-            stored.append(
-                written.add(name, tensor.data_type, tuple(tensor.dims), parts) if outside else tensor
-            )
+            outside, dims = uses_external_data(tensor), tuple(tensor.dims)
+            stored.append(written.add(name, tensor.data_type, dims, weights.raw(name)) if outside else tensor)
         done += weights.bytes(name)
         watch.update(done / total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB")
     made = _without_weights(weights.model)

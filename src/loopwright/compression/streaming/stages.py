@@ -56,7 +56,7 @@ def create(said: Mapping[str, Any], watch: Progress) -> dict[str, Any]:
     """The model with random weights."""
     shape = Shape(**said["shape"])
     write_random(shape, Path(said["original"]), said["seed"], watch, durable=False)
-    return _facts(Artefact.open(Path(said["original"])))
+    return _facts(Artefact.open(Path(said["original"]), numbers=False))
 
 
 def narrowed(said: Mapping[str, Any], watch: Progress) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def measured(said: Mapping[str, Any], watch: Progress) -> dict[str, Any]:
     from loopwright.compression.latency import measure  # ONNX Runtime, which the other stages do without
     from loopwright.compression.session import answer_name, open_session, run
 
-    small, large = (Artefact.open(Path(said[name])) for name in ("quantized", "narrowed"))
+    small, large = (Artefact.open(Path(said[name]), numbers=False) for name in ("quantized", "narrowed"))
     random = np.random.default_rng(said["seed"])
     ids = random.integers(0, said["shape"]["vocabulary"], (ROWS, said["tokens"]), dtype=np.int64)
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}

@@ -13,8 +13,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from loopwright.compression.artefact import Artefact
+from loopwright.compression.artefact import MAX_SINGLE, Artefact, external_files
 from loopwright.kernel.errors import BadInput, Unavailable
+from loopwright.kernel.files import written_whole
 
 Array = npt.NDArray[Any]
 
@@ -23,6 +24,8 @@ SLAB = 32_000_000
 INLINE = 1024
 """Tensors below this many bytes stay in the graph file: shapes and constants that ONNX Runtime folds."""
 _PAGE = 4096
+# Field number and kind (2: of given length) of ModelProto.graph, GraphProto.initializer and TensorProto.raw_data.
+_GRAPH, _INITIALIZER, _RAW_DATA = bytes([7 << 3 | 2]), bytes([5 << 3 | 2]), bytes([9 << 3 | 2])
 _ITEM: dict[int, float] = {TensorProto.INT4: 0.5, TensorProto.UINT4: 0.5}
 
 
@@ -40,7 +43,7 @@ class Weights:
     @staticmethod
     def open(path: Path) -> "Weights":
         """The model at `path`; raises what `Artefact.open` raises, and BadInput for external data that is cut short."""
-        Artefact.open(path)
+        Artefact.open(path, numbers=False)  # `slabs` checks them
         model = onnx.load(str(path), load_external_data=False)
         _constants_as_weights(model)
         found = Weights(path, model, {tensor.name: tensor for tensor in model.graph.initializer})
@@ -204,6 +207,50 @@ class Written:
             f"cannot write ({error.strerror or error})", where=str(self.beside),
             next="Check free space and permissions.",
         )  # fmt: skip
+
+
+def in_one_file(path: Path) -> Artefact:
+    """The model at `path` with its external weights in the graph file itself, in the memory of the graph alone.
+
+    Parts of one message that follow each other in a file are one message (protobuf's encoding), so weights are appended
+    as they are read. Raises BadInput above 2 GB, a protobuf's limit. Whole or as it was, whenever this process dies.
+    """
+    found = Artefact.open(path, numbers=False)
+    if found.size > MAX_SINGLE:
+        raise BadInput(
+            "too large for one file", where=str(path), got=f"{found.size} bytes", wanted=f"{MAX_SINGLE}"
+        )
+    weights = Weights.open(path)
+    outside = [tensor for tensor in weights.tensors.values() if uses_external_data(tensor)]
+    inside = [tensor for tensor in weights.tensors.values() if not uses_external_data(tensor)]
+    model = onnx.ModelProto()
+    model.CopyFrom(weights.model)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(inside)
+    with written_whole(path) as stream:
+        stream.write(model.SerializeToString(deterministic=True))
+        for tensor in outside:
+            bare = TensorProto(
+                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
+            ).SerializeToString()
+            size = weights.bytes(tensor.name)
+            head = bare + _RAW_DATA + _varint(size)
+            part = _INITIALIZER + _varint(len(head) + size) + head
+            stream.write(_GRAPH + _varint(len(part) + size) + part)
+            for data in weights.raw(tensor.name):
+                stream.write(data.data)
+    for file in external_files(weights.model, path):
+        file.unlink()
+    return Artefact.open(path)
+
+
+def _varint(number: int) -> bytes:
+    """As protobuf writes a length: 7 bits a byte, the lowest first."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
 
 
 def _read(path: Path, kind: "np.dtype[Any]", count: int, offset: int) -> Array:
