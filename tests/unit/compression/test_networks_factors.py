@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from loopwright.compression.artefact import Artefact
-from loopwright.compression.networks.lowrank import LowRank, decompose
+from loopwright.compression.networks.lowrank import LowRank, Product, decompose, ranks_within
 from loopwright.compression.networks.network import LOSSES, TorchNetwork
 from loopwright.compression.networks.vocabulary import Trimmed, TrimVocabulary
 from loopwright.compression.recipe import Recipe, cook
 from loopwright.compression.steps import CannotExport, Work, step
 from loopwright.compression.subject import Rows, Samples, Subject
 from loopwright.kernel.errors import BadInput
+from tests.unit.compression.example_networks import Encoder, network_of
 
 pytestmark = pytest.mark.unit
 
@@ -35,7 +36,7 @@ class Noted:
     def params(self, values: Mapping[str, Any]) -> None: ...
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        self.seen |= values
+        self.seen |= {name.rpartition("/")[2]: value for name, value in values.items()}
 
 
 def drawn(*shape: int, count: int = 60, spread: Any = 1.0) -> Samples:
@@ -120,24 +121,56 @@ def test_the_product_is_the_best_of_its_rank_for_the_given_inputs() -> None:
     assert float(error) == pytest.approx(float(np.square(oracle[4:]).sum()), rel=1e-6)
 
 
-def test_a_factored_encoder_is_a_smaller_file_that_still_knows(
-    transformer_subject: Subject, tiny_transformer: TorchNetwork, work_on: WorkOn
+def test_a_factored_network_is_a_smaller_file_that_still_knows(
+    digits_subject: Subject, digits_network: TorchNetwork, work_on: WorkOn
 ) -> None:
     noted = Noted()
-    recipe = Recipe("thin", (LowRank(ratio=0.5, epochs=2, rate=2e-3),))
-    cooked = cook(recipe, work_on(transformer_subject, notes=noted))
+    recipe = Recipe("thin", (LowRank(ratio=0.3, epochs=1, rate=1e-3),))
+    cooked = cook(recipe, work_on(digits_subject, notes=noted))
     thin = cooked.network
     assert isinstance(thin, TorchNetwork)
-    per_block = 4 * (32 * 32 - 8 * 64) + 2 * (32 * 64 - 10 * 96)
-    assert thin.parameters() == tiny_transformer.parameters() - 4 * per_block == noted.seen["parameters"]
-    assert noted.seen["layers_factored"] == 24 and noted.seen["layers_left_alone"] == 1
-    assert 0 < noted.seen["mean_energy_lost"] < 0.5 and "low_rank_loss" in noted.seen
-    assert cooked.graph.size < transformer_subject.graph.size - 4 * 4 * per_block * 0.8
-    rows = transformer_subject.samples.test
+    inner, outer = thin.module.net[9], thin.module.net[11]
+    rank = inner[0].out_features
+    assert isinstance(outer, nn.Linear)  # 64 x 10: its directions hold most per number, so it stays whole
+    assert rank * 576 + 640 <= 0.3 * (512 * 64 + 640) < (rank + 1) * 576 + 640
+    saved = 64 * 512 - rank * 576
+    assert thin.parameters() == digits_network.parameters() - saved == noted.seen["parameters"]
+    assert noted.seen["layers_factored"] == 1 and noted.seen["mean_rank"] == rank
+    assert 0 < noted.seen["mean_energy_lost"] < 0.2 and "training_loss" in noted.seen
+    assert cooked.graph.size < digits_subject.graph.size - 4 * saved + 2_000
+    rows = digits_subject.samples.test
     answers = asked(cooked.graph, rows.feeds)
     assert np.allclose(answers, torch.softmax(torch.from_numpy(thin.answers(rows)), 1), atol=1e-5)
-    parent = float((tiny_transformer.answers(rows).argmax(1) == rows.y).mean())
-    assert float((answers.argmax(1) == rows.y).mean()) >= parent - 0.06
+    parent = float((digits_network.answers(rows).argmax(1) == rows.y).mean())
+    assert float((answers.argmax(1) == rows.y).mean()) >= parent - 0.03
+
+
+def test_an_encoder_is_factored_layer_by_layer(texts: Samples, work_with: Callable[..., Work]) -> None:
+    torch.manual_seed(3)
+    network, noted, feeds = network_of(Encoder(), texts), Noted(), texts.test.feeds
+    apart = {}
+    for rank in (4, 12):
+        thin = LowRank(rank=rank).reshape(network, work_with(texts, notes=noted))
+        per_block = 4 * (32 * 32 - rank * 64) + 2 * (32 * 64 - rank * 96)
+        assert thin.parameters() == network.parameters() - 4 * per_block
+        assert noted.seen["layers_factored"] == 24 and noted.seen["layers_left_alone"] == 1
+        apart[rank] = float(np.square(thin.answers(feeds) - network.answers(feeds)).mean())
+    assert apart[12] < 0.5 * apart[4]
+
+
+def test_numbers_go_to_the_directions_that_hold_most_each() -> None:
+    """A layer whose energy is in two directions gets those, and one of even energy what is left of the budget."""
+
+    def product(outputs: int, inputs: int, energy: list[float]) -> Product:
+        rank = len(energy)
+        return Product(
+            torch.ones(outputs, rank), torch.ones(rank, inputs), torch.tensor(energy, dtype=torch.float64)
+        )
+
+    products = {"peaked": product(8, 8, [5, 5, *[1e-6] * 6]), "even": product(8, 8, [1.0] * 3 + [0.9] * 5)}
+    assert ranks_within(0.65, products) == {"peaked": 2, "even": 3}  # 80 of 83 numbers
+    assert ranks_within(0.4, products) == {"peaked": 2, "even": 1}  # 48 of 51; all three at once would be 80
+    assert ranks_within(0.01, products) == {"peaked": 1, "even": 1}
 
 
 def test_convolutions_of_one_pixel_and_packed_attention_are_layers_like_others(
@@ -192,32 +225,6 @@ def test_inputs_that_are_no_numbers_are_named(work_with: Callable[..., Work]) ->
 # --- vocabulary
 
 
-def test_answers_for_ids_that_are_kept_do_not_change_and_the_file_is_smaller(
-    transformer_subject: Subject, tiny_transformer: TorchNetwork, work_on: WorkOn
-) -> None:
-    noted = Noted()
-    cooked = cook(Recipe("words", (TrimVocabulary(),)), work_on(transformer_subject, notes=noted))
-    trimmed = cooked.network
-    assert isinstance(trimmed, TorchNetwork)
-    used = len(np.unique(transformer_subject.samples.train.feeds["input_ids"]))
-    assert tiny_transformer.parameters() - trimmed.parameters() == (160 - used - 1) * 32
-    saved = (160 - used - 1) * 32 * 4 - 160  # a byte for each old id
-    assert noted.seen["bytes_saved"] == saved and noted.seen["unknown_share.tokens"] == 0
-    assert cooked.graph.size < transformer_subject.graph.size - saved + 2_000
-    feeds = transformer_subject.samples.test.feeds
-    assert np.array_equal(asked(cooked.graph, feeds), asked(transformer_subject.graph, feeds))
-
-    # Ids that never occurred are all answered like one another: by the mean of the rows that left.
-    strange = {name: values[:2, :6].copy() for name, values in feeds.items()}
-    strange["attention_mask"][:] = 1
-    strange["input_ids"][:] = strange["input_ids"][:1]
-    strange["input_ids"][:, 3] = [120, 159]
-    first, second = asked(cooked.graph, strange)
-    assert np.array_equal(first, second)
-    apart = asked(transformer_subject.graph, strange)
-    assert not np.array_equal(apart[0], apart[1])
-
-
 class Words(nn.Module):
     """Ids (n, 3) → 3 logits by a table of 400 rows."""
 
@@ -265,20 +272,51 @@ def test_frequent_special_padding_and_unknown_ids_are_kept(work_with: Callable[.
         trimmed(torch.tensor([[400]]))
 
 
-def test_the_table_of_places_grows_with_the_rows_that_are_kept(
+def test_answers_for_ids_that_are_kept_do_not_change_and_the_file_is_smaller(
     work_with: Callable[..., Work], tmp_path: Path
 ) -> None:
-    samples = words(399)
+    """In ONNX Runtime, before and after; more than 256 rows stay, so the way to them takes two bytes an id."""
+    noted, samples = Noted(), words(399)
     many = np.arange(1, 301).reshape(100, 3)
     samples = Samples(Rows({"ids": many}, np.arange(100) % 3), samples.validation, samples.test, shared=1.0)
     network = around(Words(), samples)
-    trimmed = TrimVocabulary().reshape(network, work_with(samples))
-    assert trimmed.module.table.row.dtype == torch.int16 and trimmed.module.table.num_embeddings == 302
-    trimmed.export(tmp_path / "words.onnx")
-    feeds = {"ids": np.array([[1, 2, 300], [0, 399, 350]])}
-    answers = asked(Artefact.open(tmp_path / "words.onnx"), feeds)
-    assert np.allclose(answers, trimmed.answers(feeds), atol=1e-6)
-    assert np.allclose(answers[0], network.answers(feeds)[0], atol=1e-6)
+    trimmed = TrimVocabulary().reshape(network, work_with(samples, notes=noted))
+    table = trimmed.module.table
+    assert table.row.dtype == torch.int16 and table.num_embeddings == 302  # with padding and the mean
+    saved = (400 - 302) * 8 * 4 - 400 * 2
+    assert noted.seen["bytes_saved"] == saved and (noted.seen["rows_before"], noted.seen["rows"]) == (
+        400,
+        302,
+    )
+    assert network.parameters() - trimmed.parameters() == (400 - 302) * 8
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    network.export(before)
+    trimmed.export(after)
+    old, new = Artefact.open(before), Artefact.open(after)
+    assert old.size - new.size > saved - 1_000
+    kept = {"ids": np.array([[1, 2, 300], [0, 17, 99]])}
+    assert np.array_equal(asked(new, kept), asked(old, kept))
+
+    # Ids that never occurred are answered like one another: by the mean of the rows that left.
+    strange = {"ids": np.array([[1, 301, 300], [1, 399, 300]])}
+    first, second = asked(new, strange)
+    assert np.array_equal(first, second) and not np.array_equal(*asked(old, strange))
+    with torch.no_grad():
+        gone = network.module.table.weight[301:].mean(0)
+        by_hand = network.module.classify((network.module.table.weight[[1, 300]].sum(0) + gone) / 3)
+    assert np.allclose(first, by_hand, atol=1e-6)
+
+
+def test_an_input_among_several_is_found_to_be_the_one_looked_up(
+    texts: Samples, work_with: Callable[..., Work]
+) -> None:
+    network, noted = network_of(Encoder(), texts), Noted()
+    trimmed = TrimVocabulary().reshape(network, work_with(texts, notes=noted))
+    used = len(np.unique(texts.train.feeds["input_ids"]))
+    assert network.parameters() - trimmed.parameters() == (160 - used - 1) * 32
+    assert noted.seen["unknown_share.tokens"] == 0 and type(trimmed.module.places) is nn.Embedding
+    feeds = texts.test.feeds
+    assert np.array_equal(trimmed.answers(feeds), network.answers(feeds))
 
 
 def test_tables_that_cannot_be_trimmed_are_a_result_with_a_reason(work_with: Callable[..., Work]) -> None:

@@ -36,7 +36,7 @@ class Counted:
 
 
 def check_said(module: nn.Module, said: Mapping[str, str]) -> None:
-    """Raise BadInput where a pattern of `heads` names no module, or a module has no such count."""
+    """Raise BadInput where a pattern of `heads` names no module, or none that has such a count."""
     for pattern, attribute in said.items():
         found = [(name, one) for name, one in module.named_modules() if fnmatchcase(name, pattern)]
         if not found:
@@ -44,12 +44,12 @@ def check_said(module: nn.Module, said: Mapping[str, str]) -> None:
                 "no module has this name", where="prune-structure: heads", got=pattern,
                 wanted=", ".join([name for name, _ in module.named_modules() if name][:12]),
             )  # fmt: skip
-        for name, one in found:
-            if not _count(one, attribute):
-                raise BadInput(
-                    "not a count of heads", where=f"prune-structure: heads: {name}.{attribute}",
-                    got=repr(getattr(one, attribute, None)), wanted="a whole number above 0",
-                )  # fmt: skip
+        if not any(_count(one, attribute) for _, one in found):
+            name, one = found[0]
+            raise BadInput(
+                "not a count of heads", where=f"prune-structure: heads: {name}.{attribute}",
+                got=repr(getattr(one, attribute, None)), wanted="a whole number above 0",
+            )  # fmt: skip
 
 
 def counted(module: nn.Module, layers: Sequence[str], said: Mapping[str, str]) -> Counted | None:
@@ -65,8 +65,8 @@ def counted(module: nn.Module, layers: Sequence[str], said: Mapping[str, str]) -
         name = ".".join(common[:depth])
         holder = module.get_submodule(name)
         for pattern, attribute in said.items():
-            if fnmatchcase(name, pattern):
-                return Counted(name, attribute, _count(holder, attribute))
+            if fnmatchcase(name, pattern) and (count := _count(holder, attribute)):
+                return Counted(name, attribute, count)
         for attribute in ATTRIBUTES:
             if count := _count(holder, attribute):
                 return Counted(name, attribute, count)

@@ -1,6 +1,6 @@
 """Low rank: a linear layer becomes two thin ones, cut where the inputs that really come would miss least."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,6 +17,7 @@ from loopwright.compression.subject import Network, Rows
 from loopwright.kernel.errors import BadInput
 
 ENERGY = 0.95
+VECTORS = 4096
 RIDGE = 1e-5
 """Of the mean second moment: what is added for inputs that never came, so that whitening can be undone."""
 
@@ -27,7 +28,8 @@ class LowRank:
     wherever r · (inputs + outputs) numbers are fewer.
 
     One of: `energy` (the smallest r that keeps this share of the squared singular values; 0.95 when nothing is said),
-    `rank`, or `ratio` (r such that this share of the layer's weights is left).
+    `rank`, or `ratio` (this share of all their numbers together stays, given to the singular values that hold most of
+    their layer's energy per number: a small last layer is not cut as deep as a wide inner one).
 
     aware: cut W·C by its singular values instead of W, where C·Cᵀ is the second moment of the layer's inputs over at
     most `rows` training rows, which makes the squared error of the layer's *outputs* least (SVD-LLM, Wang et al. 2024;
@@ -77,22 +79,17 @@ class LowRank:
             if self.aware
             else {}
         )
-        ranks: dict[str, int] = {}
-        lost: list[float] = []
+        products: dict[str, Product] = {}
         for name, layer in layers.items():
             work.check_time()
-            matrix = layer.weight.detach().flatten(1)
             root = _root(moments[name]) if name in moments else None
-            left, values, right = decompose(matrix, root)
-            rank = self._rank(values, matrix)
-            if rank * sum(matrix.shape) >= matrix.numel():
-                continue
-            ranks[name] = rank
-            energy = values.square()
-            lost.append(float(energy[rank:].sum() / energy.sum().clamp_min(1e-30)))
+            left, values, right = decompose(layer.weight.detach().flatten(1), root)
+            products[name] = Product((left * values).float(), right.float(), values.square())
+        ranks = {name: rank for name, rank in self._ranks(products).items() if products[name].saves(rank)}
+        for name, rank in ranks.items():
             owner, _, attribute = name.rpartition(".")
-            pair = _pair(layer, left[:, :rank] * values[:rank], right[:rank])
-            setattr(thin.module.get_submodule(owner), attribute, pair)
+            left, right = products[name].left[:, :rank], products[name].right[:rank]
+            setattr(thin.module.get_submodule(owner), attribute, _pair(layers[name], left, right))
         if not ranks:
             raise CannotExport(
                 "no layer would have fewer numbers as a product", where=self.name,
@@ -103,7 +100,7 @@ class LowRank:
         tried(thin, before, self.name)
         if self.epochs:
             fit(
-                thin, work.samples.train, work, Training(self.epochs, self.rate, self.batch), label="low_rank"
+                thin, work.samples.train, work, Training(self.epochs, self.rate, self.batch), label="training"
             )
             tried(thin, before, self.name)
         work.notes.metrics(
@@ -113,7 +110,8 @@ class LowRank:
                 "layers_factored": len(ranks),
                 "layers_left_alone": len(layers) - len(ranks),
                 "mean_rank": sum(ranks.values()) / len(ranks),
-                "mean_energy_lost": sum(lost) / len(lost),
+                "mean_energy_lost": sum(products[name].lost(rank) for name, rank in ranks.items())
+                / len(ranks),
             }
         )
         return thin
@@ -123,17 +121,79 @@ class LowRank:
             return f"rank {self.rank}"
         return f"ratio {self.ratio:g}" if self.ratio is not None else f"energy {self.energy or ENERGY:g}"
 
-    def _rank(self, values: Tensor, matrix: Tensor) -> int:
-        if self.rank is not None:
-            return min(self.rank, len(values))
+    def _ranks(self, products: Mapping[str, "Product"]) -> dict[str, int]:
         if self.ratio is not None:
-            return max(1, int(self.ratio * matrix.numel() / sum(matrix.shape)))
-        energy = values.square().cumsum(0)
-        if not energy[-1] > 0:
-            return 1
+            return ranks_within(self.ratio, products)
+        if self.rank is not None:
+            return {name: min(self.rank, len(one.energy)) for name, one in products.items()}
+        return {name: one.rank_of(self.energy or ENERGY) for name, one in products.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix as left (outputs, r) times right (r, inputs), the directions that hold most first; their `energy` (r,)
+    in float64.
+    """
+
+    left: Tensor
+    right: Tensor
+    energy: Tensor
+
+    @property
+    def each(self) -> int:
+        """How many numbers one direction takes."""
+        return self.left.shape[0] + self.right.shape[1]
+
+    @property
+    def whole(self) -> int:
+        """How many numbers the matrix has."""
+        return self.left.shape[0] * self.right.shape[1]
+
+    def saves(self, rank: int) -> bool:
+        return rank * self.each < self.whole
+
+    def lost(self, rank: int) -> float:
+        """The share of the energy past the first `rank` directions."""
+        return float(self.energy[rank:].sum() / self.energy.sum().clamp_min(1e-300))
+
+    def rank_of(self, share: float) -> int:
+        """The smallest rank with this share of the energy, at least 1."""
+        held = self.energy.cumsum(0)
         # Past the last digit of float64 nothing is missing: a matrix of rank r keeps all its energy in r values.
-        enough = energy >= (self.energy or ENERGY) * energy[-1] * (1 - 1e-12)
-        return int(enough.nonzero()[0]) + 1
+        return int((held < share * held[-1] * (1 - 1e-12)).sum()) + 1 if held[-1] > 0 else 1
+
+
+def ranks_within(ratio: float, products: Mapping[str, Product]) -> dict[str, int]:
+    """Ranks, at least 1, with which all layers together have at most `ratio` of their numbers, where that can be; those
+    that would not be smaller as products count whole.
+
+    One limit for all of them: a direction stays that holds more of its layer's energy per number.
+    """
+    worth = {
+        name: one.energy / one.energy.sum().clamp_min(1e-300) / one.each for name, one in products.items()
+    }
+    budget = ratio * sum(one.whole for one in products.values())
+    limits = (
+        torch.cat([*worth.values(), torch.tensor([torch.inf])]).sort().values
+        if worth
+        else torch.tensor([0.0])
+    )
+
+    def at(limit: float) -> dict[str, int]:
+        return {name: max(1, int((one >= limit).sum())) for name, one in worth.items()}
+
+    low, high = 0, len(limits) - 1
+    while low < high:
+        middle = (low + high) // 2
+        ranks = at(float(limits[middle]))
+        if (
+            sum(min(rank * products[name].each, products[name].whole) for name, rank in ranks.items())
+            <= budget
+        ):
+            high = middle
+        else:
+            low = middle + 1
+    return at(float(limits[low]))
 
 
 def _factorable(module: nn.Module, spare: tuple[str, ...]) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -196,13 +256,13 @@ def _pair(layer: nn.Linear | nn.Conv2d, left: Tensor, right: Tensor) -> nn.Seque
 def second_moments(
     network: TorchNetwork, layers: dict[str, nn.Linear | nn.Conv2d], rows: Rows, work: Work
 ) -> dict[str, Tensor]:
-    """The mean of x·xᵀ, float64 (inputs, inputs), over all inputs x of each layer while `rows` are answered; layers
-    that were not asked are left out. Raises BadInput for inputs that are no numbers.
+    """The mean of x·xᵀ, float64 (inputs, inputs), over the inputs x of each layer (at most 4,096 drawn from a batch)
+    while `rows` are answered; layers that were not asked are left out. Raises BadInput for inputs that are no numbers.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     network.module.eval()
-    with torch.inference_mode(), _watched(layers, sums, counts):
+    with torch.inference_mode(), _watched(layers, sums, counts, work.seed):
         for at in range(0, len(rows), ROWS_AT_ONCE):
             work.check_time()
             part = {name: values[at : at + ROWS_AT_ONCE] for name, values in rows.feeds.items()}
@@ -218,14 +278,19 @@ def second_moments(
 
 @contextmanager
 def _watched(
-    layers: dict[str, nn.Linear | nn.Conv2d], sums: dict[str, Tensor], counts: dict[str, int]
+    layers: dict[str, nn.Linear | nn.Conv2d], sums: dict[str, Tensor], counts: dict[str, int], seed: int
 ) -> Iterator[None]:
+    draw = torch.Generator().manual_seed(seed)
+
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             seen = inputs[0].detach()
             if isinstance(layer, nn.Conv2d):
                 seen = seen.movedim(1, -1)
-            flat = seen.reshape(-1, seen.shape[-1]).double()
+            flat = seen.reshape(-1, seen.shape[-1])
+            if len(flat) > VECTORS:
+                flat = flat[torch.randperm(len(flat), generator=draw)[:VECTORS]]
+            flat = flat.double()
             sums[name] = sums.get(name, torch.zeros(())) + flat.T @ flat
             counts[name] = counts.get(name, 0) + len(flat)
 

@@ -83,7 +83,7 @@ class PruneWeights:
     ) -> None:
         fit(
             network, work.samples.train, work, Training(self.epochs, self.rate, self.batch, rows=self.rows),
-            label=f"prune_weights_{turn}", after_step=lambda: _silence(weights, masks),
+            label=f"round_{turn}", after_step=lambda: _silence(weights, masks),
         )  # fmt: skip
 
 

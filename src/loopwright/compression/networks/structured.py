@@ -39,8 +39,8 @@ class PruneStructure:
     (FFN), and whole attention heads (`head_ratio`; None: as many as `ratio` says). What depends on a unit leaves with
     it, found by the dependency graph of Torch-Pruning (Fang et al. 2023).
 
-    Layers that give the network's answers keep all of them, attention keeps a head, and modules whose name matches
-    `spare` are left alone. What LayerNorms and embeddings share (an encoder's hidden width) stays unless `width_ratio`
+    Layers that give the network's answers, and modules whose name matches `spare`, keep all their outputs; attention
+    keeps a head. What LayerNorms and embeddings share (an encoder's hidden width) stays unless `width_ratio`
     says otherwise. `parameters`: instead of the ratios, the smallest ratio that leaves at most so many numbers.
 
     importance: "magnitude" (L2 norm of all weights of a unit) or "taylor" (|weight · gradient| of the training loss,
@@ -121,7 +121,7 @@ class PruneStructure:
             if self.epochs:
                 fit(
                     small, work.samples.train, work, Training(self.epochs, self.rate, self.batch, rows=self.rows),
-                    label=f"prune_structure_{turn}",
+                    label=f"round_{turn}",
                 )  # fmt: skip
         if small.parameters() >= before:
             raise CannotExport(
