@@ -158,7 +158,8 @@ def measured(subject: Subject, files: dict[str, Artefact]) -> list[Measured]:
 
 
 def show(table: Sequence[Measured], seconds: dict[str, float]) -> None:
-    heads = f"{'MB':>8}{'smaller':>9}{'p50 ms':>9}{'p99':>8}{'faster':>8}{'loss':>8}{'90 % interval':>18}{'same':>8}{'s':>7}"
+    heads = f"{'MB':>8}{'smaller':>9}{'p50 ms':>9}{'p99':>8}{'faster':>8}{'loss':>8}{'90 % interval':>18}"
+    heads += f"{'same':>8}{'s':>7}"
     print(f"  {'':72}{heads}")
     for one in table:
         same = "" if one.same is None else f"{one.same:.1%}"
