@@ -32,7 +32,8 @@ class Channels(nn.Module):
 class Blocks(nn.Module):
     """Weights (outputs, …) as 4- or 8-bit integers with a scale and a zero point per `size` numbers of a row.
 
-    The grid of the graph step `weights`: scales as float16 holds them; rows filled up with zeros.
+    The grid of the graph step `weights`: scales as float16 holds them; rows filled up with zeros. What was rounded once
+    is not changed by rounding it again: so the step finds the same integers.
     """
 
     def __init__(self, bits: int, size: int, symmetric: bool) -> None:
@@ -54,8 +55,14 @@ class Blocks(nn.Module):
         outer = torch.where(-low >= high, low, high)
         scale = outer / -(2 ** (self.bits - 1)) if self.symmetric else (high - low) / top
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        half = scale.half().float()
-        scale = torch.where((half.abs() >= SMALLEST_HALF) & half.isfinite(), half, scale)
+        half = scale.half()
+        if not self.symmetric:
+            # Never wider than the block: then its ends are the first and the last integer, and give this scale again.
+            half = torch.where(half.float() > scale, half.view(torch.int16) - 1, half.view(torch.int16)).view(
+                torch.half
+            )
+        near = half.float()
+        scale = torch.where((near.abs() >= SMALLEST_HALF) & near.isfinite(), near, scale)
         if self.symmetric:
             return scale, torch.full_like(scale, 2 ** (self.bits - 1), dtype=torch.int32)
         return scale, (-low / scale).round().clamp(0, top).to(torch.int32)
