@@ -142,3 +142,23 @@ def transformer(folder: Path, *, tied: bool = True, outliers: float = 1.0, width
     path = folder / f"transformer-{tied}-{outliers:g}-{width}.onnx"
     save(model, path)
     return Subject.of("transformer", path, parts({"ids": ids}, truth), "accuracy")
+
+
+def recurrent(folder: Path) -> Subject:
+    """Digits read row by row by an LSTM in both directions, of random weights, and a head trained on its last state."""
+    x, y = digits()
+    random, one = np.random.default_rng(4), Writer()
+    seen = one.then("Reshape", "x", one.weight(np.array([-1, 8, 8])))
+    seen = one.then("Transpose", seen, perm=[1, 0, 2])
+    shapes = (2, 4 * 96, 8), (2, 4 * 96, 96), (2, 8 * 96)
+    parts_of = [one.weight((random.normal(size=shape) / np.sqrt(24)).astype(np.float32)) for shape in shapes]
+    one.nodes.append(
+        helper.make_node("LSTM", [seen, *parts_of], ["all", "last"], "LSTM", hidden_size=96, direction="bidirectional")
+    )  # fmt: skip
+    last = one.then("Transpose", "last", perm=[1, 0, 2])
+    last = one.then("Reshape", last, one.weight(np.array([0, 192])))
+    inputs = {"x": (TensorProto.FLOAT, ["rows", PIXELS])}
+    value = headed(one, one.model(inputs, last), last, x, y, folder)
+    one.then("Softmax", value, out="y", axis=-1)
+    save(one.model(inputs, "y"), folder / "recurrent.onnx")
+    return Subject.of("recurrent", folder / "recurrent.onnx", parts({"x": x}, y), "accuracy")

@@ -25,7 +25,7 @@ from loopwright.compression.graphs.smooth import smooth
 from loopwright.compression.judging import alone, predict
 from loopwright.compression.latency import compare
 from loopwright.compression.steps import GraphStep, Work, step
-from loopwright.compression.subject import Subject, Unnoted
+from loopwright.compression.subject import Rows, Samples, Subject, Unnoted
 
 from . import graphs_by_hand as made
 
@@ -54,6 +54,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subjec
     makers: dict[str, Callable[[Path], Subject]] = {
         "mlp": made.mlp,
         "cnn": made.cnn,
+        "recurrent": made.recurrent,
         "transformer": made.transformer,
         "outliers": lambda at: made.transformer(at, outliers=40.0),
         "untied": lambda at: made.transformer(at, tied=False),
@@ -108,6 +109,10 @@ EVERY = [
     ("cnn", "int8-static", {"calibration": "percentile", "percentile": 99.9}, 3.1, 0.1),
     ("cnn", "weights", {"bits": 8}, 2.9, 0.02),
     ("cnn", "weights", {}, 4.4, 0.2),
+    ("recurrent", "fp16", {}, 1.9, 0.003),
+    ("recurrent", "int8-dynamic", {}, 3.3, 0.05),
+    ("recurrent", "weights", {"bits": 8}, 2.8, 0.03),
+    ("recurrent", "weights", {}, 4.6, 0.2),
     ("transformer", "fp16", {}, 1.9, 0.003),
     ("transformer", "int8-dynamic", {}, 3.3, 0.03),
     ("transformer", "int8-static", {"rows": 32}, 3.3, 0.03),
@@ -210,6 +215,23 @@ def test_a_table_that_is_also_the_last_product_is_stored_once(
             if len(numpy_helper.to_array(one).tobytes()) >= 0.9 * bytes_of_table
         ]
         assert len(large) == 1, (name, [one.name for one in large])
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-static", "weights"])
+def test_a_weight_that_is_looked_up_in_and_multiplied_with_as_it_stands_keeps_both_meanings(
+    name: str, tmp_path: Path, encode: Encode
+) -> None:
+    random, one = np.random.default_rng(1), made.Writer()
+    table = one.weight((random.normal(size=(64, 64)) * np.linspace(0.05, 0.2, 64)).astype(np.float32))
+    seen = one.then("Tanh", one.then("MatMul", one.then("Gather", table, "ids"), table))
+    one.then("Gemm", seen, table, transB=1, out="y")
+    model = one.model({"ids": (TensorProto.INT64, ["rows"])}, "y")
+    save(model, tmp_path / "both.onnx")
+    ids = np.arange(600) % 64
+    samples = Samples(*(Rows({"ids": ids}, np.zeros(600)) for _ in range(3)), shared=1.0)
+    subject = Subject.of("both", tmp_path / "both.onnx", samples, "rmse")
+    settings = {"bits": 8} if name == "weights" else {}
+    assert error(subject, encode(subject, name, **settings)) < 0.03  # scales of the wrong axis: above 0.3
 
 
 def test_tables_shrink_only_when_asked(subjects: Callable[[str], Subject], encode: Encode) -> None:

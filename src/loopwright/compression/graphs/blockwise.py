@@ -12,6 +12,7 @@ from loopwright.compression.artefact import Artefact
 from loopwright.compression.graphs.calibrating import Channels, channels
 from loopwright.compression.graphs.encoding import split_gemms
 from loopwright.compression.graphs.preparing import (
+    RECURRENT,
     Layer,
     add_weight,
     finish,
@@ -64,21 +65,22 @@ class Blocks:
 @dataclass(frozen=True)
 class Blockwise:
     """`bits` 4 or 8 per weight, a float16 scale per `block_size` weights of a row, a zero point unless `symmetric`.
-    Rows that a smaller block fits better get one.
+    Left out, blocks are of 32 for 4 bits and of 128 for 8; rows that a smaller block fits better get one.
 
-    MatMul and Gemm become MatMulNBits, look-up tables GatherBlockQuantized (`embeddings`), convolutions are unpacked
-    when the file is loaded (`convolutions`). method: "nearest" rounds; "search" cuts each block's range where that
-    lowers the squared error; "aware" weighs that error by how large the inputs of each weight are on `rows` training
-    rows. alpha above 0 first moves outliers of activations into the weights, as int8-smooth does, so that channels that
-    matter are not rounded away beside others (Lin et al. 2023, "AWQ", here with one alpha for all layers). compute:
-    "int8" rounds activations per row and block within the kernel, which is faster than "float32".
+    MatMul and Gemm become MatMulNBits, look-up tables GatherBlockQuantized (`embeddings`); weights of convolutions
+    (`convolutions`) and of recurrent layers are unpacked when the file is loaded. method: "nearest" rounds; "search"
+    cuts each block's range where that lowers the squared error; "aware" weighs that error by how large the inputs of
+    each weight are on `rows` training rows. alpha above 0 first moves outliers of activations into the weights, as
+    int8-smooth does, so that channels that matter are not rounded away beside others (Lin et al. 2023, "AWQ", here with
+    one alpha for all layers). compute: "int8" rounds activations per row and block within the kernel, which is faster
+    than "float32".
     Nothing depends on the batch.
     """
 
     name: ClassVar[str] = "weights"
     batch_free: ClassVar[bool] = True
     bits: int = 4
-    block_size: int = 32
+    block_size: int | None = None
     symmetric: bool = False
     method: str = "search"
     alpha: float = 0.0
@@ -89,7 +91,7 @@ class Blockwise:
 
     def __post_init__(self) -> None:
         choices = (
-            ("bits", self.bits, (4, 8)), ("block_size", self.block_size, BLOCKS), ("method", self.method, METHODS),
+            ("bits", self.bits, (4, 8)), ("block_size", self.size, BLOCKS), ("method", self.method, METHODS),
             ("compute", self.compute, ("int8", "float32")),
         )  # fmt: skip
         for setting, value, known in choices:
@@ -101,6 +103,11 @@ class Blockwise:
             raise BadInput("alpha has to be from 0 to under 1", where=self.name, got=self.alpha)
         check_rows(self.rows, self.name)
 
+    @property
+    def size(self) -> int:
+        """Weights that share a scale."""
+        return self.block_size or (32 if self.bits == 4 else 128)
+
     def encode(self, source: Artefact, target: Path, work: Work) -> Artefact:
         """Raises CannotExport where no weight is large enough to gain from it."""
         with scratch(work) as folder:
@@ -109,16 +116,12 @@ class Blockwise:
             if self.alpha:
                 smooth(model, self._seen(source, model, folder, work), self.alpha)
                 infer_types(model)
-            kinds = {"MatMul": True, "Gather": self.embeddings, "Conv": self.convolutions,
-                     "ConvTranspose": self.convolutions}  # fmt: skip
-            chosen = [
-                one
-                for one in layers(model, [kind for kind, wanted in kinds.items() if wanted])
-                if one.parameters >= SMALLEST
-            ]
+            kinds = ["MatMul", *RECURRENT, *(["Gather"] if self.embeddings else [])]
+            kinds += ["Conv", "ConvTranspose"] if self.convolutions else []
+            chosen = [one for one in layers(model, kinds) if one.parameters >= SMALLEST]
             if not chosen:
                 raise nothing_to(
-                    self.name, source, f"weights of {SMALLEST} numbers or more in MatMul, Gemm, Conv or Gather",
+                    self.name, source, f"weights of {SMALLEST} numbers or more in MatMul, Gemm, Conv, LSTM or Gather",
                     "For trees: tree-rounds, tree-rounding.",
                 )  # fmt: skip
             whole = sum(one.parameters for one in layers(model))
@@ -145,37 +148,48 @@ class Blockwise:
         self, model: ModelProto, chosen: list[Layer], importance: Mapping[str, Array], work: Work
     ) -> float:
         """Rewrite the nodes in `chosen`; the root mean square error of their weights, of the weights' own."""
-        by_name = {one.name: one for one in chosen}
+        by_name: dict[str, list[Layer]] = {}
+        for one in chosen:
+            by_name.setdefault(one.name, []).append(one)
         known, twins = weights(model), transposed_twins(model)
         stored: dict[str, Stored] = {}
         lost = total = 0.0
         nodes: list[NodeProto] = []
         for done, node in enumerate(model.graph.node):
-            layer = by_name.get(node.name)
-            if layer is None:
-                nodes.append(node)
-                continue
-            work.check_time()
-            work.watch.update(done / len(model.graph.node), f"weights of {node.name}")
-            key = twins.get(layer.weight, layer.weight)
-            if key not in stored:
-                values = numpy_helper.to_array(known[layer.weight])
-                rows = values.T if layer.kind == "MatMul" else values.reshape(len(values), -1)
-                size = fitting_size(rows.shape[1], self.bits, self.block_size)
-                blocks = to_blocks(
-                    rows, self.bits, size, self.symmetric, self.method != "nearest", importance.get(layer.source)
-                )  # fmt: skip
-                lost += float(np.sum((blocks.values() - rows) ** 2, dtype=np.float64))
-                total += float(np.sum(rows.astype(np.float64) ** 2))
-                if layer.kind.startswith("Conv"):
-                    nodes += unpacked(model, node, blocks, list(known[layer.weight].dims))
+            found = by_name.get(node.name, [])
+            if found:
+                work.check_time()
+                work.watch.update(done / len(model.graph.node), f"weights of {node.name}")
+            elsewhere = NodeProto()
+            elsewhere.CopyFrom(node)
+            for layer in found:
+                by_row = layer.kind != "MatMul"
+                key = twins.get(layer.weight, layer.weight if by_row else f"{layer.weight}::columns")
+                blocks = None
+                if key not in stored:
+                    values = numpy_helper.to_array(known[layer.weight])
+                    rows = values.reshape(-1, _width(layer.kind, values)) if by_row else values.T
+                    blocks = to_blocks(
+                        rows, self.bits, fitting_size(rows.shape[1], self.bits, self.size), self.symmetric,
+                        self.method != "nearest", importance.get(layer.source),
+                    )  # fmt: skip
+                    lost += float(np.sum((blocks.values() - rows) ** 2, dtype=np.float64))
+                    total += float(np.sum(rows.astype(np.float64) ** 2))
+                if layer.kind not in ("MatMul", "Gather"):
+                    assert blocks is not None  # `stored` holds those of the other two only
+                    name = f"{node.name}::weight_{layer.place}"
+                    nodes += unpacked(model, name, blocks, list(known[layer.weight].dims))
+                    elsewhere.input[layer.place] = f"{name}::unpacked"
                     continue
-                stored[key], casts = store(model, key, blocks)
-                nodes += casts
-            if layer.kind == "MatMul":
-                nodes.append(product(node, stored[key], fast=self.compute == "int8"))
-            else:
-                nodes += look_up(model, node, stored[key])
+                if blocks is not None:
+                    stored[key], casts = store(model, key, blocks)
+                    nodes += casts
+                if layer.kind == "MatMul":
+                    nodes.append(product(node, stored[key], fast=self.compute == "int8"))
+                else:
+                    nodes += look_up(model, node, stored[key])
+            if not found or found[0].kind not in ("MatMul", "Gather"):
+                nodes.append(elsewhere)
         replace_nodes(model, nodes)
         return float(np.sqrt(lost / total)) if total else 0.0
 
@@ -275,6 +289,10 @@ def _as_stored(scale: Array) -> Array:
     return np.where((np.abs(near) >= SMALLEST_HALF) & np.isfinite(near), near, scale).astype(np.float32)
 
 
+def _fits_half(scales: Array) -> bool:
+    return np.array_equal(scales.astype(np.float16).astype(np.float32), scales)
+
+
 def packed(whole: Array, bits: int) -> Array:
     """Integers of `bits` as bytes along the last axis, the first in the low half."""
     if bits == 8:
@@ -293,21 +311,20 @@ def store(model: ModelProto, name: str, blocks: Blocks) -> tuple[Stored, list[No
     data = packed(blocks.whole, blocks.bits)
     outputs, count, width = data.shape
     casts = []
-    halves = blocks.scales.astype(np.float16)
-    if np.array_equal(halves.astype(np.float32), blocks.scales):
-        add_weight(model, f"{name}_scales_half", halves)
+    if _fits_half(blocks.scales):
+        add_weight(model, f"{name}::scales_half", blocks.scales.astype(np.float16))
         casts.append(
             helper.make_node(
-                "Cast", [f"{name}_scales_half"], [f"{name}_scales"], f"{name}_scales_cast", to=TensorProto.FLOAT
+                "Cast", [f"{name}::scales_half"], [f"{name}::scales"], f"{name}::scales_cast", to=TensorProto.FLOAT
             )
         )  # fmt: skip
     else:
-        add_weight(model, f"{name}_scales", blocks.scales)
+        add_weight(model, f"{name}::scales", blocks.scales)
     zeros = ""
     if blocks.zeros is not None:
-        zeros = add_weight(model, f"{name}_zeros", packed(blocks.zeros, blocks.bits))
+        zeros = add_weight(model, f"{name}::zeros", packed(blocks.zeros, blocks.bits))
     made = Stored(
-        add_weight(model, f"{name}_bits", data), f"{name}_scales", zeros, blocks.bits, blocks.whole.shape[-1],
+        add_weight(model, f"{name}::bits", data), f"{name}::scales", zeros, blocks.bits, blocks.whole.shape[-1],
         (outputs, count, width), blocks.length,
     )  # fmt: skip
     return made, casts
@@ -326,12 +343,12 @@ def product(node: NodeProto, one: Stored, fast: bool) -> NodeProto:
 
 def look_up(model: ModelProto, node: NodeProto, one: Stored) -> list[NodeProto]:
     """The Gather `node` with its table read from blocks."""
-    flat, name, rows, out = f"{node.name}_flat", node.name, node.input[1], node.output[0]
-    shape = add_weight(model, f"{name}_width", np.array([0, -1], np.int64))
+    flat, name, rows, out = f"{node.name}::flat", node.name, node.input[1], node.output[0]
+    shape = add_weight(model, f"{name}::width", np.array([0, -1], np.int64))
     filled = one.shape[1] * one.size > one.length
-    whole = f"{out}_filled" if filled else out
+    whole = f"{out}::filled" if filled else out
     made = [
-        helper.make_node("Reshape", [one.packed, shape], [flat], f"{name}_flat"),
+        helper.make_node("Reshape", [one.packed, shape], [flat], f"{name}::flat"),
         helper.make_node(
             "GatherBlockQuantized", [flat, rows, one.scales, *([one.zeros] if one.zeros else [])], [whole],
             name, domain="com.microsoft", bits=one.bits, block_size=one.size, gather_axis=0, quantize_axis=1,
@@ -339,28 +356,27 @@ def look_up(model: ModelProto, node: NodeProto, one: Stored) -> list[NodeProto]:
     ]  # fmt: skip
     if filled:
         cut = [
-            add_weight(model, f"{name}_{part}", np.array([value], np.int64))
+            add_weight(model, f"{name}::{part}", np.array([value], np.int64))
             for part, value in (("first", 0), ("last", one.length), ("axis", -1))
         ]
-        made.append(helper.make_node("Slice", [whole, *cut], [out], f"{name}_cut"))
+        made.append(helper.make_node("Slice", [whole, *cut], [out], f"{name}::cut"))
     return made
 
 
-def unpacked(model: ModelProto, node: NodeProto, blocks: Blocks, dims: list[int]) -> list[NodeProto]:
-    """The convolution `node` behind nodes that unpack its weight; all constant, so folded when the file is loaded.
+def unpacked(model: ModelProto, name: str, blocks: Blocks, dims: list[int]) -> list[NodeProto]:
+    """Nodes that unpack a weight of shape `dims` into `<name>_unpacked`; all constant, so folded at load.
 
     Only ONNX's own operators: ONNX Runtime folds those, and neither DequantizeLinear nor its own.
     """
-    name = f"{node.name}_weight"
     outputs, count, size = blocks.whole.shape
     made: list[NodeProto] = []
 
     def put(label: str, values: Array) -> str:
-        return add_weight(model, f"{name}_{label}", values)
+        return add_weight(model, f"{name}::{label}", values)
 
     def then(kind: str, label: str, *inputs: str, **settings: Any) -> str:
-        made.append(helper.make_node(kind, inputs, [f"{name}_{label}"], f"{name}_{label}", **settings))
-        return f"{name}_{label}"
+        made.append(helper.make_node(kind, inputs, [f"{name}::{label}"], f"{name}::{label}", **settings))
+        return f"{name}::{label}"
 
     def numbers(label: str, *values: int) -> str:
         return put(label, np.array(values, np.int64))
@@ -376,12 +392,20 @@ def unpacked(model: ModelProto, node: NodeProto, blocks: Blocks, dims: list[int]
     zeros = np.uint8(2 ** (blocks.bits - 1)) if blocks.zeros is None else blocks.zeros[..., None]
     centre = then("Cast", "centre", put("zeros", np.asarray(zeros)), to=TensorProto.FLOAT)
     values = then("Sub", "centred", then("Cast", "float", whole, to=TensorProto.FLOAT), centre)
-    values = then("Mul", "scaled", values, put("scales", blocks.scales[..., None]))
+    scales = blocks.scales[..., None]
+    if _fits_half(blocks.scales):
+        factor = then("Cast", "scales", put("scales_half", scales.astype(np.float16)), to=TensorProto.FLOAT)
+    else:
+        factor = put("scales", scales)
+    values = then("Mul", "scaled", values, factor)
     values = then("Reshape", "rows", values, numbers("filled", outputs, count * size))
     if count * size > blocks.length:
         cut = numbers("from", 0), numbers("to", blocks.length), numbers("axis", 1)
         values = then("Slice", "cut", values, *cut)
-    kept = NodeProto()
-    kept.CopyFrom(node)
-    kept.input[1] = then("Reshape", "unpacked", values, numbers("shape", *dims))
-    return [*made, kept]
+    then("Reshape", "unpacked", values, numbers("shape", *dims))
+    return made
+
+
+def _width(kind: str, values: Array) -> int:
+    """Numbers in a row of a weight: all that make one output."""
+    return int(values.shape[-1]) if kind in RECURRENT else int(np.prod(values.shape[1:]))

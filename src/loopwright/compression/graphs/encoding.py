@@ -63,20 +63,20 @@ def split_gemms(model: ModelProto) -> None:
             values = numpy_helper.to_array(weight)
             values = np.float32(alpha) * (values.T if key[1] else values)
             plain = not key[1] and alpha == 1.0
-            made[key] = weight.name if plain else add_weight(model, f"{weight.name}_by_{len(made)}", values)
+            made[key] = weight.name if plain else add_weight(model, f"{weight.name}::by_{len(made)}", values)
         biased = len(node.input) > 2 and bool(node.input[2])
-        product = f"{node.output[0]}_product" if biased else node.output[0]
+        product = f"{node.output[0]}::product" if biased else node.output[0]
         nodes.append(helper.make_node("MatMul", [node.input[0], made[key]], [product], node.name))
         if not biased:
             continue
         bias = node.input[2]
         if beta != 1.0:
-            factor = add_weight(model, f"{node.name}_beta", np.array(beta, np.float32))
+            factor = add_weight(model, f"{node.name}::beta", np.array(beta, np.float32))
             nodes.append(
-                helper.make_node("Mul", [bias, factor], [f"{bias}_{node.name}"], f"{node.name}_beta")
+                helper.make_node("Mul", [bias, factor], [f"{bias}::{node.name}"], f"{node.name}::beta")
             )
-            bias = f"{bias}_{node.name}"
-        nodes.append(helper.make_node("Add", [product, bias], [node.output[0]], f"{node.name}_bias"))
+            bias = f"{bias}::{node.name}"
+        nodes.append(helper.make_node("Add", [product, bias], [node.output[0]], f"{node.name}::bias"))
     replace_nodes(model, nodes)
     name_nodes(model)
     infer_types(model)
@@ -97,23 +97,53 @@ def encode_products(model: ModelProto, chosen: Collection[Layer], largest: int =
         if weight not in stored:
             whole, scale = by_channel(numpy_helper.to_array(known[weight]), 1, largest)
             stored[weight] = (
-                add_weight(model, f"{weight}_int8", whole), add_weight(model, f"{weight}_scale", scale),
-                add_weight(model, f"{weight}_zero", np.zeros(len(scale), np.int8)),
+                add_weight(model, f"{weight}::int8", whole), add_weight(model, f"{weight}::scale", scale),
+                add_weight(model, f"{weight}::zero", np.zeros(len(scale), np.int8)),
             )  # fmt: skip
         whole_name, scale_name, zero_name = stored[weight]
         if given not in rounded:
             rounded.add(given)
-            parts = [f"{given}_uint8", f"{given}_step", f"{given}_at"]
-            nodes.append(helper.make_node("DynamicQuantizeLinear", [given], parts, f"{given}_rounding"))
+            parts = [f"{given}::uint8", f"{given}::delta", f"{given}::origin"]
+            nodes.append(helper.make_node("DynamicQuantizeLinear", [given], parts, f"{given}::rounding"))
         out, name = node.output[0], node.name
         nodes += [
-            helper.make_node("Mul", [f"{given}_step", scale_name], [f"{out}_steps"], f"{name}_steps"),
+            helper.make_node("Mul", [f"{given}::delta", scale_name], [f"{out}::steps"], f"{name}::steps"),
             helper.make_node(
-                "MatMulInteger", [f"{given}_uint8", whole_name, f"{given}_at", zero_name], [f"{out}_whole"], name
+                "MatMulInteger", [f"{given}::uint8", whole_name, f"{given}::origin", zero_name], [f"{out}::whole"], name
             ),
-            helper.make_node("Cast", [f"{out}_whole"], [f"{out}_float"], f"{name}_cast", to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{out}_float", f"{out}_steps"], [out], f"{name}_scaled"),
+            helper.make_node("Cast", [f"{out}::whole"], [f"{out}::float"], f"{name}::cast", to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{out}::float", f"{out}::steps"], [out], f"{name}::scaled"),
         ]  # fmt: skip
+    replace_nodes(model, nodes)
+
+
+def encode_recurrent(model: ModelProto, chosen: Collection[Layer], largest: int = FULL) -> None:
+    """Make each LSTM of `chosen` one on integers, with a scale per gate and unit; ranges are found at each call."""
+    names = {one.name for one in chosen}
+    known, nodes = weights(model), list[NodeProto]()
+    for node in model.graph.node:
+        if node.name not in names:
+            nodes.append(node)
+            continue
+        encoded, extra = [], []
+        for place in (1, 2):
+            values = numpy_helper.to_array(known[node.input[place]])
+            directions, units, width = values.shape
+            whole, scale = by_channel(values.reshape(directions * units, width), 0, largest)
+            name = f"{node.name}::{place}"
+            turned = whole.reshape(values.shape).transpose(0, 2, 1)
+            encoded.append(add_weight(model, f"{name}::int8", turned))
+            extra += [
+                add_weight(model, f"{name}::scale", scale.reshape(directions, units)),
+                add_weight(model, f"{name}::zero", np.zeros((directions, units), np.int8)),
+            ]
+        given = [*node.input, *[""] * (8 - len(node.input))]
+        made = helper.make_node(
+            "DynamicQuantizeLSTM", [given[0], *encoded, *given[3:8], *extra], list(node.output), node.name,
+            domain="com.microsoft",
+        )  # fmt: skip
+        made.attribute.extend(item for item in node.attribute if item.name != "layout")
+        nodes.append(made)
     replace_nodes(model, nodes)
 
 
@@ -129,15 +159,15 @@ def encode_tables(model: ModelProto, chosen: Collection[Layer]) -> None:
         if table not in stored:
             whole, scale = by_channel(numpy_helper.to_array(known[table]), 0)
             stored[table] = (
-                add_weight(model, f"{table}_int8", whole),
-                add_weight(model, f"{table}_row_scale", scale.reshape(-1, 1)),
+                add_weight(model, f"{table}::rows_int8", whole),
+                add_weight(model, f"{table}::row_scale", scale.reshape(-1, 1)),
             )
         out, name = node.output[0], node.name
         nodes += [
-            helper.make_node("Gather", [stored[table][0], node.input[1]], [f"{out}_whole"], name, axis=0),
-            helper.make_node("Gather", [stored[table][1], node.input[1]], [f"{out}_step"], f"{name}_step", axis=0),
-            helper.make_node("Cast", [f"{out}_whole"], [f"{out}_float"], f"{name}_cast", to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{out}_float", f"{out}_step"], [out], f"{name}_scaled"),
+            helper.make_node("Gather", [stored[table][0], node.input[1]], [f"{out}::whole"], name, axis=0),
+            helper.make_node("Gather", [stored[table][1], node.input[1]], [f"{out}::step"], f"{name}::step", axis=0),
+            helper.make_node("Cast", [f"{out}::whole"], [f"{out}::float"], f"{name}::cast", to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{out}::float", f"{out}::step"], [out], f"{name}::scaled"),
         ]  # fmt: skip
     replace_nodes(model, nodes)
 
@@ -171,7 +201,8 @@ def encode_static(
     found: range of each activation. tables: look-ups to encode as well. kept: nodes to leave as they are. What leaves
     the graph, and what a softmax is taken of, stays in full precision. `model` itself is used up.
     """
-    chain, twins = is_chain(model), transposed_twins(model)
+    _part_axes(model)
+    chain, ties = is_chain(model), _ties(model)
     encode_tables(model, tables)
     infer_types(model)
     known = weights(model)
@@ -202,26 +233,69 @@ def encode_static(
     kept_props = [one for one in made.metadata_props if one.key != "onnx.infer"]
     del made.metadata_props[:]
     made.metadata_props.extend(kept_props)
-    _tie(made, twins | {one.weight: one.weight for one in tables})
+    _tie(made, ties)
     _free_answers(made)
     return made
 
 
-def _tie(model: ModelProto, twins: Mapping[str, str]) -> None:
+def _part_axes(model: ModelProto) -> None:
+    """Copy a weight that is multiplied with both as it stands and transposed.
+
+    Its channels are other ones each time, and the quantizer would give it the scales of one.
+    """
+    by_row = {
+        node.input[1] for node in model.graph.node if node.op_type == "Gemm" and attribute(node, "transB", 0)
+    }
+    known = weights(model)
+    for node in model.graph.node:
+        turned = node.op_type == "Gemm" and attribute(node, "transB", 0)
+        if node.op_type not in ("MatMul", "Gemm") or turned or node.input[1] not in by_row:
+            continue
+        name = f"{node.input[1]}::columns"
+        if name not in known:
+            add_weight(model, name, numpy_helper.to_array(known[node.input[1]]))
+            known = weights(model)
+        node.input[1] = name
+
+
+def _ties(model: ModelProto) -> dict[str, str]:
+    """Weights of products → the table whose rows are the product's channels: equal to it, or it transposed."""
+    twins = transposed_twins(model)
+    tables = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type not in ("MatMul", "Gemm"):
+            continue
+        weight, turned = node.input[1], bool(attribute(node, "transB", 0))
+        if weight in twins and not turned:
+            found[weight] = twins[weight]
+        elif weight in tables and turned:
+            found[weight] = weight
+    return found
+
+
+def _tie(model: ModelProto, ties: Mapping[str, str]) -> None:
     """Give tables the integers that the quantizer chose for the same weight in a product, so that they are stored once.
 
-    twins: weight of a product → table, equal or transposed.
+    ties: as `_ties` finds them.
     """
     known = weights(model)
-    for weight, table in twins.items():
-        names = f"{weight}_quantized", f"{weight}_scale", f"{table}_int8", f"{table}_row_scale"
-        if not all(name in known for name in names):
+    axes = {
+        node.input[0]: attribute(node, "axis", 1)
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+    }
+    for weight, table in ties.items():
+        names = f"{weight}_quantized", f"{weight}_scale", f"{table}::rows_int8", f"{table}::row_scale"
+        by_row = axes.get(names[0]) == (0 if weight == table else 1)
+        if not by_row or not all(name in known for name in names):
             continue
         whole = numpy_helper.to_array(known[names[0]])
-        whole = whole if list(whole.shape) == list(known[names[2]].dims) else whole.T
+        whole = whole if weight == table else whole.T
         scale = numpy_helper.to_array(known[names[1]]).reshape(-1, 1)
-        if list(scale.shape) != list(known[names[3]].dims):
-            continue
+        assert list(scale.shape) == list(
+            known[names[3]].dims
+        )  # a channel of the product is a row of the table
         known[names[2]].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(whole), names[2]))
         known[names[3]].CopyFrom(numpy_helper.from_array(scale, names[3]))
 

@@ -135,10 +135,12 @@ def narrow(model: ModelProto, chosen: list[str]) -> None:
         if not read[name]:
             continue
         halves = numpy_helper.from_array(
-            numpy_helper.to_array(known[name]).astype(np.float16), f"{name}_half"
+            numpy_helper.to_array(known[name]).astype(np.float16), f"{name}::half"
         )
         known[name].CopyFrom(halves)
-        casts.append(helper.make_node("Cast", [halves.name], [name], f"{name}_widened", to=TensorProto.FLOAT))
+        casts.append(
+            helper.make_node("Cast", [halves.name], [name], f"{name}::widened", to=TensorProto.FLOAT)
+        )
     replace_nodes(model, [*casts, *model.graph.node])
 
 

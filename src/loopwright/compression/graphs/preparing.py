@@ -26,21 +26,25 @@ QUANTIZED = frozenset(
     (
         "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv",
         "QLinearMatMul", "QGemm", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
-        "GatherBlockQuantized",
+        "GatherBlockQuantized", "DynamicQuantizeLSTM",
     )
 )  # fmt: skip
-WEIGHTED = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather"))
+RECURRENT = ("LSTM", "GRU", "RNN")
+WEIGHTED = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", *RECURRENT))
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A node with a constant float32 weight. `source`: the tensor it is applied to (for Gather: the indices)."""
+    """A constant float32 weight of a node, its input at `place`. `source`: the tensor it is applied to (for Gather: the
+    indices). A recurrent node has two.
+    """
 
     name: str
     kind: str
     weight: str
     source: str
     parameters: int
+    place: int = 1
 
 
 @contextmanager
@@ -164,27 +168,36 @@ def open_session(
 def layers(model: ModelProto, kinds: Iterable[str] = WEIGHTED) -> list[Layer]:
     """The nodes of `kinds` whose weight is a constant of float32 and of two or more axes, in the graph's order.
 
-    Gather counts where it looks rows up in a table. MatMul and Gemm count where the constant is on the right.
+    Gather counts where it looks rows up in a table. MatMul and Gemm count where the constant is on the right. A
+    recurrent node counts twice, for the weights of its input and of its state.
     """
     known, wanted = weights(model), frozenset(kinds)
     found = []
     for node in model.graph.node:
         if node.op_type not in wanted or node.domain not in ("", "ai.onnx"):
             continue
-        place = 0 if node.op_type == "Gather" else 1
-        weight = known.get(node.input[place])
-        if weight is None or weight.data_type != TensorProto.FLOAT or len(weight.dims) < 2:
-            continue
-        flat = node.op_type in ("MatMul", "Gemm", "Gather")
-        if flat and len(weight.dims) != 2:
-            continue
         if node.op_type == "Gather" and attribute(node, "axis", 0) != 0:
             continue
         if node.op_type == "Gemm" and attribute(node, "transA", 0):
             continue
-        count = int(np.prod(weight.dims))
-        found.append(Layer(node.name, node.op_type, weight.name, node.input[1 - place], count))
+        for place in _places(node.op_type):
+            weight = known.get(node.input[place])
+            if weight is None or weight.data_type != TensorProto.FLOAT or len(weight.dims) < 2:
+                continue
+            if node.op_type in ("MatMul", "Gemm", "Gather") and len(weight.dims) != 2:
+                continue
+            source = node.input[1 if place == 0 else 0]
+            found.append(
+                Layer(node.name, node.op_type, weight.name, source, int(np.prod(weight.dims)), place)
+            )
     return found
+
+
+def _places(kind: str) -> tuple[int, ...]:
+    """Which inputs of a node hold weights."""
+    if kind == "Gather":
+        return (0,)
+    return (1, 2) if kind in RECURRENT else (1,)
 
 
 def nothing_to(what: str, source: Artefact, wanted: str, next: str = "") -> CannotExport:
@@ -345,7 +358,7 @@ def share_transposed(model: ModelProto) -> int:
     if not twins:
         return 0
     made = [
-        helper.make_node("Transpose", [table], [name], f"{name}_shared", perm=[1, 0])
+        helper.make_node("Transpose", [table], [name], f"{name}::shared", perm=[1, 0])
         for name, table in twins.items()
     ]
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in twins]

@@ -177,7 +177,7 @@ def fold(model: ModelProto, name: str, factor: Array) -> bool:
     for node, place in found:
         values = numpy_helper.to_array(weights(model)[node.input[place]])
         node.input[place] = add_weight(
-            model, f"{node.input[place]}_smooth_{node.name}", (values * factor).astype(np.float32)
+            model, f"{node.input[place]}::smooth_{node.name}", (values * factor).astype(np.float32)
         )
     return True
 
@@ -220,14 +220,14 @@ def _outlying(seen: Channels) -> bool:
 
 def _insert(model: ModelProto, name: str, factor: Array, group: list[Layer]) -> None:
     """Put a multiplication between the tensor `name` and the layers of `group`."""
-    scaled, readers = f"{name}_smooth", {one.name for one in group}
-    by = add_weight(model, f"{name}_smooth_by", factor)
+    scaled, readers = f"{name}::smooth", {one.name for one in group}
+    by = add_weight(model, f"{name}::smooth_by", factor)
     nodes = list(model.graph.node)
     first = next(place for place, node in enumerate(nodes) if node.name in readers)
     for node in nodes:
         if node.name in readers:
             node.input[0] = scaled
-    nodes.insert(first, helper.make_node("Mul", [name, by], [scaled], f"{scaled}_product"))
+    nodes.insert(first, helper.make_node("Mul", [name, by], [scaled], f"{scaled}::product"))
     replace_nodes(model, nodes)
 
 
