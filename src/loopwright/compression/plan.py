@@ -13,7 +13,7 @@ import onnx
 
 from loopwright.compression.constraints import Constraints
 from loopwright.compression.facts import Facts, facts_of, floor
-from loopwright.compression.report import said_count
+from loopwright.compression.report import NEEDS_MODULE, said_count
 from loopwright.compression.subject import Subject
 from loopwright.compression.tradeoff import ORIGINAL
 from loopwright.kernel.sizes import said_size
@@ -30,6 +30,8 @@ PRUNED = (0.3, 0.5, 0.7)
 STUDENTS = (2 / 3, 1 / 2, 1 / 3)
 FILLED = 0.93
 """Of a wanted size, for parameters; the rest is for scales, what stays in full precision, and the graph."""
+SPARED = 0.05
+"""Of what can be pruned; with less left there is no model."""
 EPOCHS = 3
 DISTILLED = 5
 """Epochs of training with rounding, and with a teacher, whose answers are computed once for all of them."""
@@ -111,11 +113,26 @@ def plan(traits: Traits, wanted: Constraints, *, explore: bool = False) -> tuple
     """The rungs in the order in which they are tried, the parent first.
 
     A rung whose parameters × bits / 8 pass the wanted size has the arithmetic in `why`; so have those that train where
-    there is no module, and those that only save bytes where bytes are not asked for (unless `explore`).
+    there is no module, and those that only save bytes where bytes are not asked for (unless `explore`). Where no rung
+    is left, the smallest that needs no training is tried all the same: whoever asks for too much learns how much there
+    is, as a measured file.
     """
     by_kind = {"trees": _trees, "transformer": _transformer, "cnn": _network, "other": _network}
     rungs = [Rung(ORIGINAL, Family.ORIGINAL, ()), *by_kind[traits.kind](traits, wanted)]
-    return tuple(_judged(one, traits, wanted, explore) for one in rungs)
+    judged = [_judged(one, traits, wanted, explore) for one in rungs]
+    if all(one.why for one in judged[1:]):
+        judged = _least_of(judged, traits, wanted)
+    return tuple(judged)
+
+
+def _least_of(rungs: list[Rung], traits: Traits, wanted: Constraints) -> list[Rung]:
+    """The same, with the smallest of those tried that only the size speaks against and that need no training."""
+    anyhow = replace(wanted, size=None)
+    able = [
+        one for one in rungs if one.family is Family.PTQ and not _why_not(one, traits, anyhow, explore=True)
+    ]
+    least = min(able, key=lambda one: one.floor, default=None)
+    return [replace(one, why="") if one is least else one for one in rungs]
 
 
 def _trees(traits: Traits, wanted: Constraints) -> Iterator[Rung]:
@@ -124,6 +141,8 @@ def _trees(traits: Traits, wanted: Constraints) -> Iterator[Rung]:
     yield Rung("fewer rounds", Family.TREES, (rounds,), keeps=0.0)
     yield Rung("rounding", Family.TREES, (rounding,), keeps=0.0)
     yield Rung("fewer rounds + rounding", Family.TREES, (rounds, rounding), keeps=0.0)
+    refitted = {**rounds, "refit": True}
+    yield Rung("fewer rounds, refitted + rounding", Family.TREES, (refitted, rounding), keeps=0.0)
     for share in ROUNDS:
         steps = (_step("tree-rounds", keep=share), rounding)
         yield Rung(f"{share:.0%} of the rounds + rounding", Family.TREES, steps, keeps=0.0)
@@ -181,7 +200,7 @@ def _trained(traits: Traits, wanted: Constraints, int8: Said) -> Iterator[Rung]:
     for layers in _students(traits.blocks):
         for trim in trims:
             yield _smaller(
-                traits, Family.DISTILLATION, f"student of {layers} layers",
+                traits, Family.DISTILLATION, f"student of {layers} layer{'' if layers == 1 else 's'}",
                 (*trim, _step("student", layers=layers)), distil, int8, layers / traits.blocks, bool(trim),
             )  # fmt: skip
     if wanted.size is not None:
@@ -210,9 +229,11 @@ def _qat(name: str, steps: tuple[Said, ...], encode: Said, bits: float) -> Rung:
 
 
 def _fitting(traits: Traits, size: int, distil: Said, int8: Said) -> Iterator[Rung]:
-    """As many parameters as the wanted size holds in eight bits, where that is fewer than there are."""
-    most = int(size * FILLED)
-    if traits.facts.embedding < most < traits.facts.parameters:
+    """As many parameters as the wanted size, less what the graph itself takes, holds in eight bits."""
+    graph = max(0, traits.facts.size - 4 * traits.facts.parameters)
+    most = int((size - graph) * FILLED)
+    body, left = traits.facts.parameters - traits.facts.embedding, most - traits.facts.embedding
+    if SPARED * body <= left < body:
         keeps = most / traits.facts.parameters
         steps = (_step("prune-structure", parameters=most), distil, int8)
         name = f"prune to {said_count(most)} parameters + distil + {_called(int8)}"
@@ -262,12 +283,12 @@ def _why_not(rung: Rung, traits: Traits, wanted: Constraints, explore: bool) -> 
         return ""
     if rung.family is Family.PTQ and not traits.quantizable:
         return "no layer with weights to quantize: neither MatMul, Gemm, Conv nor a recurrent one"
+    if not traits.trainable and any(one["step"] in TRAINING for one in rung.steps):
+        return NEEDS_MODULE
     if wanted.size is not None and rung.floor > wanted.size:
         return f"{arithmetic(rung, traits.facts)}, above the target of {said_size(wanted.size)}"
     if traits.batch_free and any(one["step"] == "int8-dynamic" for one in rung.steps):
         return "its answers depend on what else is in a batch, and this model is served in micro-batches"
-    if not traits.trainable and any(one["step"] in TRAINING for one in rung.steps):
-        return "it changes a torch module, and there is only a graph"
     if rung.bits < 8 and wanted.size is None and not explore:
         return "four bits save bytes, not time, and no size is asked for"
     return ""

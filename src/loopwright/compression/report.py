@@ -12,6 +12,8 @@ from loopwright.kernel.errors import BadInput
 from loopwright.kernel.sizes import said_size
 
 FORMAT = 1
+NEEDS_MODULE = "it changes a torch module, and there is only a graph"
+"""Why a rung that trains is not tried on a graph alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,11 @@ class LadderReport:
             f"{said_size(wanted)} hold at most {most}, and the model has {said_count(self.parameters)}; "
             f"{near.name} would have to be {near.size / wanted:.2g} times smaller still"
         )
+        skipped = [one for one in self.candidates if one.status is Status.SKIPPED and one.floor > 0]
+        least = min(skipped, key=lambda one: one.floor, default=None)
+        if least is not None and least.floor < near.size:
+            how = "with its torch module" if least.why == NEEDS_MODULE else "of what was not tried"
+            advice += f"; {how}, {least.name} comes to {said_size(least.floor)} at least"
         return self._need("size", wanted, {one.name: float(one.size) for one in self._tried}, advice)
 
     def _need_of_latency(self, near: Candidate) -> Need:

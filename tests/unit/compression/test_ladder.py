@@ -213,6 +213,18 @@ def test_where_nothing_is_good_enough_the_closest_and_what_it_lacks_are_told(
     assert all(one.test is None for one in report.candidates)
 
 
+def test_a_target_that_no_rung_can_reach_is_answered_with_a_measured_model(
+    subject: Subject, tmp_path: Path
+) -> None:
+    report = climb(subject, Constraints(2_000, None, 0.2), tmp_path)
+    assert [one.name for one in report.measured] == ["original", "int4 weights"]
+    assert report.closest is not None and report.closest.name == "int4 weights"
+    (need,) = report.needed()
+    assert need.reached == report.closest.size
+    assert f"would have to be {need.reached / 2_000:.2g} times smaller still" in need.advice
+    assert "with its torch module, prune 70% + distil + int8-static comes to" in need.advice
+
+
 def test_a_rung_that_fails_is_a_result_and_the_climb_goes_on(subject: Subject, tmp_path: Path) -> None:
     report = climb(
         subject, SMALL, tmp_path, rungs=[Rung("rounds", Family.TREES, ({"step": "tree-rounds"},)), *RUNGS]

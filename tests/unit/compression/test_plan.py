@@ -98,6 +98,11 @@ def test_a_rung_that_cannot_be_small_enough_is_skipped_with_the_arithmetic() -> 
     assert skipped(traits("transformer"), Constraints(25_000_000)).keys() == {"fp16"}
 
 
+def test_where_nothing_can_be_small_enough_the_smallest_without_training_is_tried() -> None:
+    for found in (traits("transformer", blocks=4), traits("cnn"), traits("other", trainable=False)):
+        assert [one.name for one in tried(found, Constraints(100_000))] == ["original", "int4 weights"]
+
+
 def test_what_pruning_and_students_leave_counts() -> None:
     said = skipped(traits("transformer", parameters=100_000_000, blocks=6), Constraints(40_000_000))
     assert "of which at least 67% stay" in said["student of 4 layers + distil + int8-dynamic"]
@@ -109,9 +114,9 @@ def test_what_pruning_and_students_leave_counts() -> None:
 
 def test_a_wanted_size_is_pruned_to() -> None:
     fitting = next(
-        one for one in tried(traits("cnn"), Constraints(1_000_000)) if "prune-structure" in steps(one)
+        one for one in tried(traits("cnn"), Constraints(2_000_000)) if "prune-structure" in steps(one)
     )
-    assert fitting.steps[0]["parameters"] == 930_000
+    assert fitting.steps[0]["parameters"] == 1_860_000
     # Tables are not pruned: what they alone take up leaves nothing to prune to.
     large = traits("transformer", embedding=15_000_000)
     assert not any("prune to" in one.name for one in plan(large, Constraints(14_000_000)))
@@ -193,10 +198,16 @@ def test_nothing_is_skipped_for_size_that_the_arithmetic_allows(
     )
     rungs = plan(found, Constraints(size), explore=explore)
     assert rungs[0].family is Family.ORIGINAL and not rungs[0].why
-    for one in rungs:
+    tried_all_the_same = [one for one in rungs[1:] if not one.why and one.floor > size]
+    for one in rungs[1:]:
         assert one.floor == floor(found.facts, one.bits, one.keeps)
         assert 0 <= one.keeps <= 1
-        assert bool(one.why) == (one.floor > size and one.family is not Family.ORIGINAL)
+        assert bool(one.why) == (one.floor > size and one not in tried_all_the_same)
+    if tried_all_the_same:
+        assert all(one.floor > size for one in rungs[1:])
+        (least,) = tried_all_the_same
+        assert least.family is Family.PTQ
+        assert least.floor == min(one.floor for one in rungs if one.family is Family.PTQ)
     assert len({one.name for one in rungs}) == len(rungs)
 
 
