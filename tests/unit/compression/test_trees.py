@@ -225,6 +225,25 @@ def test_boosted_trees_are_told_from_a_forest(subject_of: Made, table: Table) ->
         assert found == name.endswith("forest")
 
 
+def test_refitted_leaves_come_nearer_to_all_rounds_on_fresh_rows(subject_of: Made, tmp_path: Path) -> None:
+    for name in ("binary: lightgbm", "multiclass: lightgbm", "regression: forest", "multiclass: forest"):
+        subject = subject_of(name)
+        rows = subject.samples.test.feeds
+        wanted, distance = predict(subject.graph, rows), {}
+        for refit in (False, True):
+            made, _ = encoded(subject, tmp_path, "tree-rounds", keep=0.25, refit=refit)
+            distance[refit] = float(np.mean((predict(made, rows) - wanted) ** 2))
+        assert distance[True] < 0.95 * distance[False], name
+
+
+def test_leaves_that_rounding_shared_are_refitted_one_by_one(subject_of: Made, tmp_path: Path) -> None:
+    subject = subject_of("binary: lightgbm")
+    rounded, _ = encoded(subject, tmp_path, "tree-rounding", leaves=8)
+    after = replace(subject, graph=rounded)
+    made, _ = encoded(after, tmp_path / "after", "tree-rounds", keep=30, refit=True)
+    assert trees_of(made.load())[0].leaves > 300 > trees_of(rounded.load())[0].leaves
+
+
 @pytest.mark.parametrize("on", ["validation", "train"])
 def test_as_few_rounds_stay_as_the_loss_allows_on_rows_nobody_saw(
     subject_of: Made, tmp_path: Path, on: str

@@ -13,6 +13,7 @@ from loopwright.compression.judging import predict
 from loopwright.compression.steps import CannotExport, Work
 from loopwright.compression.subject import Rows
 from loopwright.compression.trees.ensemble import Array, Ensemble
+from loopwright.compression.trees.refitting import refitted, unshared
 from loopwright.compression.trees.seen import seen
 from loopwright.compression.trees.writing import trees_of, write, write_for_now
 from loopwright.kernel.errors import BadInput
@@ -23,6 +24,8 @@ STEPS_OF_SEARCH = 12
 """How many shares between all rounds and hardly any are tried before the boundary is closed in on."""
 TOLD_BY = 256
 ROWS_AT_ONCE = 1000
+LESSONS = 20_000
+"""Training rows that leaves are fitted to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Rounds:
     training rows here are not those it was fitted on (on those every round seems needed).
     averaged: whether the trees are averaged (a forest); None: told from whether half of the trees come nearer to all of
     them as they are or doubled.
+    refit: move the leaves that are kept so that they answer training rows as all rounds do, instead of leaving them as
+    they were; the answers are then no longer those of the library's own first rounds, but nearer to all of them.
     """
 
     keep: int | float | None = None
@@ -43,6 +48,7 @@ class Rounds:
     on: str = "validation"
     rows: int = 5000
     averaged: bool | None = None
+    refit: bool = False
 
     name: ClassVar[str] = "tree-rounds"
 
@@ -95,10 +101,19 @@ class Rounds:
             for one, x in zip(trees, values, strict=True)
         ]
 
+        fits: list[_Fit | None] = [None] * len(trees)
+        if self.refit:
+            trees = [unshared(one) for one in trees]
+            lessons = work.samples.train.few(LESSONS, work.seed).feeds
+            scratch = target.with_name(f"{target.stem}-seen.onnx")
+            fits = [
+                _Fit.of(one, x) for one, x in zip(trees, seen(source, model, lessons, scratch), strict=True)
+            ]
+
         def shorter(rounds: int) -> list[Ensemble]:
             return [
-                first_rounds(one, turn, math.ceil(rounds * (int(turn.max()) + 1) / total), scaled)
-                for one, turn, scaled in zip(trees, turns, averaged, strict=True)
+                first_rounds(one, turn, math.ceil(rounds * (int(turn.max()) + 1) / total), scaled, fit)
+                for one, turn, scaled, fit in zip(trees, turns, averaged, fits, strict=True)
             ]
 
         if self.keep is None:
@@ -164,13 +179,33 @@ class Rounds:
         return -judged.low / abs(judged.old)
 
 
-def first_rounds(ensemble: Ensemble, turn: Array, rounds: int, averaged: bool) -> Ensemble:
-    """The trees of the first `rounds` turns; averaged ones scaled up by how many are left out."""
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Where rows end in all trees, and the sums that all trees give them."""
+
+    ends: Array
+    sums: Array
+
+    @staticmethod
+    def of(ensemble: Ensemble, x: Array) -> "_Fit":
+        ends = ensemble.walk(x)
+        return _Fit(ends, ensemble.sums(ends))
+
+
+def first_rounds(
+    ensemble: Ensemble, turn: Array, rounds: int, averaged: bool, fit: _Fit | None = None
+) -> Ensemble:
+    """The trees of the first `rounds` turns; averaged ones scaled up by how many are left out, then fitted to all."""
     kept = np.flatnonzero(turn < rounds)
-    shorter = ensemble.with_trees(kept)
-    if not averaged or len(kept) == ensemble.trees:
-        return shorter
-    return replace(shorter, weight=(shorter.weight * (ensemble.trees / len(kept))).astype(np.float32))
+    if len(kept) == ensemble.trees:
+        return ensemble.with_trees(kept)
+    weight = ensemble.weight
+    if averaged:
+        weight = (weight * (ensemble.trees / len(kept))).astype(np.float32)
+    if fit is not None:
+        wanted = fit.sums * (ensemble.trees / len(kept) if ensemble.aggregate == "AVERAGE" else 1.0)
+        weight = refitted(ensemble, kept, weight, fit.ends, wanted)
+    return replace(ensemble, weight=weight).with_trees(kept)
 
 
 def is_averaged(ensemble: Ensemble, x: Array) -> bool:
