@@ -354,6 +354,8 @@ def test_tables_that_cannot_be_trimmed_are_a_result_with_a_reason(work_with: Cal
         ("low-rank", {"rows": 0}),
         ("trim-vocabulary", {"least": 0}),
         ("trim-vocabulary", {"most": 0}),
+        ("trim-vocabulary", {"special": [-1]}),
+        ("trim-vocabulary", {"unknown": "[UNK]"}),
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, settings: dict[str, Any]) -> None:

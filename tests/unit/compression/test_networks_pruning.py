@@ -230,6 +230,32 @@ def test_channels_that_shortcuts_and_groups_join_leave_together(
     assert small.answers(network.example).shape == (4, 3)
 
 
+class Joined(nn.Module):
+    """Channels side by side, then one layer asked three times over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(1, 16, 3, padding=1)
+        self.both, self.again = nn.Conv2d(24, 12, 1), nn.Linear(12, 12)
+        self.classify = nn.Linear(12, 3)
+
+    def forward(self, features: Tensor) -> Any:
+        sides = torch.cat([torch.relu(self.left(features)), torch.relu(self.right(features))], 1)
+        hidden = torch.relu(self.both(sides)).mean((2, 3))
+        for _ in range(3):
+            hidden = hidden + torch.relu(self.again(hidden))
+        return self.classify(hidden)
+
+
+def test_channels_side_by_side_and_layers_asked_again_are_followed(work_for: Callable[..., Work]) -> None:
+    network = around(Joined(), 1, 6, 6)
+    small = only(ratio=0.5).reshape(network, work_for(network)).module
+    assert (small.left.out_channels, small.right.out_channels, small.both.in_channels) == (4, 8, 12)
+    assert small.both.out_channels == small.again.in_features == small.again.out_features == 6
+    by_hand = (4 * 9 + 4) + (8 * 9 + 8) + (12 * 6 + 6) + (6 * 6 + 6) + (6 * 3 + 3)
+    assert sum(one.numel() for one in small.parameters()) == by_hand
+
+
 def test_kept_channels_are_rounded_for_fast_kernels_and_the_answers_stay_wide(
     work_for: Callable[..., Work],
 ) -> None:
@@ -573,6 +599,10 @@ def test_weights_that_are_no_numbers_and_an_ended_budget_are_refused(
         ("prune-structure", {"importance": "random"}),
         ("prune-structure", {"parameters": 10, "scope": "global"}),
         ("prune-structure", {"multiple": 0}),
+        ("prune-structure", {"rounds": 2.5}),
+        ("prune-structure", {"spare": "encoder.*"}),
+        ("prune-structure", {"heads": ["attention"]}),
+        ("prune-structure", {"ratio": float("nan")}),
         ("prune-structure", {"rate": 0}),
     ],
 )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,16 @@ class Counted:
             if isinstance(width, int) and width % self.count == 0:
                 setattr(attention, other, width // self.count * count)
         setattr(attention, self.attribute, count)
+
+
+def said_heads(said: Any) -> dict[str, str]:
+    """`heads` as {pattern of module names: attribute}; raises BadInput for anything else."""
+    if not isinstance(said, Mapping) or not all(isinstance(one, str) for one in (*said, *said.values())):
+        raise BadInput(
+            "not names with their attributes", where="prune-structure: heads", got=repr(said),
+            wanted="{NAME OF A MODULE: ATTRIBUTE}",
+        )  # fmt: skip
+    return dict(said)
 
 
 def check_said(module: nn.Module, said: Mapping[str, str]) -> None:

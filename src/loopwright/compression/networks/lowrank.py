@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from loopwright.compression.networks.fitting import Training, fit
 from loopwright.compression.networks.heads import take_apart
 from loopwright.compression.networks.network import ROWS_AT_ONCE, TorchNetwork, call, tensors
-from loopwright.compression.networks.schedule import own_copy, spared, ties, tried, within
+from loopwright.compression.networks.schedule import listed, own_copy, spared, ties, tried, whole, within
 from loopwright.compression.steps import CannotExport, Work
 from loopwright.compression.subject import Network, Rows
 from loopwright.kernel.errors import BadInput
@@ -58,13 +58,13 @@ class LowRank:
         if self.energy is not None:
             within(self.energy, 0.01, 1, f"{self.name}: energy")
         if self.rank is not None:
-            within(self.rank, 1, 1_000_000, f"{self.name}: rank")
+            whole(self.rank, 1, 1_000_000, f"{self.name}: rank")
         if self.ratio is not None:
             within(self.ratio, 0.01, 0.99, f"{self.name}: ratio")
-        within(self.rows, 1, 1_000_000, f"{self.name}: rows")
-        within(self.epochs, 0, 1000, f"{self.name}: epochs")
+        whole(self.rows, 1, 1_000_000, f"{self.name}: rows")
+        whole(self.epochs, 0, 1000, f"{self.name}: epochs")
         Training(max(1, self.epochs), self.rate, self.batch)
-        object.__setattr__(self, "spare", tuple(self.spare))
+        object.__setattr__(self, "spare", listed(self.spare, f"{self.name}: spare"))
 
     def reshape(self, network: Network, work: Work) -> Network:
         """A copy with fewer numbers. Raises CannotExport where no layer would have fewer, BadInput for weights or
@@ -145,12 +145,12 @@ class Product:
         return self.left.shape[0] + self.right.shape[1]
 
     @property
-    def whole(self) -> int:
+    def numbers(self) -> int:
         """How many numbers the matrix has."""
         return self.left.shape[0] * self.right.shape[1]
 
     def saves(self, rank: int) -> bool:
-        return rank * self.each < self.whole
+        return rank * self.each < self.numbers
 
     def lost(self, rank: int) -> float:
         """The share of the energy past the first `rank` directions."""
@@ -172,7 +172,7 @@ def ranks_within(ratio: float, products: Mapping[str, Product]) -> dict[str, int
     worth = {
         name: one.energy / one.energy.sum().clamp_min(1e-300) / one.each for name, one in products.items()
     }
-    budget = ratio * sum(one.whole for one in products.values())
+    budget = ratio * sum(one.numbers for one in products.values())
     limits = (
         torch.cat([*worth.values(), torch.tensor([torch.inf])]).sort().values
         if worth
@@ -187,7 +187,7 @@ def ranks_within(ratio: float, products: Mapping[str, Product]) -> dict[str, int
         middle = (low + high) // 2
         ranks = at(float(limits[middle]))
         if (
-            sum(min(rank * products[name].each, products[name].whole) for name, rank in ranks.items())
+            sum(min(rank * products[name].each, products[name].numbers) for name, rank in ranks.items())
             <= budget
         ):
             high = middle

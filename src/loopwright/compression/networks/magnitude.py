@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from loopwright.compression.networks.fitting import Training, fit
 from loopwright.compression.networks.network import TorchNetwork
-from loopwright.compression.networks.schedule import cubic, one_of, own_copy, spared, tried, within
+from loopwright.compression.networks.schedule import (
+    cubic,
+    listed,
+    one_of,
+    own_copy,
+    spared,
+    tried,
+    whole,
+    within,
+)
 from loopwright.compression.steps import Work
 from loopwright.compression.subject import Network
 from loopwright.kernel.errors import BadInput
@@ -49,11 +58,11 @@ class PruneWeights:
 
     def __post_init__(self) -> None:
         within(self.sparsity, 0.01, MOST, f"{self.name}: sparsity")
-        within(self.rounds, 1, 100, f"{self.name}: rounds")
-        within(self.epochs, 0, 1000, f"{self.name}: epochs")
+        whole(self.rounds, 1, 100, f"{self.name}: rounds")
+        whole(self.epochs, 0, 1000, f"{self.name}: epochs")
         one_of(self.scope, SCOPES, f"{self.name}: scope")
         Training(max(1, self.epochs), self.rate, self.batch)
-        object.__setattr__(self, "spare", tuple(self.spare))
+        object.__setattr__(self, "spare", listed(self.spare, f"{self.name}: spare"))
 
     def reshape(self, network: Network, work: Work) -> Network:
         """A copy with zeros. Raises BadInput for weights that are no numbers or a network without such layers,

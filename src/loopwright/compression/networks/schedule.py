@@ -1,5 +1,6 @@
 """What the steps that prune share: how much by which round, and what is checked before and after."""
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -27,6 +28,23 @@ def within(value: float, low: float, high: float, where: str) -> None:
     """Raise BadInput unless low <= value <= high."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise BadInput("a setting out of range", where=where, got=value, wanted=f"{low:g} to {high:g}")
+
+
+def whole(value: int, low: int, high: int, where: str) -> None:
+    """Raise BadInput unless `value` is a whole number with low <= value <= high."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadInput(
+            "a setting out of range", where=where, got=value, wanted=f"a whole number, {low} to {high}"
+        )
+
+
+def listed(values: Sequence[str], where: str) -> tuple[str, ...]:
+    """`values` as a tuple; raises BadInput for a single text and for what holds anything but texts."""
+    if isinstance(values, str) or not all(isinstance(one, str) for one in values):
+        raise BadInput(
+            "not a list of names", where=where, got=repr(values), wanted="[NAME, …], with * for any"
+        )
+    return tuple(values)
 
 
 def one_of(value: str, known: tuple[str, ...], where: str) -> None:

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 
 from loopwright.compression.networks.fitting import Training, fit
-from loopwright.compression.networks.heads import check_said, take_apart
+from loopwright.compression.networks.heads import check_said, said_heads, take_apart
 from loopwright.compression.networks.network import TorchNetwork, call, tensors
 from loopwright.compression.networks.schedule import (
     cubic,
+    listed,
     one_of,
     own_copy,
     tried,
+    whole,
     within,
 )
 from loopwright.compression.networks.units import Group, Groups, check_same, cut, survey
@@ -78,12 +80,12 @@ class PruneStructure:
         if self.head_ratio is not None:
             within(self.head_ratio, 0, MOST, f"{self.name}: head_ratio")
         if self.parameters is not None:
-            within(self.parameters, 1, math.inf, f"{self.name}: parameters")
+            whole(self.parameters, 1, 10**12, f"{self.name}: parameters")
         elif not self.ratio + (self.head_ratio or 0) + self.width_ratio > 0:
             raise BadInput("nothing to remove", where=self.name, got="ratios of 0", wanted="one above 0")
-        within(self.multiple, 1, 256, f"{self.name}: multiple")
-        within(self.rounds, 1, 100, f"{self.name}: rounds")
-        within(self.epochs, 0, 1000, f"{self.name}: epochs")
+        whole(self.multiple, 1, 256, f"{self.name}: multiple")
+        whole(self.rounds, 1, 100, f"{self.name}: rounds")
+        whole(self.epochs, 0, 1000, f"{self.name}: epochs")
         one_of(self.importance, IMPORTANCE, f"{self.name}: importance")
         one_of(self.scope, SCOPES, f"{self.name}: scope")
         if self.parameters is not None and self.scope == "global":
@@ -92,8 +94,8 @@ class PruneStructure:
                 wanted="layer",
             )  # fmt: skip
         Training(max(1, self.epochs), self.rate, self.batch)
-        object.__setattr__(self, "spare", tuple(self.spare))
-        object.__setattr__(self, "heads", dict(self.heads))
+        object.__setattr__(self, "spare", listed(self.spare, f"{self.name}: spare"))
+        object.__setattr__(self, "heads", said_heads(self.heads))
 
     def reshape(self, network: Network, work: Work) -> Network:
         """A smaller copy. Raises CannotExport where the module cannot be traced, has nothing to remove, or computes

@@ -66,7 +66,7 @@ def survey(network: TorchNetwork, said: Mapping[str, str], spare: tuple[str, ...
     except Exception as error:  # the tracer's own errors share no base class
         raise CannotExport(
             f"what depends on what cannot be traced ({type(error).__name__}: {str(error)[:300]})",
-            where="prune-structure", wanted="a module that answers with one tensor that has a gradient",
+            where="prune-structure", wanted="linear, convolutional and attention layers",
         ) from error  # fmt: skip
     finally:
         for one in frozen:
@@ -149,7 +149,7 @@ def _group(
         }
         inner = min(takers, default=width)
         if len({graph.get_out_channels(one) for one in givers}) > 1 or width not in (inner, 3 * inner):
-            return "attention with more queries than keys"
+            return "attention whose layers are of different widths"
         if inner % attention.count:
             return f"{inner} numbers are not {attention.count} heads"
         size = inner // attention.count

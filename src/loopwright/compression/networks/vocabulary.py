@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loopwright.compression.networks.network import TorchNetwork, call, tensors
-from loopwright.compression.networks.schedule import own_copy, ties, tried, within
+from loopwright.compression.networks.schedule import own_copy, ties, tried, whole
 from loopwright.compression.steps import CannotExport, Work
 from loopwright.compression.subject import Array, Network
 from loopwright.kernel.errors import BadInput
@@ -37,9 +37,11 @@ class TrimVocabulary:
     embedding: str | None = None
 
     def __post_init__(self) -> None:
-        within(self.least, 1, 1_000_000_000, f"{self.name}: least")
+        whole(self.least, 1, 10**9, f"{self.name}: least")
         if self.most is not None:
-            within(self.most, 1, 1_000_000_000, f"{self.name}: most")
+            whole(self.most, 1, 10**9, f"{self.name}: most")
+        for one in (*self.special, *([] if self.unknown is None else [self.unknown])):
+            whole(one, 0, 10**9, f"{self.name}: special and unknown ids")
         object.__setattr__(self, "special", tuple(self.special))
 
     def reshape(self, network: Network, work: Work) -> Network:
