@@ -215,7 +215,7 @@ def test_the_whole_transformer_in_eight_bits_is_near_four_times_smaller(tmp_path
     assert "MatMulInteger" in made.operators
     assert Weights.open(whole).bytes("tokens") / made.size > 0.2
     assert cosine(asked(made.path, ids), parent) > 0.9995
-    assert made.size < encoded_size(SHAPE, 8) < 1.35 * made.size
+    assert made.size <= encoded_size(SHAPE, 8) < 1.1 * made.size
 
 
 def test_a_table_has_a_scale_for_each_row(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_four_bits_are_within_one_step_and_packed_low_half_first(values: Array, 
 def test_four_bits_answer_as_their_weights_do(tmp_path: Path, whole: Path) -> None:
     made = quantize_streamed(whole, tmp_path / "small.onnx", bits=4)
     assert {"MatMulNBits", "GatherBlockQuantized"} <= made.operators
-    assert made.size < encoded_size(SHAPE, 4) < 1.7 * made.size
+    assert made.size <= encoded_size(SHAPE, 4) < 1.2 * made.size
     source = Weights.open(whole)
     decoded = tmp_path / "decoded.onnx"
     with Written(decoded) as written:
@@ -329,6 +329,10 @@ def test_what_cannot_be_quantized_says_why(tmp_path: Path) -> None:
             quantize_streamed(path, tmp_path / "target.onnx", **settings)
     with pytest.raises(BadInput, match="onto itself"):
         quantize_streamed(good, good)
+    good.rename(tmp_path / "other.onnx")  # its weights stay where a target of the old name would be written
+    with pytest.raises(BadInput, match="onto itself"):
+        quantize_streamed(tmp_path / "other.onnx", good)
+    (tmp_path / "other.onnx").rename(good)
     with (tmp_path / "good.onnx.data").open("r+b") as stream:
         stream.truncate(100)
     with pytest.raises(BadInput, match="cut short"):
@@ -414,6 +418,33 @@ def test_the_largest_by_what_they_read_and_write_stay(whole: Path) -> None:
             stay = kept.ffn[kept.layers.tolist().index(layer)]
             assert set(stay) == set(np.argsort(units)[-64:])
     assert set(kept.layers) == set(sorted(norms, key=norms.__getitem__)[1:])
+
+
+def test_another_graph_is_narrowed_by_its_own_names(tmp_path: Path, whole: Path) -> None:
+    names = {role: f"encoder/{role}/W" for role in ("tokens", "positions", "norm")}
+    names |= {
+        role: f"block.{{layer}}.{role}.weight"
+        for role in ("norm1", "q", "k", "v", "o", "norm2", "up", "down")
+    }
+    layout = Layout(names, "stream/{layer}")
+    own = {
+        Layout().roles[role].format(layer=layer): names[role].format(layer=layer)
+        for role in names
+        for layer in range(4)
+    }
+    own |= {f"residual{layer}": f"stream/{layer}" for layer in range(5)}
+    model = onnx.load(str(whole))
+    for tensor in model.graph.initializer:
+        tensor.name = own.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        node.input[:] = [own.get(name, name) for name in node.input]
+        node.output[:] = [own.get(name, name) for name in node.output]
+    onnx.save_model(model, str(tmp_path / "named.onnx"))
+    keep = replace(SHAPE, layers=3, hidden=64, heads=1, ffn=128)
+    made, _ = narrow(tmp_path / "named.onnx", tmp_path / "narrow.onnx", SHAPE, keep, layout=layout)
+    narrow(whole, tmp_path / "same.onnx", SHAPE, keep)
+    ids = ids_of(SHAPE)
+    np.testing.assert_array_equal(asked(made.path, ids), asked(tmp_path / "same.onnx", ids))
 
 
 def test_a_plan_is_as_large_as_the_target_allows_and_no_larger() -> None:

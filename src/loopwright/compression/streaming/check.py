@@ -201,9 +201,9 @@ def run_check(
     """Make a transformer of at least `parameters` random weights in `folder`, bring it under `target` bytes, measure.
 
     Pruned (layers) and narrowed (hidden, heads, FFN) by magnitude until INT8 is small enough, quantized, then asked
-    with `tokens` tokens, batch 1, `threads` (None: 2). Each stage is a process of its own. An interrupted run goes on at
-    the stage it had come to; another one on the same folder waits for it. Files are removed at the end, unless `keep`;
-    the largest as soon as the next stage is done. Limits that are missed are in the report, they raise nothing.
+    with `tokens` tokens, batch 1, `threads` (None: 2). Each stage is a process of its own. An interrupted run goes on
+    at the stage it had come to; another one on the same folder waits for it. Files are removed at the end, unless
+    `keep`; the largest as soon as the next stage is done. Limits that are missed are in the report, they raise nothing.
 
     Raises BadInput for settings out of range or a `target` that no shape reaches; Unavailable, before anything is
     written, where disk or memory is too small, and when a stage is ended from outside.

@@ -17,7 +17,7 @@ from onnx.external_data_helper import uses_external_data
 
 from loopwright.compression.artefact import Artefact
 from loopwright.compression.streaming.encoding import Encoded, Settings, Use, encode
-from loopwright.compression.streaming.weights import INLINE, Weights, Written
+from loopwright.compression.streaming.weights import INLINE, Weights, Written, refuse_same
 from loopwright.kernel.errors import BadInput
 from loopwright.kernel.progress import Progress, Silent
 
@@ -65,11 +65,8 @@ def quantize_streamed(
     """
     settings = Settings(bits, block, tables, frozenset(exclude), reduce_range)
     watch = watch or Silent()
-    if source.resolve() == target.resolve():
-        raise BadInput(
-            "a model cannot be quantized onto itself", where=str(source), wanted="another file as target"
-        )
     weights = Weights.open(source)
+    refuse_same(weights, target)
     versions = {one.domain: one.version for one in weights.model.opset_import}
     if versions.get("", versions.get("ai.onnx", 0)) < OLDEST:
         raise BadInput(

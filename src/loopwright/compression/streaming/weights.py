@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,9 @@ SLAB = 32_000_000
 """Bytes that are read at once."""
 INLINE = 1024
 """Tensors below this many bytes stay in the graph file: shapes and constants that ONNX Runtime folds."""
-_PAGE = 4096
+LARGE = 1 << 20
+"""Tensors from this many bytes on begin at a page, so that they may be mapped; others at a cache line."""
+_PAGE, _LINE = 4096, 64
 # Field number and kind (2: of given length) of ModelProto.graph, GraphProto.initializer and TensorProto.raw_data.
 _GRAPH, _INITIALIZER, _RAW_DATA = bytes([7 << 3 | 2]), bytes([5 << 3 | 2]), bytes([9 << 3 | 2])
 _ITEM: dict[int, float] = {TensorProto.INT4: 0.5, TensorProto.UINT4: 0.5}
@@ -140,8 +143,11 @@ class Written:
         self._model: onnx.ModelProto | None = None
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self._data.open("wb")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self._data.open("wb")
+        except OSError as error:
+            raise self._unwritable(error) from error
         return self
 
     def add(self, name: str, kind: int, dims: tuple[int, ...], parts: Iterable[Array]) -> TensorProto:
@@ -154,8 +160,7 @@ class Written:
             data = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
             _check_size(name, size, len(data))
             return helper.make_tensor(name, kind, dims, data, raw=True)
-        # Memory maps begin at pages.
-        self._put(bytes(-self._stream.tell() % _PAGE))
+        self._put(bytes(-self._stream.tell() % (_PAGE if size >= LARGE else _LINE)))
         offset = self._stream.tell()
         for part in parts:
             self._put(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
@@ -179,7 +184,8 @@ class Written:
         except OSError as found:
             raise self._unwritable(found) from found
         finally:
-            self._stream.close()
+            with suppress(OSError):  # all that counts was flushed; what cannot be is thrown away below
+                self._stream.close()
             for file in (self._graph, self._data):
                 file.unlink(missing_ok=True)
 
@@ -206,6 +212,22 @@ class Written:
         return Unavailable(
             f"cannot write ({error.strerror or error})", where=str(self.beside),
             next="Check free space and permissions.",
+        )  # fmt: skip
+
+
+def padded(size: int) -> int:
+    """The most bytes that a tensor of `size` takes in a file of weights, with what is left empty before it."""
+    return size + (_PAGE if size >= LARGE else _LINE)
+
+
+def refuse_same(weights: Weights, target: Path) -> None:
+    """Raise BadInput where a model written at `target` would overwrite the one it is read from."""
+    written = {target.resolve(), target.with_name(f"{target.name}.data").resolve()}
+    read = {weights.path.resolve(), *(file.resolve() for file in external_files(weights.model, weights.path))}
+    if written & read:
+        raise BadInput(
+            "a model cannot be written onto itself", where=str(weights.path), got=str(target),
+            wanted="another file as target",
         )  # fmt: skip
 
 
