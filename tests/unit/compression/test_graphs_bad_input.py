@@ -142,7 +142,7 @@ def test_lengths_may_vary_within_the_graph(name: str, tmp_path: Path) -> None:
         ("int8-mixed", {"loss": -1}, "loss and error are shares"),
         ("int8-mixed", {"error": 0}, "loss and error are shares"),
         ("int8-mixed", {"keep": 0}, "keep 0, trials 64"),
-        ("weights", {"bits": 3}, "not a bits that there is; got 3, wanted 4, 8"),
+        ("weights", {"bits": 3}, "there is no such bits; got 3, wanted 4, 8"),
         ("weights", {"block_size": 48}, "wanted 16, 32, 64, 128, 256"),
         ("weights", {"method": "best"}, "wanted nearest, search, aware"),
         ("weights", {"alpha": 1}, "alpha has to be from 0 to under 1"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from loopwright.compression.artefact import Artefact, save
+from loopwright.compression.graphs import preparing, running
 from loopwright.compression.graphs.blockwise import to_blocks
 from loopwright.compression.graphs.calibrating import channels, entropy_limit, percentile_limits
 from loopwright.compression.graphs.encoding import by_channel, split_gemms
@@ -278,6 +280,20 @@ def test_external_weights_and_old_opsets_are_read(
         found = encode(subject, "int8-dynamic")
         np.testing.assert_allclose(predict(found, plain.samples.test.feeds), wanted, atol=1e-6)
     assert sorted(path.name for path in folder.iterdir()) == ["beside.onnx", "old.onnx", "weights.bin"]
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-static", "int8-mixed", "weights"])
+def test_a_model_too_large_for_one_message_has_its_weights_beside_it_and_answers_alike(
+    name: str, subjects: Callable[[str], Subject], encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = subjects("mlp")
+    wanted = predict(encode(subject, name), subject.samples.test.feeds)
+    monkeypatch.setattr(running, "MAX_SINGLE", 20_000)  # bytes, instead of 2 GB
+    monkeypatch.setattr(preparing, "save", partial(save, most=20_000))
+    found = encode(subject, name)
+    assert sorted(path.name for path in found.path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert found.size == sum(path.stat().st_size for path in found.path.parent.iterdir())
+    np.testing.assert_array_equal(predict(found, subject.samples.test.feeds), wanted)
 
 
 # ------------------------------------------------------------------ ranges

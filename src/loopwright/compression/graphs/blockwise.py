@@ -97,7 +97,7 @@ class Blockwise:
         for setting, value, known in choices:
             if value not in known:
                 raise BadInput(
-                    f"not a {setting} that there is", where=self.name, got=value, wanted=", ".join(map(str, known))
+                    f"there is no such {setting}", where=self.name, got=value, wanted=", ".join(map(str, known))
                 )  # fmt: skip
         if not 0 <= self.alpha < 1:
             raise BadInput("alpha has to be from 0 to under 1", where=self.name, got=self.alpha)
