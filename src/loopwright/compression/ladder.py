@@ -159,8 +159,9 @@ class _Climb:
         """Measure test rows for `chosen`."""
         for one in chosen:
             tested = reported(
-                one, self.subject, self.folder, parent=self.parent, seed=self.seed, threads=self.threads
-            )
+                one, self.subject, self.folder, parent=self.parent, tracking=self.tracking, seed=self.seed,
+                threads=self.threads,
+            )  # fmt: skip
             self._replace(one.name, replace(one, test=tested.test))
 
     def gains(self) -> tuple[Gain, ...]:

@@ -12,6 +12,10 @@ from loopwright.kernel.errors import BadInput
 from loopwright.kernel.sizes import said_size
 
 FORMAT = 1
+LOADED = 0.01
+"""Share of timed calls beyond which the 99th percentile may be that of another process."""
+UNSTEADY = 0.05
+"""How far the parent may seem from as fast as itself before it is worth a word."""
 NEEDS_MODULE = "it changes a torch module, and there is only a graph"
 """Why a rung that trains is not tried on a graph alone."""
 
@@ -335,10 +339,27 @@ def circumstances(report: LadderReport) -> list[str]:
     lengths = "".join(f", {name} {length}" for name, length in dict(said.get("lengths") or {}).items())
     rows = next((f", {one.validation.rows} validation rows" for one in report.measured if one.validation), "")
     said_threads = f"{threads} thread{'' if threads == 1 else 's'}"
+    judged = next((one.validation for one in report.measured if one.validation), None)
+    doubts = []
+    if judged is not None and judged.unseen > report.constraints.loss:
+        doubts.append(
+            f"so few validation rows may hide a loss of up to {share(judged.unseen)} though none of them shows it"
+        )
+    itself = next((one.latency.ratio for one in report.measured if one.name == ORIGINAL and one.latency), 1.0)
+    if abs(itself - 1) > UNSTEADY:
+        doubts.append(
+            f"an unsteady machine: beside itself, the parent came out at {itself:.2f} times its speed"
+        )
+    loaded = max((one.latency.disturbed for one in report.measured if one.latency), default=0.0)
+    if loaded > LOADED:
+        doubts.append(
+            f"other processes took the processor during up to {loaded:.0%} of the timed calls: p99 is partly theirs"
+        )
     return [
         f"parent: {report.kind}, {said_count(report.parameters)} parameters, {said_size(report.size)}",
         f"latency: batch {said.get('batch')}, {said_threads}{lengths}, beside the parent in one run",
         f"loss: of {report.metric}, relative to the parent{rows}; the upper bound decides, test rows choose nothing",
+        *doubts,
         f"ended: {report.ended or 'all rungs tried'}, {report.seconds / 60:.1f} minutes",
     ]
 

@@ -238,7 +238,7 @@ def test_senseless_rungs_are_refused_before_any_work(subject: Subject, tmp_path:
     for rungs, said in (
         ([], "without rungs"),
         ([*RUNGS, RUNGS[0]], "two rungs of one name"),
-        ([*RUNGS, Rung("int3", Family.PTQ, ({"step": "weights", "bits": 3},))], "not a bits"),
+        ([*RUNGS, Rung("int3", Family.PTQ, ({"step": "weights", "bits": 3},))], "no such bits"),
         ([*RUNGS, Rung("typo", Family.PTQ, ({"step": "int8-statc"},))], "unknown step"),
     ):
         with pytest.raises(BadInput, match=said):

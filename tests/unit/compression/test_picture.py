@@ -9,7 +9,7 @@ import pytest
 from loopwright.compression.candidate import Candidate, Status
 from loopwright.compression.constraints import Constraints
 from loopwright.compression.picture import html, png
-from loopwright.compression.report import Gain, LadderReport, closest, figures
+from loopwright.compression.report import Gain, LadderReport, circumstances, closest, figures
 from loopwright.kernel.errors import BadInput
 from tests.unit.compression.candidates import measured, skipped
 
@@ -122,6 +122,16 @@ def test_tables_hold_what_was_measured_and_why_the_rest_was_not() -> None:
     assert widths == {10}
 
 
+def test_what_the_rows_and_the_machine_cannot_show_is_said() -> None:
+    one = measured("int8", rows=300)
+    assert one.latency is not None
+    told = "\n".join(circumstances(report(one, wanted=Constraints(loss=0.005))))
+    assert "may hide a loss of up to 0.99%" in told and "took the processor" not in told
+    loaded = replace(one, latency=replace(one.latency, disturbed=0.05))
+    told = "\n".join(circumstances(report(loaded, wanted=Constraints(loss=0.02))))
+    assert "during up to 5% of the timed calls" in told and "may hide" not in told
+
+
 def test_the_closest_is_the_one_whose_worst_miss_is_least() -> None:
     small = measured("small", size=1_000_000, p50=6.0, loss=0.0)  # p99 9 ms: 3 times
     fast = measured("fast", size=1_800_000, p50=1.0, loss=0.0)  # size 1.5 times
@@ -148,6 +158,12 @@ def test_where_no_loss_is_allowed_json_still_holds() -> None:
     assert said["misses"] == {"loss": None}
     assert "loss (above 0)" in said["said"]
     json.dumps(said, allow_nan=False)
+
+
+def test_a_machine_on_which_the_parent_outran_itself_is_told_of() -> None:
+    told = "beside itself, the parent came out at 1.60 times its speed"
+    assert told in report(measured("original", p50=5.0, original_p50=8.0)).to_markdown()
+    assert "beside itself" not in report(measured("original", p50=7.9, original_p50=8.0)).to_markdown()
 
 
 def test_what_was_measured_is_told_in_one_line() -> None:
