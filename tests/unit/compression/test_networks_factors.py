@@ -108,6 +108,22 @@ def test_knowing_the_inputs_loses_less_of_the_outputs_at_the_same_rank(
     assert 0 < lost[True] < 0.35 * lost[False]
 
 
+def test_what_all_inputs_share_is_left_to_the_bias(work_with: Callable[..., Work]) -> None:
+    """Inputs vary in three directions about a mean far from zero: rank 3 is enough with a bias, 4 without."""
+    torch.manual_seed(4)
+    samples, ways = drawn(3, count=100), np.random.default_rng(1).standard_normal((3, 24)).astype(np.float32)
+    for part in (samples.train, samples.validation, samples.test):
+        part.feeds["features"] = 20 + part.feeds["features"] @ ways  # type: ignore[index]
+    apart = {}
+    for bias in (True, False):
+        network = around(nn.Sequential(nn.Linear(24, 24, bias), nn.Linear(24, 3)), samples)
+        expected = network.answers(samples.test)
+        for rank in (3, 4):
+            thin = LowRank(rank=rank, spare=["1"]).reshape(network, work_with(samples))
+            apart[bias, rank] = float(np.abs(thin.answers(samples.test) - expected).max())
+    assert apart[True, 3] < 0.01 and apart[False, 4] < 0.01 < 0.05 < apart[False, 3]
+
+
 def test_the_product_is_the_best_of_its_rank_for_the_given_inputs() -> None:
     """The least of ‖(W - W')·C‖² is the sum of the squared singular values of W·C that were cut (Eckart-Young)."""
     torch.manual_seed(1)

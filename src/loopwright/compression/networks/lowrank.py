@@ -16,7 +16,7 @@ from loopwright.compression.steps import CannotExport, Work
 from loopwright.compression.subject import Network, Rows
 from loopwright.kernel.errors import BadInput
 
-ENERGY = 0.95
+ENERGY = 0.98
 VECTORS = 4096
 RIDGE = 1e-5
 """Of the mean second moment: what is added for inputs that never came, so that whitening can be undone."""
@@ -27,13 +27,14 @@ class LowRank:
     """Write the weights W (outputs, inputs) of linear layers, and of 1 x 1 convolutions, as a product of rank r,
     wherever r · (inputs + outputs) numbers are fewer.
 
-    One of: `energy` (the smallest r that keeps this share of the squared singular values; 0.95 when nothing is said),
+    One of: `energy` (the smallest r that keeps this share of the squared singular values; 0.98 when nothing is said),
     `rank`, or `ratio` (this share of all their numbers together stays, given to the singular values that hold most of
     their layer's energy per number: a small last layer is not cut as deep as a wide inner one).
 
-    aware: cut W·C by its singular values instead of W, where C·Cᵀ is the second moment of the layer's inputs over at
-    most `rows` training rows, which makes the squared error of the layer's *outputs* least (SVD-LLM, Wang et al. 2024;
-    ASVD, Yuan et al. 2023). `epochs` of training follow. Modules that match `spare` and tied weights stay;
+    aware: cut W·C by its singular values instead of W, where C·Cᵀ is the covariance of the layer's inputs over at most
+    `rows` training rows, and let the bias take up what their mean would miss; without a bias, the second moment. This
+    makes the squared error of the layer's *outputs* least (SVD-LLM, Wang et al. 2024; ASVD, Yuan et al. 2023, about
+    zero both). `epochs` of training follow. Modules that match `spare` and tied weights stay;
     `nn.MultiheadAttention` is taken apart first.
     """
 
@@ -70,26 +71,26 @@ class LowRank:
         """A copy with fewer numbers. Raises CannotExport where no layer would have fewer, BadInput for weights or
         inputs that are no numbers, OutOfTime.
         """
-        thin = own_copy(network, self.name)
+        thin = own_copy(network, self.name, work.threads)
         before, count = thin.answers(thin.example), thin.parameters()
         take_apart(thin.module)
         layers = _factorable(thin.module, tuple(self.spare))
-        moments = (
-            second_moments(thin, layers, work.samples.calibration(work.seed, self.rows), work)
-            if self.aware
-            else {}
-        )
+        seen: dict[str, Seen] = {}
+        if self.aware:
+            seen = inputs_of(thin, layers, work.samples.calibration(work.seed, self.rows), work)
         products: dict[str, Product] = {}
         for name, layer in layers.items():
             work.check_time()
-            root = _root(moments[name]) if name in moments else None
+            root = _root(seen[name].spread) if name in seen else None
             left, values, right = decompose(layer.weight.detach().flatten(1), root)
             products[name] = Product((left * values).float(), right.float(), values.square())
         ranks = {name: rank for name, rank in self._ranks(products).items() if products[name].saves(rank)}
         for name, rank in ranks.items():
             owner, _, attribute = name.rpartition(".")
             left, right = products[name].left[:, :rank], products[name].right[:rank]
-            setattr(thin.module.get_submodule(owner), attribute, _pair(layers[name], left, right))
+            setattr(
+                thin.module.get_submodule(owner), attribute, _pair(layers[name], left, right, seen.get(name))
+            )
         if not ranks:
             raise CannotExport(
                 "no layer would have fewer numbers as a product", where=self.name,
@@ -223,16 +224,19 @@ def decompose(matrix: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor, Tens
     return left, values, right
 
 
-def _root(moment: Tensor) -> Tensor:
-    """The lower triangular C with C·Cᵀ = moment, a ridge added for what never came."""
-    size = len(moment)
-    ridge = RIDGE * float(moment.diagonal().mean()) + 1e-12
-    root: Tensor = torch.linalg.cholesky(moment + ridge * torch.eye(size, dtype=moment.dtype))
+def _root(spread: Tensor) -> Tensor:
+    """The lower triangular C with C·Cᵀ = spread, a ridge added for what never came."""
+    ridge = RIDGE * float(spread.diagonal().mean()) + 1e-12
+    root: Tensor = torch.linalg.cholesky(spread + ridge * torch.eye(len(spread), dtype=spread.dtype))
     return root
 
 
-def _pair(layer: nn.Linear | nn.Conv2d, left: Tensor, right: Tensor) -> nn.Sequential:
-    """Two layers that compute left · right · x + bias, as many numbers in and out as `layer`."""
+def _pair(
+    layer: nn.Linear | nn.Conv2d, left: Tensor, right: Tensor, seen: "Seen | None" = None
+) -> nn.Sequential:
+    """Two layers that compute left · right · x + bias, as many numbers in and out as `layer`; equal to it at the mean
+    of what was `seen`.
+    """
     rank = len(right)
     bias = layer.bias is not None
     first: nn.Linear | nn.Conv2d
@@ -250,35 +254,53 @@ def _pair(layer: nn.Linear | nn.Conv2d, left: Tensor, right: Tensor) -> nn.Seque
         second.weight.copy_((left / size).reshape(second.weight.shape))
         if second.bias is not None and layer.bias is not None:
             second.bias.copy_(layer.bias)
+            if seen is not None:
+                missed = layer.weight.flatten(1).double() - left.double() @ right.double()
+                second.bias.add_((missed @ seen.mean).to(second.bias.dtype))
     return nn.Sequential(first, second).train(layer.training)
 
 
-def second_moments(
-    network: TorchNetwork, layers: dict[str, nn.Linear | nn.Conv2d], rows: Rows, work: Work
-) -> dict[str, Tensor]:
-    """The mean of x·xᵀ, float64 (inputs, inputs), over the inputs x of each layer (at most 4,096 drawn from a batch)
-    while `rows` are answered; layers that were not asked are left out. Raises BadInput for inputs that are no numbers.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The inputs of a layer, in float64: their `mean` (inputs,) and their `spread` (inputs, inputs) about it; a layer
+    without a bias has mean zero, and a spread about zero.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+
+def inputs_of(
+    network: TorchNetwork, layers: Mapping[str, nn.Linear | nn.Conv2d], rows: Rows, work: Work
+) -> dict[str, Seen]:
+    """What comes to each layer while `rows` are answered, at most 4,096 inputs drawn from a batch; layers that were not
+    asked are left out. Raises BadInput for inputs that are no numbers.
     """
     sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
     network.module.eval()
-    with torch.inference_mode(), _watched(layers, sums, counts, work.seed):
+    with torch.inference_mode(), _watched(layers, sums, work.seed):
         for at in range(0, len(rows), ROWS_AT_ONCE):
             work.check_time()
             part = {name: values[at : at + ROWS_AT_ONCE] for name, values in rows.feeds.items()}
             call(network.module, tensors(part))
-    found = {name: (total / counts[name]).clone() for name, total in sums.items()}
-    for name, moment in found.items():
-        if not bool(torch.isfinite(moment).all()):
+    found: dict[str, Seen] = {}
+    for name, total in sums.items():
+        moments = (total / total[-1, -1]).clone()  # the last input is 1
+        if not bool(torch.isfinite(moments).all()):
             raise BadInput(
                 "inputs of a layer that are no numbers", where=f"low-rank: {name}", wanted="finite rows"
             )
+        mean, spread = moments[:-1, -1], moments[:-1, :-1]
+        if layers[name].bias is None:
+            found[name] = Seen(torch.zeros_like(mean), spread)
+        else:
+            found[name] = Seen(mean, spread - torch.outer(mean, mean))
     return found
 
 
 @contextmanager
 def _watched(
-    layers: dict[str, nn.Linear | nn.Conv2d], sums: dict[str, Tensor], counts: dict[str, int], seed: int
+    layers: Mapping[str, nn.Linear | nn.Conv2d], sums: dict[str, Tensor], seed: int
 ) -> Iterator[None]:
     draw = torch.Generator().manual_seed(seed)
 
@@ -290,9 +312,8 @@ def _watched(
             flat = seen.reshape(-1, seen.shape[-1])
             if len(flat) > VECTORS:
                 flat = flat[torch.randperm(len(flat), generator=draw)[:VECTORS]]
-            flat = flat.double()
+            flat = torch.cat([flat.double(), torch.ones(len(flat), 1, dtype=torch.float64)], 1)
             sums[name] = sums.get(name, torch.zeros(())) + flat.T @ flat
-            counts[name] = counts.get(name, 0) + len(flat)
 
         return hook
 

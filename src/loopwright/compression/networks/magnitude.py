@@ -68,7 +68,7 @@ class PruneWeights:
         """A copy with zeros. Raises BadInput for weights that are no numbers or a network without such layers,
         OutOfTime.
         """
-        sparse = own_copy(network, self.name)
+        sparse = own_copy(network, self.name, work.threads)
         before = sparse.answers(sparse.example)
         weights = prunable(sparse.module, tuple(self.spare))
         if not weights:

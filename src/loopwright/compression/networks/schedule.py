@@ -58,8 +58,11 @@ def spared(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def own_copy(network: Network, step: str) -> TorchNetwork:
-    """A copy that a step may change; raises BadInput for weights that are not numbers and for no torch network."""
+def own_copy(network: Network, step: str, threads: int) -> TorchNetwork:
+    """A copy that a step may change, with as many threads as it may use from now on; raises BadInput for weights that
+    are not numbers and for no torch network.
+    """
+    torch.set_num_threads(max(1, threads))
     if not isinstance(network, TorchNetwork):
         raise BadInput(
             "not a torch network", where=step, got=type(network).__name__, wanted="a TorchNetwork",

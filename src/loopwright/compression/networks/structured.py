@@ -101,7 +101,7 @@ class PruneStructure:
         """A smaller copy. Raises CannotExport where the module cannot be traced, has nothing to remove, or computes
         with sizes written down in its forward(); BadInput, OutOfTime.
         """
-        small = own_copy(network, self.name)
+        small = own_copy(network, self.name, work.threads)
         parent, before = small.answers(small.example), small.parameters()
         check_said(small.module, self.heads)
         if take_apart(small.module):

@@ -48,7 +48,7 @@ class TrimVocabulary:
         """A copy with smaller tables. Raises CannotExport where none can be trimmed, BadInput for ids outside the table
         and for weights that are no numbers.
         """
-        trimmed = own_copy(network, self.name)
+        trimmed = own_copy(network, self.name, work.threads)
         before = trimmed.answers(trimmed.example)
         tables = self._tables(trimmed)
         rows, kept, saved = 0, 0, 0
