@@ -36,15 +36,17 @@ def points(candidates: Iterable[Candidate], *, surely: bool = False) -> list[Poi
 
     Latencies of different runs are made comparable by the parent, which ran beside each: median of the parent's p50
     over all runs / how many times faster the candidate was in its own. A machine that was busy for a while moves none.
-    surely: take the upper bounds of the losses instead of the losses.
+    The parent is as fast as itself, whatever came out. surely: take the upper bounds of the losses instead of them.
     """
     measured = [(one, one.latency, one.validation) for one in candidates if one.measured]
     usual = median([latency.original_p50 for _, latency, _ in measured if latency] or [0.0])
-    return [
-        Point(one.name, float(one.size), usual / latency.ratio, judged.loss_high if surely else judged.loss)
-        for one, latency, judged in measured
-        if latency and judged
-    ]
+    found = []
+    for one, latency, judged in measured:
+        if latency and judged:
+            faster = 1.0 if one.name == ORIGINAL else latency.ratio
+            loss = judged.loss_high if surely else judged.loss
+            found.append(Point(one.name, float(one.size), usual / faster, loss))
+    return found
 
 
 def dominators(all_points: Sequence[Point]) -> Mapping[str, tuple[str, ...]]:

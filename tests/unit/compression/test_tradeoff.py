@@ -63,6 +63,17 @@ def test_a_machine_that_was_busy_during_one_measurement_moves_no_point() -> None
     assert found == {"calm": 2.0, "busy": 2.0, "usual": 8.0}
 
 
+def test_the_parent_is_as_fast_as_itself_however_unsteady_the_machine_was() -> None:
+    parent = measured("original", size=4_000_000, p50=5.0, original_p50=8.0)
+    slower = measured("slower", size=1_000_000, p50=8.2, original_p50=8.0)
+    faster = measured("faster", size=1_000_000, p50=7.8, original_p50=8.0)
+
+    found = points([parent, slower, faster])
+
+    assert [round(one.latency, 3) for one in found] == [8.0, 8.2, 7.8]
+    assert dominators(found)["original"] == ("faster",)
+
+
 def test_a_point_that_is_no_number_and_a_name_used_twice_are_refused() -> None:
     with pytest.raises(BadInput, match="without a place"):
         dominators([Point("a", 1, float("nan"), 0)])
