@@ -8,6 +8,7 @@
 Only a torch module needs torch.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,9 @@ from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 from loopwright.kernel.progress import Progress, Silent
 from loopwright.kernel.sizes import parse_size
 from loopwright.stats.metrics import Metric
+
+STUDENT_STEPS, STUDENT_BATCH, STUDENT_EPOCHS = 2000, 64, (5, 60)
+"""A student that begins anew sees about so many batches, within these bounds of epochs."""
 
 Steps = str | Sequence[Mapping[str, Any]] | Recipe
 """A step's name, steps as in loop.yaml (`[{"step": "prune-structure", "ratio": 0.5}, …]`), or a recipe."""
@@ -189,6 +193,10 @@ def _only(subject: Subject, recipe: Recipe) -> list[Rung]:
     return [_original(), Rung(recipe.name, family, tuple(recipe.to_json()), recipe.bits, recipe.keeps, least)]
 
 
+def _is_int8(one: Mapping[str, Any]) -> bool:
+    return str(one["step"]).startswith("int8")
+
+
 def _with_student(subject: Subject, wanted: Constraints, student: Any, explore: bool) -> list[Rung]:
     """The ladder's rungs, and before its own students the given one."""
     if subject.network is None:
@@ -198,13 +206,19 @@ def _with_student(subject: Subject, wanted: Constraints, student: Any, explore: 
     given = {"step": "given-student", "student": offer(student)}
     traits = Traits.of(subject)
     planned = list(plan(traits, wanted, explore=explore))
-    encode = next(one.steps[-1] for one in planned if one.family is Family.QAT)
+    encode = next(
+        one.steps[-1] for one in planned if one.family is Family.PRUNING and _is_int8(one.steps[-1])
+    )
+    epochs = math.ceil(STUDENT_STEPS * STUDENT_BATCH / len(subject.samples.train))
+    training = {
+        "step": "distil", "batch": STUDENT_BATCH, "epochs": min(max(epochs, STUDENT_EPOCHS[0]), STUDENT_EPOCHS[1])
+    }  # fmt: skip
     share = sum(one.numel() for one in student.parameters()) / max(1, subject.network.parameters())
     least = floor(traits.facts, 8.0, min(1.0, share))
     name = f"given student + distil + {encode['step']}"
 
     def steps(**settings: Any) -> tuple[Mapping[str, Any], ...]:
-        return (given, {"step": "distil", **settings}, encode)
+        return (given, {**training, **settings}, encode)
 
     control = Rung(
         f"{name}, without distillation", Family.DISTILLATION, steps(alpha=0.0), 8.0, min(1.0, share), least

@@ -276,7 +276,9 @@ def test_a_student_of_the_users_is_a_rung_with_its_control(exported: tuple[Subje
     names = [one.name for one in rungs]
     rung = next(one for one in rungs if one.name.startswith("given student"))
     assert names.index(rung.name) < next(at for at, one in enumerate(rungs) if "prune" in one.name)
-    assert rung.control is not None and rung.control.steps[1]["alpha"] == 0.0
+    assert [one["step"] for one in rung.steps] == ["given-student", "distil", "int8-static"]
+    assert rung.control is not None
+    assert rung.control.steps[1] == {**rung.steps[1], "alpha": 0.0}
     with torch.no_grad():
         for weights in student.parameters():
             weights.zero_()  # what was offered is a copy
