@@ -226,6 +226,9 @@ DIES = """
     def die(*args, **rest):
         os.kill(os.getpid(), signal.SIGKILL)
 
+    from loopwright.kernel.verdict import Verdict
+
+    place.explain_bundle = lambda *args, **rest: place.Explainability(Verdict.ERROR, {"why": "it will be killed"})
     place.register_version = die
     from loopwright.cli.edge import run
     run(["compress", "flight-late", "--target-size", "60KB", "--max-loss", "20%", "--home", HOME])
