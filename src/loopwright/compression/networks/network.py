@@ -3,6 +3,7 @@
 import copy
 import logging
 import re
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -101,7 +102,7 @@ class TorchNetwork:
         names = tuple(example)
         varying = {name: {0: "rows", **self.variable.get(name, {})} for name in names}
         shapes = tuple(dict.fromkeys(varying[name], torch.export.Dim.DYNAMIC) for name in names)
-        with evaluating(self.module), _quiet():
+        with evaluating(self.module), _quiet(), _operators_read_once():
             traced = _Traced(self.module, self.head, names).eval()
             try:
                 program = torch.export.export(
@@ -193,6 +194,40 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+_exporting = threading.Lock()
+"""torch's tracer, and the list of operators that is lent to it below, belong to one export at a time."""
+_operators: dict[int, Any] = {}
+
+
+@contextmanager
+def _operators_read_once() -> Iterator[None]:
+    """The exporter reads the sources of 500 operators at each call, two fifths of a small export: they are kept.
+
+    Each export is given a list of its own, as before. torch is pinned; one without such a place is left alone.
+    """
+    from torch.onnx._internal.exporter import _registration  # reads onnxscript: seconds, only for who exports
+
+    registry = _registration.ONNXRegistry
+    original = registry.__dict__.get("from_torchlib")
+    if not isinstance(original, classmethod):
+        yield
+        return
+
+    def known(cls: Any, opset_version: int = OPSET) -> Any:
+        if opset_version not in _operators:
+            _operators[opset_version] = original.__func__(cls, opset_version)
+        lent = copy.copy(_operators[opset_version])
+        lent.functions = {name: list(found) for name, found in lent.functions.items()}
+        return lent
+
+    with _exporting:
+        try:
+            registry.from_torchlib = classmethod(known)  # type: ignore[assignment,method-assign]
+            yield
+        finally:
+            registry.from_torchlib = original  # type: ignore[assignment,method-assign]
 
 
 def _untraceable(error: Exception, path: Path) -> CannotExport:
