@@ -110,6 +110,8 @@ def test_a_graph_of_fixed_rows_calibrates_and_one_that_wants_more_rows_than_ther
                 run("int8-static", subject, folder)
         else:
             assert run("int8-static", subject, folder).size < subject.graph.size
+            mixed = run("int8-mixed", subject, folder, error=1e-9, loss=0.5, rows=20, judged=99)
+            assert mixed.size < 1.5 * subject.graph.size
 
 
 @pytest.mark.parametrize("name", ["int8-static", "int8-dynamic", "int8-smooth", "weights"])

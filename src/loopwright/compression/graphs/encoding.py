@@ -173,8 +173,10 @@ def encode_tables(model: ModelProto, chosen: Collection[Layer]) -> None:
 
 
 def is_chain(model: ModelProto) -> bool:
-    """Whether 8-bit numbers may flow from layer to layer: no normalisation, attention or table in between."""
-    kinds = {node.op_type for node in model.graph.node}
+    """Whether 8-bit numbers may flow from layer to layer: no normalisation and no attention in between."""
+    kinds, known = {node.op_type for node in model.graph.node}, weights(model)
+    if any(node.op_type == "MatMul" and not known.keys() & set(node.input) for node in model.graph.node):
+        return False
     return not kinds & {
         "LayerNormalization",
         "SimplifiedLayerNormalization",

@@ -31,12 +31,15 @@ from loopwright.compression.graphs.running import (
     MIN_CALIBRATION,
     answers,
     check_rows,
+    own_rows,
 )
 from loopwright.compression.graphs.smooth import check_base
 from loopwright.compression.steps import Work
 from loopwright.compression.subject import Array, Rows, Subject, check_feeds
 from loopwright.kernel.errors import BadInput
 
+RANKED = 128
+"""Rows that a layer is ranked by."""
 SHOWN = 20
 """Layers of the ranking that are written out."""
 
@@ -147,6 +150,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.parent = answers(self.model, self.rows.feeds, self.folder, self.work.threads)
+        self.rows = self.rows.take(np.arange(len(self.parent)))  # a graph of fixed rows leaves some over
         if not np.isfinite(self.parent).all():
             raise BadInput(
                 "the model computes no number on the rows that layers are judged by", where="int8-mixed: judged",
@@ -176,19 +180,27 @@ class Trial:
             group = tuple(every[place] for place in part)
             others = tuple(name for name in every if name not in group)
             self.work.watch.update(0.2 + 0.7 * done / len(parts), f"{group[0]} alone")
-            found.append((group, self.ask(others)[1]))
+            found.append((group, self.harm(others)))
         return sorted(found, key=lambda one: -one[1])
 
-    def figures(self, kept: tuple[str, ...]) -> Figures:
-        self.seen[kept] = self.ask(kept)
-        return self.seen[kept]
+    def harm(self, kept: tuple[str, ...]) -> float:
+        """Error of the answers with the layers `kept` in float32. Few rows do: unlike a loss it has no steps."""
+        count = len(self.rows) if own_rows(self.model, self.rows.feeds) else min(RANKED, len(self.rows))
+        few = self.rows.take(np.arange(count))
+        return error_of(self.parent[:count], self.ask(kept, few))
 
-    def ask(self, kept: tuple[str, ...]) -> Figures:
-        """Loss and error of the graph with the layers `kept` in float32."""
+    def figures(self, kept: tuple[str, ...]) -> Figures:
+        """Loss and error of the answers with the layers `kept` in float32."""
+        given = self.ask(kept, self.rows)
+        found = loss_of(self.work.subject, self.rows, self.parent, given), error_of(self.parent, given)
+        self.seen[kept] = found
+        return found
+
+    def ask(self, kept: tuple[str, ...], rows: Rows) -> Array:
+        """What the graph answers with the layers `kept` in float32."""
         self.work.check_time()
         self.asked += 1
-        given = answers(self.made(kept), self.rows.feeds, self.folder, self.work.threads)
-        return loss_of(self.work.subject, self.rows, self.parent, given), error_of(self.parent, given)
+        return answers(self.made(kept), rows.feeds, self.folder, self.work.threads)
 
     def made(self, kept: tuple[str, ...]) -> ModelProto:
         model = ModelProto()

@@ -37,12 +37,7 @@ def check_rows(rows: int, step: str) -> None:
 
 def batches(model: ModelProto, feeds: Feeds, size: int = ROWS_AT_ONCE) -> Iterator[dict[str, Array]]:
     """The rows a few at a time; by the graph's own number of rows where it is fixed, leaving out what is over."""
-    fixed = [
-        value.type.tensor_type.shape.dim[0].dim_value
-        for value in model.graph.input
-        if value.name in feeds and value.type.tensor_type.shape.dim
-    ]
-    own = max(fixed, default=0)
+    own = own_rows(model, feeds)
     total = len(next(iter(feeds.values())))
     if total < own:
         raise BadInput(
@@ -54,6 +49,16 @@ def batches(model: ModelProto, feeds: Feeds, size: int = ROWS_AT_ONCE) -> Iterat
     step = own or size
     for at in range(0, total - (own - 1 if own else 0), step):
         yield {name: np.ascontiguousarray(values[at : at + step]) for name, values in feeds.items()}
+
+
+def own_rows(model: ModelProto, feeds: Feeds) -> int:
+    """How many rows the graph takes at once where that is fixed, else 0."""
+    fixed = [
+        value.type.tensor_type.shape.dim[0].dim_value
+        for value in model.graph.input
+        if value.name in feeds and value.type.tensor_type.shape.dim
+    ]
+    return max(fixed, default=0)
 
 
 def float_tensors(model: ModelProto) -> list[str]:
