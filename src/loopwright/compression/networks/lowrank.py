@@ -45,7 +45,7 @@ class LowRank:
     aware: bool = True
     rows: int = 512
     epochs: int = 0
-    rate: float = 5e-4
+    rate: float = 3e-4
     batch: int = 64
     spare: Sequence[str] = ()
 
