@@ -501,9 +501,12 @@ def test_an_interrupted_check_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_check(tmp_path, **SMALL, watch=Impatient())
     left = sorted(file.name for file in tmp_path.rglob("*.onnx"))
+    (tmp_path / "billion-0123456789ab").mkdir()
+    (tmp_path / "billion-of-mine").mkdir()
     report: BillionReport = run_check(tmp_path, **SMALL)
     assert left == ["narrowed.onnx"]  # the original is gone as soon as nothing reads it any more
     assert [stage.kept for stage in report.stages] == [True, True, False, False]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["billion-of-mine", "billion.lock"]
     assert report.size <= 320_000 and all(stage.seconds > 0 for stage in report.stages)
 
 

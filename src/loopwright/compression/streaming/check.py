@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -202,8 +203,9 @@ def run_check(
 
     Pruned (layers) and narrowed (hidden, heads, FFN) by magnitude until INT8 is small enough, quantized, then asked
     with `tokens` tokens, batch 1, `threads` (None: 2). Each stage is a process of its own. An interrupted run goes on
-    at the stage it had come to; another one on the same folder waits for it. Files are removed at the end, unless
-    `keep`; the largest as soon as the next stage is done. Limits that are missed are in the report, they raise nothing.
+    at the stage it had come to; another one on the same folder waits for it. Unless `keep`, files are removed at the
+    end, the largest as soon as the next stage is done, and so is what interrupted checks of other settings left. Limits
+    that are missed are in the report, they raise nothing.
 
     Raises BadInput for settings out of range or a `target` that no shape reaches; Unavailable, before anything is
     written, where disk or memory is too small, and when a stage is ended from outside.
@@ -222,6 +224,8 @@ def run_check(
     key = digest_json([VERSION, asdict(shape), asdict(kept), seed])[:12]
     work = folder / f"billion-{key}"
     with lock(folder / "billion.lock"):
+        if not keep:
+            _drop_others(folder, work)
         run = _Run(work, shape, kept, seed, tokens, threads, watch or Silent())
         _refuse_small(run)
         stages, found = [], {}
@@ -314,6 +318,13 @@ class _Run:
         if "found" in told and code == 0:
             return told
         raise _failure(name, code, told, " ".join("".join(last).split()))
+
+
+def _drop_others(folder: Path, own: Path) -> None:
+    """Remove what interrupted checks of other settings left."""
+    for other in folder.iterdir():
+        if other != own and re.fullmatch(r"billion-[0-9a-f]{12}", other.name):
+            shutil.rmtree(other)
 
 
 def _refuse_small(run: _Run) -> None:
