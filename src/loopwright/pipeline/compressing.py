@@ -4,6 +4,7 @@ Nothing is registered that its gates did not pass. The same compression asked fo
 A killed one leaves no version; the next goes on from the candidates that were measured.
 """
 
+import fcntl
 import os
 import shutil
 from collections.abc import Mapping
@@ -81,7 +82,8 @@ def compress_version(asked: Asked, place: Place, progress: Progress | None = Non
     ensure_mlflow_tables(place.ledger)
     folder = work_folder(place.home, bundle)
     watch = progress or Silent()
-    with lock(folder / ".governed.lock"):
+    with lock(lock_of(folder)):
+        folder.mkdir(exist_ok=True)
         os.utime(folder)
         standing = _standing(asked, place, version, asked.key(bundle))
         if standing is not None:
@@ -291,11 +293,21 @@ def free_cores(most: int = 8) -> int:
     return max(1, min(most, own - round(os.getloadavg()[0])))
 
 
+def lock_of(folder: Path) -> Path:
+    """The lock of a working folder; beside it, so that it outlives it."""
+    return folder.with_suffix(".lock")
+
+
 def _prune(folder: Path, keep: Path) -> None:
     """Delete the working folders that were used longest ago; never `keep`, nor one that somebody works in."""
     others = sorted(
-        (one for one in folder.iterdir() if one.is_dir() and one != keep), key=lambda one: one.stat().st_mtime
+        (one for one in folder.iterdir() if (one / "original.onnx").is_file() and one != keep),
+        key=lambda one: one.stat().st_mtime,
     )
     for old in others[: max(0, len(others) - KEPT + 1)]:
-        if not (old / "running.json").exists():
+        with lock_of(old).open("ab") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
             shutil.rmtree(old, ignore_errors=True)
