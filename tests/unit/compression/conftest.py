@@ -71,6 +71,23 @@ def transformer_subject(
     return Subject.of("texts", path, texts, "accuracy", network=tiny_transformer)
 
 
+@pytest.fixture(scope="session")
+def encoder_subject(texts: Samples, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The same with two blocks, where no more are needed: trained and exported in half of the time."""
+    import torch
+
+    from tests.unit.compression.example_networks import Encoder, network_of
+
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    variable = {"input_ids": {1: "tokens"}, "attention_mask": {1: "tokens"}}
+    network = network_of(Encoder(layers=2), texts, variable=variable)
+    trained(network, texts, tmp_path_factory, epochs=6, rate=4e-3)
+    path = tmp_path_factory.mktemp("encoder") / "model.onnx"
+    network.export(path)
+    return Subject.of("encoder", path, texts, "accuracy", network=network)
+
+
 @pytest.fixture
 def work_on(tmp_path: Path) -> Callable[..., Work]:
     """work_on(subject, notes=…) → what a step is given, in folders of this test's own."""

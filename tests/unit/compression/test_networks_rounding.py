@@ -23,8 +23,7 @@ from loopwright.compression.networks.qat import QuantizationAware
 from loopwright.compression.recipe import Cooked, Recipe, cook
 from loopwright.compression.steps import CannotExport, Step, Work
 from loopwright.compression.subject import Samples, Subject
-from tests.unit.compression.conftest import trained
-from tests.unit.compression.example_networks import Encoder, network_of
+from tests.unit.compression.example_networks import network_of
 
 WorkOn = Callable[..., Work]
 
@@ -62,19 +61,6 @@ def integer_weights(path: Path) -> dict[tuple[int, ...], Any]:
         for one in onnx.load(str(path)).graph.initializer
         if one.data_type == onnx.TensorProto.INT8 and len(one.dims) > 1
     }
-
-
-@pytest.fixture(scope="module")
-def encoder_subject(texts: Samples, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """An encoder of one block: attention, FFN, norms and tables, and quickly exported."""
-    torch.set_num_threads(1)
-    torch.manual_seed(3)
-    variable = {"input_ids": {1: "tokens"}, "attention_mask": {1: "tokens"}}
-    network = network_of(Encoder(layers=1), texts, variable=variable)
-    trained(network, texts, tmp_path_factory, epochs=6, rate=5e-3)
-    path = tmp_path_factory.mktemp("encoder") / "model.onnx"
-    network.export(path)
-    return Subject.of("encoder", path, texts, "accuracy", network=network)
 
 
 def test_the_int8_artefact_computes_what_was_trained(
