@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from loopwright.compression.artefact import Artefact
-from loopwright.compression.attempts import Tracking, Untracked, attempt
+from loopwright.compression.attempts import Tracking, Untracked, attempt, find, key_of
 from loopwright.compression.attempts import report as reported
 from loopwright.compression.candidate import Candidate, Status
 from loopwright.compression.constraints import Constraints
@@ -187,12 +187,12 @@ class _Climb:
     def _attempt(self, rung: Rung) -> Candidate:
         if rung.why:
             return self._skipped(rung, rung.why)
-        if self._out_of_time():
-            return self._skipped(rung, OUT_OF_BUDGET)
         try:
             recipe = Recipe.from_json(rung.name, rung.steps, "ladder")
         except Unavailable as error:
             return self._skipped(rung, str(error))
+        if self._out_of_time() and find(self.folder, key_of(recipe, self.parent, self.seed)) is None:
+            return self._skipped(rung, OUT_OF_BUDGET)
         candidate = attempt(
             recipe, self.subject, self.folder, parent=self.parent, tracking=self.tracking, watch=self.watch,
             seed=self.seed, threads=self.threads, until=self.until, floor=rung.floor,
