@@ -3,8 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.linalg import lsqr
 
 from loopwright.compression.trees.ensemble import Array, Ensemble
 
@@ -36,7 +34,7 @@ def unshared(ensemble: Ensemble) -> Ensemble:
 def refitted(ensemble: Ensemble, kept: Array, weight: Array, ends: Array, wanted: Array) -> Array:
     """`weight` moved so that the trees at `kept` alone come near the sums `wanted` (n, targets).
 
-    By damped least squares (LSQR, Paige & Saunders 1982); ends: where the n rows end in all trees. The truth is not
+    By damped least squares (CGLS, Hestenes & Stiefel 1952); ends: where the n rows end in all trees. The truth is not
     asked.
     """
     fresh = weight.astype(np.float64)
@@ -45,12 +43,30 @@ def refitted(ensemble: Ensemble, kept: Array, weight: Array, ends: Array, wanted
         place = np.full(ensemble.leaves, -1, np.int64)
         mine = np.flatnonzero(ensemble.target == target)
         place[ensemble.leaf[mine]] = np.arange(len(mine))
-        columns = place[ours]
-        held = columns >= 0
-        begins = np.concatenate([[0], np.cumsum(held.sum(axis=1))])
-        reached = sparse.csr_matrix(
-            (np.ones(int(begins[-1])), columns[held], begins), shape=(len(ours), len(mine))
-        )
-        gap = wanted[:, target] - reached @ fresh[mine]
-        fresh[mine] += lsqr(reached, gap, damp=DAMP, iter_lim=ITERATIONS)[0]
+        columns = np.where(place[ours] < 0, len(mine), place[ours])
+        gap = wanted[:, target] - np.append(fresh[mine], 0.0)[columns].sum(axis=1)
+        fresh[mine] += _moved(columns, len(mine), gap)
     return fresh.astype(np.float32)
+
+
+def _moved(columns: Array, size: int, gap: Array) -> Array:
+    """The (size,) numbers whose sums over `columns` (n, trees) come near `gap` (n,); column `size` stands for none."""
+    flat, trees = columns.ravel(), columns.shape[1]
+
+    def back(rows: Array) -> Array:
+        return np.bincount(flat, np.repeat(rows, trees), minlength=size + 1)[:size]
+
+    found, rest = np.zeros(size), gap
+    slope = back(rest)
+    way, length = slope, float(slope @ slope)
+    enough = 1e-14 * length
+    for _ in range(ITERATIONS):
+        if length <= enough:
+            break
+        ahead = np.append(way, 0.0)[columns].sum(axis=1)
+        step = length / (float(ahead @ ahead) + DAMP**2 * float(way @ way))
+        found, rest = found + step * way, rest - step * ahead
+        slope = back(rest) - DAMP**2 * found
+        before, length = length, float(slope @ slope)
+        way = slope + length / before * way
+    return found
