@@ -173,13 +173,13 @@ def html(report: LadderReport) -> str:
 
 def _measured(report: LadderReport, numbers: dict[str, int]) -> str:
     head = "".join(f'<th scope="col">{escape(one)}</th>' for one in ("#", *HEADINGS))
-    rows = []
+    rows, called = [], {name: f"#{number}" for name, number in numbers.items()}
     for one in report.measured:
         state = "front" if one.name in report.front else "beaten"
         if one.name == report.chosen:
             state += " chosen"
         number = "★" if one.name == ORIGINAL else str(numbers.get(one.name, ""))
-        cells = "".join(f"<td>{escape(text)}</td>" for text in (number, *row(report, one)))
+        cells = "".join(f"<td>{escape(text)}</td>" for text in (number, *row(report, one, called)))
         rows.append(f'<tr class="{state}">{cells}</tr>')
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'

@@ -284,8 +284,8 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def row(report: LadderReport, one: Candidate) -> list[str]:
-    """The cells under `HEADINGS` of a measured candidate."""
+def row(report: LadderReport, one: Candidate, called: Mapping[str, str] | None = None) -> list[str]:
+    """The cells under `HEADINGS` of a measured candidate; `called`: name → how others are referred to instead."""
     latency, judged, tested, alike = one.latency, one.validation, one.test, one.agreement
     alikeness = []
     if alike is not None:
@@ -304,7 +304,7 @@ def row(report: LadderReport, one: Candidate) -> list[str]:
         interval(judged) if judged else "",
         interval(tested) if tested else "",
         ", ".join(alikeness),
-        verdict(report, one),
+        verdict(report, one, called or {}),
     ]
 
 
@@ -318,7 +318,7 @@ def share(value: float) -> str:
     return f"{round(value, 4) + 0.0:.2%}"
 
 
-def verdict(report: LadderReport, one: Candidate) -> str:
+def verdict(report: LadderReport, one: Candidate, called: Mapping[str, str]) -> str:
     """Chosen, what it misses, and what beats it."""
     missed = one.misses(report.constraints)
     parts = ["chosen"] if one.name == report.chosen else []
@@ -329,7 +329,7 @@ def verdict(report: LadderReport, one: Candidate) -> str:
     by = report.dominated.get(one.name)
     if by is not None:
         more = f" and {len(by) - 1} more" if len(by) > 1 else ""
-        parts.append(f"beaten by {by[0]}{more}" if by else "on the front")
+        parts.append(f"beaten by {called.get(by[0], by[0])}{more}" if by else "on the front")
     return "; ".join(parts)
 
 
