@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from loopwright.compression.graphs.blockwise import BLOCKS, SMALLEST
+from loopwright.compression.graphs.blockwise import BLOCKS, SMALLEST, fitting_size
 from loopwright.compression.networks.distilling import check_softness, teaching
 from loopwright.compression.networks.fitting import Training, fit
 from loopwright.compression.networks.folding import flow, fold_norms, leads_only_to, own_layers
@@ -162,7 +162,8 @@ class QuantizationAware:
                 layer.register_forward_hook(layer.rounding_after.after)
             weights: nn.Module = Channels()
             if self.activations == "none":
-                weights = Blocks(self.bits, self.block_size, self.symmetric)
+                size = fitting_size(_weight(layer).flatten(1).shape[1], self.bits, self.block_size)
+                weights = Blocks(self.bits, size, self.symmetric)
             parametrize.register_parametrization(layer, "weight", weights)
         whole = sum(one.numel() for one in network.module.parameters())
         rounded = sum(_weight(one).numel() for one in layers.values())
