@@ -61,6 +61,7 @@ def test_the_page_needs_nothing_but_itself_and_escapes_names() -> None:
     assert (
         "".join(seen.text).count(EVIL) >= 3
     )  # in the table, in the picture's title, and why int4 was skipped
+    assert "misses size 3.33 times, latency 4 times; beaten by #2" in seen.text
 
 
 def test_the_drawing_is_well_formed_and_has_every_model_in_both_panels() -> None:
