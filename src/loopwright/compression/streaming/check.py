@@ -133,44 +133,54 @@ class BillionReport:
 
     def to_text(self) -> str:
         """A table for people."""
-        limits = self.limits
-        whole = self.shape
-        rows = [
-            ("size on disk", f"{self.size / 1e6:,.2f} MB", f"{limits.size / 1e6:,.2f} MB", "size"),
-            (
-                f"latency, p50, {self.tokens} tokens",
-                f"{self.p50:.1f} ms",
-                f"{limits.latency_ms:.0f} ms",
-                "latency",
-            ),
-            ("peak memory", said_size(self.peak_mb * 1e6), said_size(limits.memory), "memory"),
-            ("time in all", f"{self.minutes:.1f} min", f"{limits.minutes:.0f} min", "minutes"),
-        ]
-        left = len(self.layers)
-        lines = [
+        return "\n".join(
+            [*self._model(), "", *self._limits(), "", *self._speed(), "", *self._stages(), "", CANNOT]
+        )
+
+    def _model(self) -> list[str]:
+        whole = f"INT8 takes {said_size(encoded_size(self.shape, 8))} and INT4 {said_size(encoded_size(self.shape, 4))}"
+        target, left = said_size(self.limits.size), len(self.layers)
+        reached = encoded_size(self.shape, 8) <= self.limits.size
+        return [
             f"A transformer of {self.original_parameters / 1e6:,.1f} M parameters, RANDOM weights, "
-            f"{said_size(self.original_size)} in FP32: {whole}",
-            f"  as it is, INT8 takes {said_size(encoded_size(whole, 8))} and INT4 "
-            f"{said_size(encoded_size(whole, 4))}: parameters have to go",
+            f"{said_size(self.original_size)} in FP32: {self.shape}",
+            f"  as it is, {whole}: {f'within {target}' if reached else f'parameters have to go for {target} in INT8'}",
             f"  narrowed to {self.parameters / 1e6:,.1f} M, {said_size(self.narrowed_size)} in FP32: {self.kept}",
-            f"  layers that stay, by magnitude ({left} of {whole.layers}): {', '.join(map(str, self.layers))}",
+            f"  layers that stay, by magnitude ({left} of {self.shape.layers}): {', '.join(map(str, self.layers))}",
             f"  INT8 per channel: {said_size(self.size)}, {self.original_size / self.size:.1f} × smaller than at first",
-            "",
+        ]
+
+    def _limits(self) -> list[str]:
+        limits = self.limits
+        rows = (
+            ("size", "size on disk", f"{self.size / 1e6:,.2f} MB", f"{limits.size / 1e6:,.2f} MB"),
+            ("latency", f"latency, p50, {self.tokens} tokens", f"{self.p50:.1f} ms", f"{limits.latency_ms:.0f} ms"),
+            ("memory", "peak memory", said_size(self.peak_mb * 1e6), said_size(limits.memory)),
+            ("minutes", "time in all", f"{self.minutes:.1f} min", f"{limits.minutes:.0f} min"),
+        )  # fmt: skip
+        return [
             f"{'':34}{'measured':>12}{'limit':>12}",
             *(
                 f"{name:34}{value:>12}{limit:>12}{'   MISSED' if key in self.misses else ''}"
-                for name, value, limit, key in rows
+                for key, name, value, limit in rows
             ),
-            "",
-            f"{self.threads} threads, batch 1, {self.calls} calls in turns: p99 {self.p99:.1f} ms; the narrowed "
-            f"model in FP32 p50 {self.plain_p50:.1f} ms, p99 {self.plain_p99:.1f} ms "
+        ]
+
+    def _speed(self) -> list[str]:
+        cores = os.cpu_count() or 1
+        busy = ", so what is measured is a busy machine" if self.load > cores + 0.5 else ""
+        return [
+            f"{self.threads} threads, batch 1, {self.calls} calls in turns: p99 {self.p99:.1f} ms; the narrowed model "
+            f"in FP32 p50 {self.plain_p50:.1f} ms, p99 {self.plain_p99:.1f} ms "
             f"({self.plain_p50 / self.p50:.1f} × slower)",
             f"a call in INT8 takes {self.cpu_ms:.1f} ms of processor time, on {self.threads} idle cores about "
-            f"{self.cpu_ms / self.threads:.1f} ms; the machine's load average was {self.load:.1f} on {os.cpu_count()}"
-            f"{', so what is measured is a busy machine' if self.load > (os.cpu_count() or 1) + 0.5 else ''}",
+            f"{self.cpu_ms / self.threads:.1f} ms; the load average was {self.load:.1f} on {cores}{busy}",
             f"INT8 against FP32 (numpy) of the narrowed model: cosine {self.cosine:.5f}, largest difference "
             f"{self.largest:.3g}",
-            "",
+        ]
+
+    def _stages(self) -> list[str]:
+        return [
             f"{'stage, a process each':34}{'seconds':>12}{'of CPU':>12}{'peak':>12}",
             *(
                 f"{_TITLES[one.name]:34}{one.seconds:12.1f}{one.cpu_seconds:12.1f}{said_size(one.peak_mb * 1e6):>12}"
@@ -179,10 +189,7 @@ class BillionReport:
             ),
             "Peaks are resident memory: interpreter, libraries and mapped files too, not the system's file cache.",
             f"The calling process held {self.caller_mb:.0f} MB beside, which the peak above contains.",
-            "",
-            CANNOT,
         ]
-        return "\n".join(lines)
 
 
 def run_check(

@@ -63,8 +63,8 @@ class Weights:
         tensor = self._tensor(name)
         return _size(tensor.data_type, tuple(tensor.dims))
 
-    def slabs(self, name: str, rows: int | None = None, start: int = 0) -> Iterator[Array]:
-        """The tensor from row `start`, as consecutive runs of `rows` rows (its first axis), or of about 32 MB.
+    def slabs(self, name: str, rows: int | None = None) -> Iterator[Array]:
+        """The tensor as consecutive runs of `rows` rows (its first axis), or of about 32 MB.
 
         FLOAT only. Raises BadInput for NaN and infinite numbers: nothing made of them would answer.
         """
@@ -73,7 +73,7 @@ class Weights:
         rows = rows or max(1, SLAB // (4 * max(width, 1)))
         file = self._file(name)
         whole = None if file else numpy_helper.to_array(self._tensor(name)).reshape(dims)
-        for first in range(start, dims[0], rows):
+        for first in range(0, dims[0], rows):
             count = min(rows, dims[0] - first)
             if whole is not None:
                 slab = whole[first : first + count]
