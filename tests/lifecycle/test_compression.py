@@ -26,8 +26,14 @@ from loopwright.bundle.keyring import Keyring
 from loopwright.bundle.open import Bundle, open_bundle
 from loopwright.cli.edge import run
 from loopwright.compression.subject import Production
+from loopwright.kernel.actor import Actor, Role
+from loopwright.kernel.clock import utc_now
+from loopwright.kernel.errors import Refused
 from loopwright.kernel.home import Home
 from loopwright.ledger.engine import Ledger
+from loopwright.pipeline.compressing import Place as Where
+from loopwright.pipeline.compressing import compress_version, plan_version
+from loopwright.pipeline.compression_asked import Asked
 from loopwright.pipeline.compression_subject import chosen_version, open_source, subject_of
 from tests.lifecycle.own import write_rows
 
@@ -363,6 +369,19 @@ def test_a_gate_that_says_no_registers_nothing(flights: Place, tmp_path: Path) -
 def test_what_is_not_there_is_said(flights: Place, words: tuple[str, ...], code: int, said: str) -> None:
     told = flights.loopwright("compress", *words)
     assert told.code == code and said in told.err
+    assert flights.versions() == [1, 2]
+
+
+def test_who_may_not_train_may_not_compress(flights: Place) -> None:
+    ledger = Ledger.open(flights.home.ledger_url)
+    keys = Keyring.open(flights.home.keys, create=False)
+    place = Where(flights.home, ledger, Actor("vera", Role.VIEWER), utc_now, keys.signing, "", keys.public)
+    try:
+        for act in (compress_version, plan_version):
+            with pytest.raises(Refused, match="compress a model"):
+                act(Asked(model="flight-late"), place)
+    finally:
+        ledger.dispose()
     assert flights.versions() == [1, 2]
 
 

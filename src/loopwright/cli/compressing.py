@@ -197,6 +197,8 @@ def _said(answer: dict[str, Any]) -> str:
     ]
     for gate in (answer["gates"] or {}).get("results", []):
         lines.append(f"  {gate['verdict']:<12} {gate['name']}: {gate.get('detail') or gate.get('value')}")
+    if not answer["ladder"]["chosen"]:
+        lines.append(f"ended: {answer['ladder']['ended']}")
     lines += [f"needed: {one}" for one in answer["needed"]]
     lines.append(f"report and pictures: {answer['folder']}")
     if answer["version"] is None:
