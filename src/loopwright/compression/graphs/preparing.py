@@ -143,7 +143,8 @@ def strip(model: ModelProto) -> None:
     """Remove what describes the graph without being run: shapes between nodes, and an exporter's stack traces, which
     weigh more than a small model and name folders of whoever exported it.
     """
-    del model.graph.value_info[:]
+    del model.graph.value_info[:], model.graph.metadata_props[:]
+    model.graph.doc_string = ""
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
