@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from loopwright.compression.artefact import Artefact
 from loopwright.compression.graphs.blockwise import Blockwise
@@ -225,3 +226,30 @@ def test_tied_weights_and_named_layers_stay_as_they_are(
     assert np.allclose(answered(tmp_path / "tied.onnx", {"ids": ids}), made.answers({"ids": ids}), atol=0.02)
     with pytest.raises(CannotExport, match="no layer to train with rounding"):
         QuantizationAware(epochs=1, skip=("betw*",)).reshape(tied, work_on(subject))
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        one = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.layers = nn.TransformerEncoder(one, 1, enable_nested_tensor=False)
+        self.out = nn.Linear(64, 10)
+
+    def forward(self, features: Tensor) -> Any:
+        return self.out(self.layers(features.reshape(-1, 8, 8)).flatten(1))
+
+
+def test_attention_of_torch_is_rounded_as_linear_layers(
+    digits: Samples, digits_subject: Subject, work_on: Callable[..., Work]
+) -> None:
+    torch.manual_seed(0)
+    packed = network_of(Packed(), digits)
+    made = QuantizationAware(epochs=3, rate=1e-2).reshape(packed, work_on(digits_subject))
+    rounded = [
+        name for name, one in made.module.named_modules() if parametrize.is_parametrized(one, "weight")
+    ]
+    assert len(rounded) == 7, "query, key, value, the way out of attention, two of the FFN, and the answers"
+    assert (made.answers(digits.test).argmax(1) == digits.test.y).mean() > 0.5
+    assert any(isinstance(one, nn.MultiheadAttention) for one in packed.module.modules()), (
+        "the given one is left"
+    )

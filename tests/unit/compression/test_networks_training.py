@@ -363,6 +363,15 @@ def test_blocks_stay_evenly_or_as_said(encoder_subject: Subject, work_on: WorkOn
     assert all(torch.equal(own.up.weight, one) for own, one in zip(kept.module.blocks, wanted, strict=True))
 
 
+def test_a_narrower_student_has_less_of_all_its_layers(encoder_subject: Subject, work_on: WorkOn) -> None:
+    teacher = network_of(Encoder(layers=2, width=64, heads=4, inner=128), encoder_subject.samples)
+    narrow = Student(width=0.5, layers=1).reshape(teacher, work_on(encoder_subject))
+    block = narrow.module.blocks[0]
+    assert (block.up.weight.shape, block.query.weight.shape) == ((64, 32), (32, 32))
+    assert len(Student(width=0.5).reshape(teacher, work_on(encoder_subject)).module.blocks) == 2
+    assert len(teacher.module.blocks) == 2 and teacher.module.blocks[0].up.weight.shape == (128, 64)
+
+
 def test_a_student_of_the_users_must_answer_as_its_teacher(digits_subject: Subject, work_on: WorkOn) -> None:
     teacher, work = digits_subject.network, work_on(digits_subject)
     assert isinstance(teacher, TorchNetwork)
@@ -391,6 +400,7 @@ def test_a_student_of_the_users_must_answer_as_its_teacher(digits_subject: Subje
         ("finetune", {"epochs": 0}, "epochs"),
         ("finetune", {"rate": float("nan")}, "rate"),
         ("student", {"layers": 0}, "layers"),
+        ("student", {"width": 1.0}, "width"),
         ("student", {"keep": [1, 1]}, "keep"),
         ("student", {"layers": 2, "keep": [0]}, "not both"),
         ("qat", {"bits": 5}, "bits"),

@@ -18,6 +18,7 @@ from loopwright.compression.networks.distilling import check_softness, teaching
 from loopwright.compression.networks.fitting import Training, fit
 from loopwright.compression.networks.folding import flow, fold_norms, leads_only_to, own_layers
 from loopwright.compression.networks.grids import Activations, Blocks, Channels, Momentary
+from loopwright.compression.networks.heads import take_apart
 from loopwright.compression.networks.integers import Product, Table
 from loopwright.compression.networks.network import TorchNetwork, call, evaluating, tensors, torch_network
 from loopwright.compression.recipe import without_module
@@ -41,6 +42,7 @@ class QuantizationAware:
     ranges: "observed" follow the batches during the first half of the training; "learned" have a gradient of their own
     (LSQ+). alpha, temperature: as in `distil`; 0 learns from the truth alone. skip: names of layers (* and ? stand for
     letters) that stay as they are. Batch norms are multiplied into the layer before first.
+    `nn.MultiheadAttention` is taken apart into linear layers first.
     The control is the same training without rounding: `finetune`, then `int8-static`, `int8-dynamic` or `weights`.
     """
 
@@ -101,6 +103,7 @@ class QuantizationAware:
         """
         made = torch_network(network).copy()
         made.check()
+        take_apart(made.module)
         folded = fold_norms(made)
         grids = self._round(made, work)
         rows = work.samples.calibration(work.seed)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from loopwright.compression.networks.network import TorchNetwork, call, evaluating, tensors, torch_network
+from loopwright.compression.networks.structured import MOST, PruneStructure
 from loopwright.compression.steps import CannotExport, Work
 from loopwright.compression.subject import Network
 from loopwright.kernel.errors import BadInput
@@ -20,11 +21,12 @@ Maker = Callable[[nn.Module], nn.Module]
 
 @dataclass(frozen=True)
 class Student:
-    """Leave out blocks of the teacher's longest row of equal ones (an `nn.ModuleList` or `nn.Sequential`).
+    """Leave out blocks of the teacher's longest row of equal ones (an `nn.ModuleList` or `nn.Sequential`), or units.
 
-    layers: how many stay, evenly spaced with the first and the last (as DistilBERT and TinyBERT begin). keep: which
-    stay, by position, instead of `layers`. at: the row's name where there are several. What is left out takes its
-    weights along; what stays keeps the teacher's. Train it afterwards: `distil`, or `finetune` for the control.
+    layers: how many stay, evenly spaced with the first and the last; said nothing, half of them. keep: which stay, by
+    position, instead of `layers`. at: the row's name where there are several. width: the share of each layer's units,
+    heads and of the hidden width that stays, those of largest weights (as `prune-structure` removes them); alone, all
+    blocks stay. What stays keeps the teacher's weights. Train it afterwards: `distil`, or `finetune` for the control.
     """
 
     name: ClassVar[str] = "student"
@@ -32,6 +34,7 @@ class Student:
     layers: int | None = None
     keep: tuple[int, ...] = ()
     at: str = ""
+    width: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", tuple(self.keep))
@@ -50,13 +53,28 @@ class Student:
                 "positions of layers", where="student.keep", got=self.keep, wanted="each once, from 0"
             )
 
+        if self.width is not None and not 1 - MOST <= self.width < 1:
+            raise BadInput(
+                "the share of units that stays", where="student.width", got=self.width,
+                wanted=f"{1 - MOST:.2f} to less than 1",
+            )  # fmt: skip
+
     def reshape(self, network: Network, work: Work) -> TorchNetwork:
-        """A copy with fewer blocks; their positions and the parameters before and after are noted.
+        """A copy with fewer blocks or units; their positions and the parameters before and after are noted.
 
         Raises CannotExport for a network without a row of equal blocks, BadInput for one that is too short, or a
         student that does not answer as its teacher does.
         """
-        teacher = torch_network(network)
+        teacher = student = torch_network(network)
+        if self.layers is not None or self.keep or self.width is None:
+            student = self._shorter(teacher, work)
+        if self.width is not None:
+            gone = 1 - self.width
+            cut = PruneStructure(ratio=gone, width_ratio=gone, rounds=1, epochs=0)
+            student = torch_network(cut.reshape(student, work))
+        return checked(student, teacher, work)
+
+    def _shorter(self, teacher: TorchNetwork, work: Work) -> TorchNetwork:
         row = self.at or longest_row(teacher.module)
         if row is None:
             raise CannotExport(
@@ -85,7 +103,7 @@ class Student:
                 "student_of": len(blocks),
             }
         )
-        return checked(student, teacher, work)
+        return student
 
 
 def made_by(maker: Maker, teacher: TorchNetwork, work: Work) -> TorchNetwork:
