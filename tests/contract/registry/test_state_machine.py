@@ -563,7 +563,7 @@ def test_on_sqlite(sqlite_template: Path, tmp_path: Path) -> None:
         shutil.copy(sqlite_template, folder / "ledger.db")
         return f"sqlite:///{folder / 'ledger.db'}", folder
 
-    run(fresh, examples=30, steps=36)
+    run(fresh, examples=12, steps=36)
 
 
 @pytest.fixture
@@ -592,4 +592,4 @@ def test_on_postgresql(databases: Callable[[], str], tmp_path: Path) -> None:
         folder.mkdir()
         return databases(), folder
 
-    run(fresh, examples=7, steps=30)
+    run(fresh, examples=4, steps=30)

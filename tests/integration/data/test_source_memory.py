@@ -23,7 +23,7 @@ print(staged.input_rows, peak() - before)
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, format_: str) -> None:
     taken = []
     # Both beyond what buffers and allocators take until they are warm.
-    for megabytes in (60, 180):
+    for megabytes in (40, 130):
         path, rows = tmp_path / f"{megabytes}.{format_}", megabytes * 10_000
         with path.open("w") as file:
             if format_ == "csv":
@@ -46,4 +46,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, format_: str) -> Non
         taken.append(megabytes_taken)
         path.unlink()
     small, large = taken
-    assert large < 200 and large < small + 60, taken
+    assert large < 150 and large < small + 45, taken

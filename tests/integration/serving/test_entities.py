@@ -298,5 +298,6 @@ def test_a_redis_that_dies_and_comes_back_takes_only_those_with_it_who_need_it(
     redis()
     place.materialize(url, full=True)
     eventually(lambda: infer(server, ASKED | ENTITIES).status_code == 200)
-    assert "warnings" not in server.http.get("/readyz").json()
+    # Which worker is asked is the kernel's choice, and each looks for itself.
+    eventually(lambda: "warnings" not in server.http.get("/readyz").json())
     assert "hidden" not in server.log.read_text()
