@@ -165,8 +165,11 @@ def flights(tmp_path_factory: pytest.TempPathFactory) -> Place:
     with published.open("flights.csv") as stream, (project / "flights.csv").open("w") as file:
         lines = io.TextIOWrapper(stream)
         file.writelines(next(lines) for _ in range(FLIGHTS + 1))
+    weather = (Path(data.origin).parent / "data" / "weather.csv").read_text().splitlines(keepends=True)
+    (project / "weather.csv").write_text("".join([weather[0], *(w for w in weather if ",2013,1," in w)]))
     settings = {
-        "data.sources.flights.uri": "flights.csv", "data.as_of": "2013-01-10T00:00:00Z", "data.holdout": "3d",
+        "data.sources.flights.uri": "flights.csv", "data.sources.weather.uri": "weather.csv",
+        "data.as_of": "2013-01-10T00:00:00Z", "data.holdout": "3d",
         "search": "null", "gates.metrics": '{roc_auc: ">= 0.53"}', "gates.baseline": "null", "explain.rows": "20",
         "gates.behaviour": "null", "gates.fairness": "{not_applicable: ten days in January are a sample}",
         "policy": "{tier: low}", "compression": "{recipe: [{step: int8-static}]}",
