@@ -20,7 +20,7 @@ from loopwright.compression.networks.folding import flow, fold_norms, leads_only
 from loopwright.compression.networks.grids import Activations, Blocks, Channels, Momentary
 from loopwright.compression.networks.heads import take_apart
 from loopwright.compression.networks.integers import Product, Table
-from loopwright.compression.networks.network import TorchNetwork, call, evaluating, tensors, torch_network
+from loopwright.compression.networks.network import TorchNetwork, torch_network
 from loopwright.compression.recipe import without_module
 from loopwright.compression.steps import CannotExport, Work
 from loopwright.compression.subject import Network
@@ -106,13 +106,9 @@ class QuantizationAware:
         take_apart(made.module)
         folded = fold_norms(made)
         grids = self._round(made, work)
-        rows = work.samples.calibration(work.seed)
-        with evaluating(made.module), torch.no_grad():
-            for at in range(0, len(rows), self.batch):
-                call(
-                    made.module,
-                    tensors({name: all_[at : at + self.batch] for name, all_ in rows.feeds.items()}),
-                )
+        if grids:
+            rows = work.samples.calibration(work.seed)
+            made.answers(rows, self.batch)
         for grid in grids:
             grid.begin()
         quantized = QuantizedNetwork(**{name: getattr(made, name) for name in made.__dataclass_fields__})
