@@ -220,7 +220,7 @@ def _candidates(ladder: dict[str, Any]) -> list[str]:
         latency, loss = one["latency"], one["validation"]
         found.append(
             f"  {one['name']}: {said_size(one['size'])}, p99 {latency['p99']:.3g} ms "
-            f"({latency['ratio']:.2g} times the parent's speed), loss {loss['loss']:.2%}, "
+            f"({latency['ratio']:.2g} times the parent's speed), loss {round(loss['loss'], 5) + 0.0:.2%}, "
             f"at most {loss['loss_high']:.2%}"
         )  # fmt: skip
     return found

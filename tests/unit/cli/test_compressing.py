@@ -73,3 +73,30 @@ def test_a_file_beyond_all_recipes_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("- {step: tree-rounds}\n" * 10_000)
     with pytest.raises(BadInput, match="too large"):
         _recipe(str(tmp_path / "r.yaml"))
+
+
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
+def test_the_check_of_a_billion_answers_by_its_exit_code_too(
+    loopwright: Type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ok: bool, code: int
+) -> None:
+    class Report:
+        def to_json(self) -> dict[str, object]:
+            return {"ok": ok, "size": 290_000_000}
+
+        def to_text(self) -> str:
+            return "weights are random"
+
+    asked: list[Path] = []
+
+    def run_check(folder: Path, **rest: object) -> Report:
+        asked.append(folder)
+        return Report()
+
+    monkeypatch.setattr("loopwright.compression.streaming.check.run_check", run_check)
+    plain, said = (
+        loopwright("compress", "--check-billion"),
+        loopwright("compress", "--check-billion", "--json"),
+    )
+    assert (plain.code, said.code) == (code, code)
+    assert "weights are random" in plain.out and json.loads(said.out)["size"] == 290_000_000
+    assert asked[0].is_dir() and asked[0].is_relative_to(tmp_path)
