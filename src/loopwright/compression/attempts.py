@@ -7,7 +7,8 @@
     FOLDER/shared/DIGEST/                   what all recipes of one subject share
 
 A folder of a candidate without `candidate.json` is what a killed process left: the next attempt begins it anew. KEY is
-of the parent's graph and weights, the rows, how it is asked, the recipe and the seed, so equal work is done once.
+of the parent's graph and weights, the rows, how it is asked and judged, the recipe and the seed (and of the loss and
+the make-up of the module, for a recipe that trains), so equal work is done once.
 """
 
 import json
@@ -31,10 +32,11 @@ from loopwright.compression.artefact import Artefact
 from loopwright.compression.candidate import Candidate, Quality, Status
 from loopwright.compression.judging import Parent, alike, alone, depends_on_batch, predict, quality
 from loopwright.compression.latency import compare
+from loopwright.compression.marks import mark_of
 from loopwright.compression.peak import Peak
 from loopwright.compression.recipe import Recipe, cook
 from loopwright.compression.steps import CannotExport, OutOfTime, Work
-from loopwright.compression.subject import Notes, Subject, Unnoted
+from loopwright.compression.subject import Network, Notes, Subject, Unnoted
 from loopwright.kernel.digest import canonical_json, digest_json
 from loopwright.kernel.errors import BadInput, LoopwrightError, NotFound, Refused, Tampered
 from loopwright.kernel.files import lock, write_atomic
@@ -107,7 +109,8 @@ def attempt(
     Never raises because a recipe fails: the candidate is FAILED, and `why` says at what. One that ran out of time is
     SKIPPED and not kept, so that more time may be given. `parent`: shared by the attempts at one subject. `threads`:
     for training. `until`: see `Work`. `floor`: bytes, computed when left out. Safe to kill and to repeat; of two
-    processes at the same attempt one waits. Raises BadInput for a subject that cannot answer its own rows.
+    processes at the same attempt one waits. Raises BadInput for a subject that cannot answer its own rows, or whose
+    answers its metric says nothing about.
     """
     parent = parent or Parent.of(subject)
     key = key_of(recipe, parent, seed)
@@ -115,7 +118,7 @@ def attempt(
         known = _usable(folder, key)
         if known is not None:
             return replace(known, name=recipe.name, control=recipe.control)
-        parent.answers("validation")
+        _ = parent.value
         own = folder / "candidates" / key
         tracking = tracking or Untracked()
         _end_killed(own, tracking)
@@ -210,8 +213,15 @@ def key_of(recipe: Recipe, parent: Parent, seed: int) -> str:
     """Equal for equal work on an equal subject: 12 hex digits."""
     return digest_json({
         "form": FORM, "parent": parent.digest, "recipe": recipe.to_json(), "seed": seed,
-        "runtime": onnxruntime.__version__,
+        "runtime": onnxruntime.__version__, **(_learner(parent.subject.network) if recipe.trains else {}),
     })[:12]  # fmt: skip
+
+
+def _learner(network: Network | None) -> dict[str, str]:
+    """What training depends on and the graph does not show: the loss, and what a module does only while it learns."""
+    if network is None:
+        return {}
+    return {"loss": mark_of(getattr(network, "loss", None)), "module": mark_of(repr(network.module))}
 
 
 def shared_folder(folder: Path, parent: Parent) -> Path:

@@ -9,11 +9,13 @@ import onnxruntime as ort
 from loopwright.compression.artefact import Artefact
 from loopwright.compression.candidate import Agreement, Quality
 from loopwright.compression.facts import Facts, facts_of
+from loopwright.compression.marks import mark_of
 from loopwright.compression.session import answer_name, open_session, run
 from loopwright.compression.subject import Array, Feeds, Rows, Subject, check_feeds
 from loopwright.kernel.digest import digest_json
 from loopwright.kernel.errors import BadInput
 from loopwright.stats.bootstrap import paired_bootstrap
+from loopwright.stats.metrics import METRICS
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -48,6 +50,7 @@ class Parent:
     _answers: dict[str, Array] = field(default_factory=dict)
     _facts: Facts | None = None
     _digest: str = ""
+    _value: float | None = None
 
     @staticmethod
     def of(subject: Subject, threads: int = 1) -> "Parent":
@@ -59,6 +62,23 @@ class Parent:
             rows: Rows = getattr(self.subject.samples, part)
             self._answers[part] = predict(self.subject.graph, rows.feeds, threads=self.threads)
         return self._answers[part]
+
+    @property
+    def value(self) -> float:
+        """Its metric on the validation rows; raises BadInput where there is none that a loss can be a share of."""
+        if self._value is None:
+            subject, rows = self.subject, self.subject.samples.validation
+            answers = _judged(subject, self.answers("validation"))
+            try:
+                found = float(subject.metric(rows.y, answers))
+            except (IndexError, ValueError) as error:  # of numpy, where truth and answers do not fit
+                raise BadInput(
+                    f"`{subject.metric.name}` cannot be told of this truth and these answers ({error})",
+                    where=subject.name, got=f"truth from {rows.y.min()} to {rows.y.max()}, answers {answers.shape}",
+                    wanted="class indices from 0 on, each with a column of the answers; or numbers",
+                ) from error  # fmt: skip
+            self._value = _share_of(subject, found, found)
+        return self._value
 
     @property
     def facts(self) -> Facts:
@@ -77,8 +97,18 @@ class Parent:
                 "metric": self.subject.metric.name,
                 "production": [asked.batch, asked.threads, dict(asked.lengths)],
                 "batch_free": self.subject.batch_free,
+                **self._own_functions(),
             })  # fmt: skip
         return self._digest
+
+    def _own_functions(self) -> dict[str, str]:
+        """Marks of what only this user computes, as far as there is any."""
+        found, judged_by = {}, self.subject.metric
+        if METRICS.get(judged_by.name) is not judged_by:
+            found["judge"] = f"{judged_by.direction} {mark_of(judged_by.prepare)}"
+        if self.subject.answer is not None:
+            found["answer"] = mark_of(self.subject.answer)
+        return found
 
 
 def quality(
@@ -103,17 +133,8 @@ def quality(
         subject.metric, rows.y, _judged(subject, new), _judged(subject, old),
         resamples=resamples, confidence=confidence, seed=seed,
     )  # fmt: skip
-    if not np.isfinite([found.new, found.old, found.low, found.high]).all():
-        raise BadInput(
-            f"`{found.metric}` is undefined on these rows", where=subject.name,
-            got=f"{found.new} beside the parent's {found.old}", wanted="rows of every class",
-        )  # fmt: skip
-    if not found.old:
-        raise BadInput(
-            "a share of nothing says nothing", where=subject.name, got=f"a parent whose {found.metric} is 0",
-            wanted="another metric",
-        )  # fmt: skip
-    loss, low, high = (0.0 - gain / abs(found.old) for gain in (found.difference, found.high, found.low))
+    whole = abs(_share_of(subject, found.old, found.new, found.low, found.high))
+    loss, low, high = (0.0 - gain / whole for gain in (found.difference, found.high, found.low))
     return Quality(found.metric, found.new, found.old, loss, low, high, found.confidence, found.rows)
 
 
@@ -203,6 +224,21 @@ def _predict(session: ort.InferenceSession, artefact: Artefact, feeds: Feeds, ba
             wanted="finite answers", next="Keep the layers that overflow in FP32.",
         )  # fmt: skip
     return answers
+
+
+def _share_of(subject: Subject, parent: float, new: float, *bounds: float) -> float:
+    """The parent's value, once it is known that losses can be shares of it."""
+    if not np.isfinite([parent, new, *bounds]).all():
+        raise BadInput(
+            f"`{subject.metric.name}` is undefined on these rows", where=subject.name,
+            got=f"{new} beside the parent's {parent}", wanted="rows of every class",
+        )  # fmt: skip
+    if not parent:
+        raise BadInput(
+            "a share of nothing says nothing", where=subject.name, got=f"a parent whose {subject.metric.name} is 0",
+            wanted="another metric",
+        )  # fmt: skip
+    return parent
 
 
 def _judged(subject: Subject, answers: Array) -> Array:

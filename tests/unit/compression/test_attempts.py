@@ -8,7 +8,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from loopwright.compression.recipe import Recipe
 from loopwright.compression.steps import CannotExport, Work
 from loopwright.compression.subject import Samples, Subject
 from loopwright.kernel.errors import BadInput, NotFound, Tampered, Unavailable
+from loopwright.stats.metrics import metric
 from loopwright.training.recorder import Recorder
 from tests.unit.compression.example_graphs import Blur, linear, linear_samples, linear_subject, model_of
 
@@ -169,6 +171,48 @@ def test_other_work_is_other_work(subject: Subject, folder: Path, tmp_path: Path
     attempt(BLUR, subject, folder)
     attempt(BLUR, subject, folder, seed=8)
     assert cooked(folder) == 2 and len(candidates(folder)) == 2
+
+
+@dataclass(frozen=True)
+class Learns:
+    """A step on modules, for a recipe that trains."""
+
+    name: ClassVar[str] = "learns"
+
+    def reshape(self, network: Any, work: Work) -> Any:
+        return network
+
+
+def test_another_way_to_judge_or_to_train_is_other_work(subject: Subject, folder: Path) -> None:
+    def turned(share: float) -> Any:
+        return lambda answers: answers if share else answers[:, ::-1]
+
+    def learning(module: str, share: float) -> Subject:
+        network = SimpleNamespace(module=module, loss=lambda answers, truth: share * truth)
+        return replace(subject, network=cast(Any, network))
+
+    judged = [subject, *(replace(subject, answer=turned(share)) for share in (0.0, 1.0))]
+    judged.append(replace(subject, metric=replace(subject.metric, prepare=metric("brier").prepare)))
+    assert len({key_of(BLUR, Parent.of(one), 7) for one in judged}) == 4
+    again = replace(subject, answer=turned(0.0))
+    assert key_of(BLUR, Parent.of(again), 7) == key_of(BLUR, Parent.of(judged[1]), 7)
+    before, after = (attempt(BLUR, one, folder).validation for one in (subject, judged[1]))
+    assert before is not None and after is not None and after.parent < before.parent - 0.3
+    learners = [learning("Linear()", 0.5), learning("Linear()", 0.7), learning("Linear(dropout=0.1)", 0.5)]
+    recipe = Recipe("learns", (Learns(),))
+    assert len({key_of(recipe, Parent.of(one), 7) for one in learners}) == 3
+    assert len({key_of(BLUR, Parent.of(one), 7) for one in (*learners, subject)}) == 1
+
+
+def test_truth_that_the_answers_have_no_place_for_is_the_callers_error(
+    subject: Subject, folder: Path
+) -> None:
+    samples = subject.samples
+    beyond = replace(samples, validation=replace(samples.validation, y=samples.validation.y + 9))
+    wrong = replace(subject, samples=beyond, metric=metric("log_loss"))
+    with pytest.raises(BadInput, match=r"class indices from 0 on"):
+        attempt(BLUR, wrong, folder)
+    assert candidates(folder) == []
 
 
 def test_the_empty_recipe_is_the_parent_itself(subject: Subject, folder: Path) -> None:
