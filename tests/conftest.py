@@ -32,6 +32,7 @@ TOGETHER = {
     "tests/contract/features/test_spark.py": "Spark",
     "tests/integration/features/test_lake.py": "Spark",
     "tests/unit/features/test_portable.py": "Spark",
+    "tests/unit/compression/": "torch and the networks trained once",
 }
 """Files by what they share: a second process would wait for the demo to be played, or start a Spark of its own."""
 
