@@ -74,7 +74,7 @@ class Parent:
             except (IndexError, ValueError) as error:  # of numpy, where truth and answers do not fit
                 raise BadInput(
                     f"`{subject.metric.name}` cannot be told of this truth and these answers ({error})",
-                    where=subject.name, got=f"truth from {rows.y.min()} to {rows.y.max()}, answers {answers.shape}",
+                    where=subject.name, got=f"truth from {np.sort(rows.y)[0]} to {np.sort(rows.y)[-1]}, answers {answers.shape}",
                     wanted="class indices from 0 on, each with a column of the answers; or numbers",
                 ) from error  # fmt: skip
             self._value = _share_of(subject, found, found)

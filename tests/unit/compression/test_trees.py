@@ -19,11 +19,17 @@ from loopwright.compression.judging import predict, quality
 from loopwright.compression.recipe import Recipe, cook
 from loopwright.compression.steps import CannotExport, Work, step
 from loopwright.compression.subject import Rows, Samples, Subject
-from loopwright.compression.trees.ensemble import Ensemble, read
+from loopwright.compression.trees.ensemble import Ensemble, nodes_of, read
 from loopwright.compression.trees.rounding import codebook
 from loopwright.compression.trees.rounds import is_averaged
 from loopwright.compression.trees.sharing import folded, settled
-from loopwright.compression.trees.writing import operator_listed, packed, trees_of, write
+from loopwright.compression.trees.writing import (
+    operator_listed,
+    packed,
+    trees_of,
+    write,
+    write_for_now,
+)
 from loopwright.kernel.errors import BadInput
 from loopwright.training.export import to_onnx
 
@@ -234,6 +240,41 @@ def test_refitted_leaves_come_nearer_to_all_rounds_on_fresh_rows(subject_of: Mad
             made, _ = encoded(subject, tmp_path, "tree-rounds", keep=0.25, refit=refit)
             distance[refit] = float(np.mean((predict(made, rows) - wanted) ** 2))
         assert distance[True] < 0.95 * distance[False], name
+
+
+def averaging(subject: Subject, path: Path, base: float = 0.0) -> Subject:
+    """The same forest as one that averages: every leaf as large as the number of trees makes it."""
+    model = subject.graph.load()
+    node, *_ = nodes_of(model)
+    one = read(node)
+    made = operator_listed(replace(one, weight=one.weight * one.trees), node)
+    for item in [item for item in made.attribute if item.name in ("aggregate_function", "base_values")]:
+        made.attribute.remove(item)
+    made.attribute.extend([
+        helper.make_attribute("aggregate_function", "AVERAGE"), helper.make_attribute("base_values", [base]),
+    ])  # fmt: skip
+    node.CopyFrom(made)
+    return replace(subject, graph=save(model, path))
+
+
+def test_trees_that_are_averaged_by_the_operator_are_refitted_to_their_average(
+    subject_of: Made, tmp_path: Path
+) -> None:
+    subject = averaging(subject_of("regression: forest"), tmp_path / "average.onnx")
+    rows = subject.samples.test.feeds
+    wanted, distance = predict(subject.graph, rows), {}
+    np.testing.assert_allclose(wanted, predict(subject_of("regression: forest").graph, rows), rtol=1e-4)
+    for refit in (False, True):
+        made, _ = encoded(subject, tmp_path, "tree-rounds", keep=0.25, refit=refit)
+        distance[refit] = float(np.mean((predict(made, rows) - wanted) ** 2))
+    assert distance[True] < 0.95 * distance[False]
+
+
+def test_a_base_is_added_to_an_average_and_not_averaged(subject_of: Made, tmp_path: Path) -> None:
+    subject = averaging(subject_of("regression: forest"), tmp_path / "average.onnx", base=5.0)
+    model, rows = subject.graph.load(), subject.samples.test.feeds
+    made = write_for_now(model, trees_of(model), tmp_path / "now.onnx")
+    np.testing.assert_allclose(predict(made, rows), predict(subject.graph, rows), rtol=1e-4)
 
 
 def test_leaves_that_rounding_shared_are_refitted_one_by_one(subject_of: Made, tmp_path: Path) -> None:

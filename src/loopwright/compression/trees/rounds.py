@@ -203,7 +203,7 @@ def first_rounds(
     if averaged:
         weight = (weight * (ensemble.trees / len(kept))).astype(np.float32)
     if fit is not None:
-        wanted = fit.sums * (ensemble.trees / len(kept) if ensemble.aggregate == "AVERAGE" else 1.0)
+        wanted = fit.sums * (len(kept) / ensemble.trees if ensemble.aggregate == "AVERAGE" else 1.0)
         weight = refitted(ensemble, kept, weight, fit.ends, wanted)
     return replace(ensemble, weight=weight).with_trees(kept)
 

@@ -245,6 +245,8 @@ def _flat_nodes(
     classifier = node.op_type == "TreeEnsembleClassifier"
     if not ensemble.single:  # one leaf, one number: leaves of several would need a tree for each
         return None
+    if ensemble.aggregate != "SUM" and ensemble.base.any():  # one tree more would be averaged with the others
+        return None
     if node.op_type == "TreeEnsemble":
         return [operator_flat(ensemble, node.name, node.input[0], node.output[0])]
     if not classifier:
