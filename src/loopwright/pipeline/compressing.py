@@ -6,6 +6,7 @@ A killed one leaves no version; the next goes on from the candidates that were m
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -298,10 +299,18 @@ def lock_of(folder: Path) -> Path:
     return folder.with_suffix(".lock")
 
 
+_OWN = re.compile(r"[0-9a-f]{16}")
+"""Other folders beside them are the check's, which has an `original.onnx` and a lock of its own."""
+
+
 def _prune(folder: Path, keep: Path) -> None:
     """Delete the working folders that were used longest ago; never `keep`, nor one that somebody works in."""
     others = sorted(
-        (one for one in folder.iterdir() if (one / "original.onnx").is_file() and one != keep),
+        (
+            one
+            for one in folder.iterdir()
+            if _OWN.fullmatch(one.name) and (one / "original.onnx").is_file() and one != keep
+        ),
         key=lambda one: one.stat().st_mtime,
     )
     for old in others[: max(0, len(others) - KEPT + 1)]:

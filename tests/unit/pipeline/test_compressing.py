@@ -18,7 +18,9 @@ from loopwright.bundle.testing import logistic_onnx, tiny_bundle
 from loopwright.compression.artefact import Artefact
 from loopwright.compression.constraints import Constraints
 from loopwright.compression.facts import facts_of
+from loopwright.compression.graphs.blockwise import Blockwise
 from loopwright.compression.plan import Traits
+from loopwright.compression.steps import Work
 from loopwright.compression.subject import Production
 from loopwright.kernel.errors import BadInput
 from loopwright.kernel.files import lock
@@ -214,14 +216,28 @@ def test_golden_answers_may_differ_by_what_kernels_differ_and_no_more() -> None:
     assert golden_tolerance(exact, X, "binary") == 1e-5
 
 
+def test_golden_answers_of_weights_in_blocks_are_as_narrow_as_others(tmp_path: Path) -> None:
+    """Their scales are halves that a Cast widens: without folded constants the kernel answers with zeros."""
+    whole, random = tmp_path / "whole.onnx", np.random.default_rng(1)
+    whole.write_bytes(logistic_onnx(random.normal(size=(64, 64)).astype(np.float32), 0.0))
+    work: Any = Work(None, tmp_path, tmp_path)  # type: ignore[arg-type]  # rounding to the nearest needs no rows
+    small = Blockwise(bits=8, method="nearest").encode(Artefact.open(whole), tmp_path / "small.onnx", work)
+    assert {"MatMulNBits", "Cast"} <= small.operators
+    x = random.normal(size=(64, 64)).astype(np.float32)
+    assert golden_tolerance(small.path.read_bytes(), x, "multiclass") < 1e-3
+
+
 def test_working_folders_beyond_the_newest_go_unless_somebody_works_there(tmp_path: Path) -> None:
     home = Home.at(tmp_path)
     folders = [work_folder(home, f"{number:064x}"[::-1]) for number in range(8)]
     for age, folder in enumerate(folders):
         folder.joinpath("original.onnx").write_bytes(b"x")
         os.utime(folder, (1_000 + age, 1_000 + age))
-    (folders[0].parent / "billion-1").mkdir()  # not ours
+    check = folders[0].parent / "billion-0123456789ab"  # not ours, older than all, and its lock is another
+    check.mkdir()
+    check.joinpath("original.onnx").write_bytes(b"x")
+    os.utime(check, (1, 1))
     with lock(lock_of(folders[0])):
         _prune(folders[0].parent, folders[7])
     assert [folder.exists() for folder in folders] == [True, False, False, False, True, True, True, True]
-    assert (folders[0].parent / "billion-1").exists()
+    assert check.joinpath("original.onnx").exists()
