@@ -6,7 +6,7 @@ from pathlib import Path
 
 ORDER = (
     "startup", "checks", "training_set", "online", "governance", "lineage", "serving", "models", "serving_rivals",
-    "compression_billion", "soak", "rollback", "demo",
+    "compression", "compression_billion", "soak", "rollback", "demo",
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -175,16 +175,22 @@ def _planned(answer: dict[str, Any]) -> str:
     asked.append(f"a loss of at most {wanted['loss']:.2%} of {answer['metric']}")
     head = (
         f"{answer['model']} version {answer['parent']}: {answer['kind']}, {answer['parameters']:,} parameters, "
-        f"{said_size(answer['size'])}{'' if answer['trainable'] else ', no torch module'}\n"
+        f"{said_size(answer['size'])}"
+        f"{'' if answer['trainable'] or answer['kind'] == 'trees' else ', no torch module'}\n"
         f"asked: {', '.join(asked)}\n"
         f"rows: {rows['train']:,} teach, {rows['validation']:,} choose, {rows['test']:,} report"
     )
     columns: list[Column] = [
-        ("technique", "technique"), ("recipe", "name"), ("at least", lambda one: said_size(one["floor"])),
+        ("technique", "technique"), ("recipe", "name"), ("at least", _least),
         ("", lambda one: f"skipped: {one['skipped']}" if one["skipped"] else
          f"beside it: {one['control']}" if one["control"] else ""),
     ]  # fmt: skip
     return f"{head}\n\n{table(answer['rungs'], columns)}\n\nNothing was trained, nothing registered."
+
+
+def _least(rung: Mapping[str, Any]) -> str | None:
+    """The bytes below which it cannot come; nothing is known of trees, and nothing is made of the original."""
+    return said_size(rung["floor"]) if rung["floor"] and rung["name"] != "original" else None
 
 
 def _said(answer: dict[str, Any]) -> str:
@@ -202,13 +208,23 @@ def _said(answer: dict[str, Any]) -> str:
     lines += [f"needed: {one}" for one in answer["needed"]]
     lines.append(f"report and pictures: {answer['folder']}")
     if answer["version"] is None:
-        return "\n".join([*lines, f"refused: {answer['refused']}. No version was registered."])
+        lines.append(f"refused: {answer['refused']}. No version was registered.")
+        return "\n".join([*lines, *_unsure(answer)])
     said = "is there already, from the same compression" if answer["again"] else "registered"
     return "\n".join([
         *lines, f"{said}: {answer['model']} version {answer['version']} (bundle {answer['bundle'][:12]}), child of "
         f"version {answer['parent']}",
         f"next: loopwright promote {answer['model']} {answer['version']} --to production",
     ])  # fmt: skip
+
+
+def _unsure(answer: dict[str, Any]) -> list[str]:
+    """What to do where the rows that chose nothing are too few for a verdict on the loss."""
+    name = f"not worse than version {answer['parent']}"
+    gates = (answer["gates"] or {}).get("results", [])
+    if not any(one["name"].startswith(name) and one["verdict"] == "INCONCLUSIVE" for one in gates):
+        return []
+    return ["next: more held-out rows would tell; or allow a larger --max-loss"]
 
 
 def _candidates(ladder: dict[str, Any]) -> list[str]:
