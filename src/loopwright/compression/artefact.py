@@ -91,11 +91,11 @@ class Artefact:
         beside = external_files(model, path)
         parameters = 0
         for body in bodies_of(model):
-            users = _users(body)
+            users, paired = _users(body), _paired(body)
             for name, tensor in _stored(body):
                 if numbers or not uses_external_data(tensor):
                     _check_numbers(name, tensor, users.get(name, frozenset()), path)
-                parameters += _count(tensor, users.get(name, frozenset()))
+                parameters += _count(tensor, name in paired)
             for node in body.node:
                 parameters += _count_attributes(node, path)
         weights = {tensor.name for tensor in model.graph.initializer}
@@ -281,14 +281,26 @@ def _parts(name: str, tensor: TensorProto, path: Path) -> Iterator[np.ndarray[An
             yield np.frombuffer(stream.read(min(_CHUNK, count - at) * kind.itemsize), kind)
 
 
-def _count(tensor: TensorProto, users: frozenset[str]) -> int:
+def _paired(body: GraphProto | FunctionProto) -> set[str]:
+    """Tensors whose bytes hold two numbers of 4 bits each, as their operators say; given to them as they lie, or in
+    another shape.
+    """
+    shaped = {node.output[0]: node.input[0] for node in body.node if node.op_type == "Reshape"}
+    return {
+        shaped.get(name, name)
+        for node in body.node
+        if node.op_type in _PACKED
+        and next((item.i for item in node.attribute if item.name == "bits"), 4) == 4
+        for name in node.input
+    }
+
+
+def _count(tensor: TensorProto, paired: bool) -> int:
     if tensor.data_type not in _WEIGHTS:
         return 0
     numbers = int(np.prod(tensor.dims, dtype=np.int64))
     return (
-        2 * numbers
-        if tensor.data_type == TensorProto.UINT8 and users & _PACKED and len(tensor.dims) > 1
-        else numbers
+        2 * numbers if paired and tensor.data_type == TensorProto.UINT8 and len(tensor.dims) > 1 else numbers
     )
 
 

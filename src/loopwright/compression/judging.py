@@ -72,9 +72,10 @@ class Parent:
             try:
                 found = float(subject.metric(rows.y, answers))
             except (IndexError, ValueError) as error:  # of numpy, where truth and answers do not fit
+                truth = np.sort(rows.y)
                 raise BadInput(
                     f"`{subject.metric.name}` cannot be told of this truth and these answers ({error})",
-                    where=subject.name, got=f"truth from {np.sort(rows.y)[0]} to {np.sort(rows.y)[-1]}, answers {answers.shape}",
+                    where=subject.name, got=f"truth from {truth[0]} to {truth[-1]}, answers {answers.shape}",
                     wanted="class indices from 0 on, each with a column of the answers; or numbers",
                 ) from error  # fmt: skip
             self._value = _share_of(subject, found, found)

@@ -14,7 +14,7 @@ from loopwright.compression.judging import predict
 from loopwright.compression.rows import Data, rows_of, split
 from loopwright.compression.steps import CannotExport, without_torch
 from loopwright.compression.subject import Array, Production, Samples, Subject
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.errors import BadInput, LoopwrightError
 from loopwright.kernel.files import write_atomic
 from loopwright.kernel.progress import Progress, Silent
 from loopwright.stats.metrics import Metric
@@ -123,7 +123,15 @@ def _graph(model: Any, train: Data, metric: Metric, task: str, folder: Path, wat
     x = next(iter(rows.feeds.values())).astype(np.float32)
     task = task or _task(metric, rows.y, columns=None)
     data = to_onnx(model, [f"feature_{at}" for at in range(x.shape[1])], task)
-    check = check_export(model, data, x[:CHECKED_ROWS])
+    try:
+        check = check_export(model, data, x[:CHECKED_ROWS])
+    except LoopwrightError:
+        raise
+    except Exception as error:  # whatever the model's own library raises
+        raise BadInput(
+            f"the model does not take these rows ({type(error).__name__}: {' '.join(str(error).split())[:300]})",
+            where=type(model).__name__, got=f"{x.shape[1]} columns", wanted="the columns that it was fitted on",
+        ) from error  # fmt: skip
     _say(folder, watch, check.rows, check.max_difference)
     if not check.equal:
         raise Inconvertible(

@@ -238,6 +238,15 @@ def test_wrong_arguments_say_what_is_wrong(
         compress(given.pop("model"), given.pop("train"), given.pop("held_out"), **given)
 
 
+def test_rows_that_a_fitted_model_does_not_take_are_told(train: Pair, held_out: Pair, tmp_path: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    (x, y), (held_x, held_y) = train, held_out
+    fitted = LogisticRegression().fit(x, y)
+    with pytest.raises(BadInput, match=r"does not take these rows.*3 columns.*fitted on"):
+        apply("fp16", fitted, (x[:, :3], y), (held_x[:, :3], held_y), metric="accuracy", folder=tmp_path)
+
+
 @pytest.fixture(scope="module")
 def exported(
     digits: Samples, digits_network: "TorchNetwork", tmp_path_factory: pytest.TempPathFactory
@@ -288,6 +297,34 @@ def test_a_student_of_the_users_is_a_rung_with_its_control(exported: tuple[Subje
     assert found.validation is not None and found.validation.value > 0.8
     lost = apply([{"step": "given-student", "student": "0" * 12}], subject, folder=folder)
     assert not lost.measured and "no such student" in lost.why
+
+
+def test_a_module_that_answers_with_one_number_is_a_teacher_too(
+    train: Pair, held_out: Pair, tmp_path: Path
+) -> None:
+    import torch
+    from torch import nn
+
+    from loopwright.compression.networks.distilling import soft_yes
+
+    class Score(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(self.first(x)))[:, 0]  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    found = apply(
+        "distil", Score(), train, held_out, metric="roc_auc", settings={"epochs": 1, "rate": 0.01},
+        folder=tmp_path,
+    )  # fmt: skip
+    assert found.measured, found.why
+    own, theirs = torch.tensor([0.3, -2.0, 1.0]), torch.tensor([1.5, 0.0, -1.0])
+    assert float(soft_yes(own, theirs, 2.0)) == pytest.approx(
+        float(soft_yes(own[:, None], theirs[:, None], 2.0))
+    )
 
 
 def test_modules_that_cannot_be_taken_are_told_why(digits: Samples, tmp_path: Path) -> None:

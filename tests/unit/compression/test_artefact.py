@@ -60,6 +60,23 @@ def test_a_number_packed_in_four_bits_is_one_number(tmp_path: Path) -> None:
     weights = {"w": np.zeros((4, 1, 16), np.uint8), "scales": np.ones(4, np.float32)}
     model = model_of([packed], weights, {"x": ("rows", 32)}, domains=["com.microsoft"])
     assert save(model, tmp_path / "m.onnx").parameters == 4 * 32 + 4
+    bits = next(item for item in model.graph.node[0].attribute if item.name == "bits")
+    bits.i = 8  # a byte each, two blocks of 16
+    assert save(model, tmp_path / "m.onnx").parameters == 4 * 16 + 4
+
+
+def test_a_table_of_four_bits_is_counted_behind_the_shape_it_is_read_in(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Reshape", ["w", "shape"], ["flat"]),
+        helper.make_node(
+            "GatherBlockQuantized", ["flat", "x", "scales"], ["y"], domain="com.microsoft", bits=4, block_size=16
+        ),
+    ]  # fmt: skip
+    weights = {
+        "w": np.zeros((5, 1, 8), np.uint8), "scales": np.ones((5, 1), np.float32), "shape": np.array([5, 8]),
+    }  # fmt: skip
+    model = model_of(nodes, weights, domains=["com.microsoft"])
+    assert save(model, tmp_path / "m.onnx").parameters == 5 * 16 + 5
 
 
 def test_inputs_are_told_with_type_and_shape(tmp_path: Path) -> None:

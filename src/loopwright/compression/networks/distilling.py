@@ -40,12 +40,12 @@ def soft_classes(answers: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 def soft_yes(answers: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The same for logits of one yes-or-no question each, (n, outputs): T² · KL of Bernoulli distributions."""
+    """The same for logits of one yes-or-no question each, (n,) or (n, outputs): T² · KL of Bernoulli distributions."""
     own, theirs = answers / temperature, teacher / temperature
     yes = theirs.sigmoid()
     apart = yes * (nn.functional.logsigmoid(theirs) - nn.functional.logsigmoid(own))
     apart = apart + (1 - yes) * (nn.functional.logsigmoid(-theirs) - nn.functional.logsigmoid(-own))
-    return apart.sum(-1).mean() * temperature**2
+    return apart.reshape(len(apart), -1).sum(-1).mean() * temperature**2
 
 
 def soft_numbers(answers: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -116,7 +116,7 @@ def _read(path: Path, rows: int) -> Array | None:
         return None
     except (ValueError, OSError, EOFError):
         return None  # cut short: it is made again
-    return values if values.ndim > 1 and len(values) == rows and values.dtype == np.float32 else None
+    return values if values.ndim and len(values) == rows and values.dtype == np.float32 else None
 
 
 def _digest(teacher: TorchNetwork, rows: Rows) -> str:
