@@ -1,14 +1,17 @@
 """What a graph is made of, as far as it decides which techniques can make it smaller."""
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import FunctionProto, GraphProto, NodeProto, TensorProto
+from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from loopwright.compression.artefact import Artefact, bodies_of, tensors_of
+from loopwright.kernel.digest import sha256_bytes
 
 _ATTENTION = frozenset(("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention"))
 _PASS = frozenset((
@@ -30,7 +33,8 @@ class Facts:
 
     reducible: those in tensors of two or more axes, which techniques store in fewer bits; the rest (biases, norms,
     thresholds) keep theirs. embedding: numbers of the tables that rows are looked up in. largest: the ten largest
-    tensors, name and numbers.
+    tensors, name and numbers. repeated: numbers of tensors that are another one, or a table turned, once more (tied
+    weights that an exporter wrote twice), which techniques store once.
     """
 
     kind: str
@@ -39,6 +43,7 @@ class Facts:
     reducible: int
     embedding: int
     largest: tuple[tuple[str, int], ...]
+    repeated: int = 0
 
     @property
     def embedding_share(self) -> float:
@@ -47,7 +52,7 @@ class Facts:
 
 
 def facts_of(artefact: Artefact) -> Facts:
-    """Read the graph without its external weights."""
+    """Read the graph without its external weights, of which none is told to be repeated."""
     model = onnx.load(str(artefact.path), load_external_data=False)
     sizes = _sizes(model)
     tables = {
@@ -64,6 +69,7 @@ def facts_of(artefact: Artefact) -> Facts:
         sum(numbers for numbers, axes in sizes.values() if axes >= 2),
         sum(sizes[name][0] for name in tables),
         tuple((name, numbers) for name, (numbers, _) in ranked[:_SHOWN]),
+        _repeated(model, sizes, tables),
     )
 
 
@@ -86,7 +92,11 @@ def floor(facts: Facts, bits: float, keeps: float = 1.0) -> int:
     if facts.kind == "trees":  # each of a tree's numbers may be rounded
         return math.floor(keeps * facts.parameters * least / 8)
     rest = facts.parameters - facts.reducible
-    return math.floor(keeps * (facts.reducible * least + rest * min(own, 32.0 if bits >= 32 else 16.0)) / 8)
+    return math.floor(
+        keeps
+        * ((facts.reducible - facts.repeated) * least + rest * min(own, 32.0 if bits >= 32 else 16.0))
+        / 8
+    )
 
 
 def _kind(model: onnx.ModelProto) -> str:
@@ -112,6 +122,31 @@ def _sizes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
         for name, tensor in tensors_of(model)
         if tensor.data_type not in (TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)
     }
+
+
+def _repeated(model: onnx.ModelProto, sizes: Mapping[str, tuple[int, int]], tables: Collection[str]) -> int:
+    """Numbers of matrices that need not be stored, since an equal one, or a table whose rows are its columns, is."""
+    matrices = [
+        (name, tensor)
+        for name, tensor in tensors_of(model)
+        if sizes.get(name, (0, 0))[1] >= 2 and not uses_external_data(tensor)
+    ]
+    shapes = Counter((tensor.data_type, *tensor.dims) for _, tensor in matrices)
+    shapes.update((tensor.data_type, *reversed(tensor.dims)) for name, tensor in matrices if name in tables)
+    known: set[tuple[object, ...]] = set()
+    total = 0
+    for name, tensor in sorted(matrices, key=lambda one: one[0] not in tables):
+        shape, turned = ((tensor.data_type, *dims) for dims in (tensor.dims, reversed(tensor.dims)))
+        if shapes[shape] < 2 and not (name in tables and shapes[turned] > 1):
+            continue
+        values = numpy_helper.to_array(tensor)
+        mark = (*shape, sha256_bytes(values.tobytes()))
+        if mark in known:
+            total += values.size
+        known.add(mark)
+        if name in tables:
+            known.add((*turned, sha256_bytes(np.ascontiguousarray(values.T).tobytes())))
+    return total
 
 
 def _looked_up(body: GraphProto | FunctionProto) -> Iterator[tuple[str, str]]:

@@ -311,7 +311,9 @@ TRAINING = frozenset(
 
 def arithmetic(rung: Rung, facts: Facts) -> str:
     """How the floor comes about: "22.6M parameters × 8 bits / 8 = 22.6 MB at least"."""
-    left = f"{said_count(facts.parameters)} parameters"
+    left = f"{said_count(facts.parameters - facts.repeated)} parameters"
+    if facts.repeated:
+        left += ", what was written twice counted once,"
     if rung.keeps < 1:
         left += f", of which at least {rung.keeps:.0%} stay,"
     rest = facts.parameters - facts.reducible

@@ -245,6 +245,26 @@ def test_the_table_that_tokens_are_looked_up_in_is_the_embedding(tmp_path: Path)
     assert found.embedding_share == pytest.approx(240 / 448)
 
 
+def test_a_tied_table_that_was_written_twice_is_needed_once(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    table, matrix = (draw.normal(size=size).astype(np.float32) for size in ((300, 64), (64, 64)))
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["e"]),
+        helper.make_node("MatMul", ["e", "one"], ["f"]),
+        helper.make_node("MatMul", ["f", "two"], ["h"]),
+        helper.make_node("MatMul", ["h", "turned"], ["y"]),
+    ]
+    stored = {"table": table, "one": matrix, "two": matrix.copy(), "turned": table.T.copy()}
+    model = model_of(nodes, stored, {"x": ("rows", 7)}, ("rows", 7, 300))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    found = facts_of(save(model, tmp_path / "twice.onnx"))
+    assert found.repeated == 300 * 64 + 64 * 64 and found.parameters == 2 * found.repeated
+    assert floor(found, 8) == 300 * 64 + 64 * 64
+    other = {**stored, "two": matrix * 2, "turned": table.T * 2}
+    apart = facts_of(save(model_of(nodes, other, {"x": ("rows", 7)}), tmp_path / "apart.onnx"))
+    assert apart.repeated == 0 and floor(apart, 8) == apart.parameters == found.parameters
+
+
 def test_the_floor_is_what_bits_allow(tmp_path: Path) -> None:
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"])]
     weights = {"w": np.ones((20, 400), np.float32), "b": np.ones(400, np.float32)}
