@@ -30,11 +30,13 @@ from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.clock import utc_now
 from loopwright.kernel.errors import Refused
 from loopwright.kernel.home import Home
+from loopwright.kernel.verdict import Verdict
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline.compressing import Place as Where
 from loopwright.pipeline.compressing import compress_version, plan_version
 from loopwright.pipeline.compression_asked import Asked
 from loopwright.pipeline.compression_subject import chosen_version, open_source, subject_of
+from loopwright.quality.report import GateResult
 from tests.lifecycle.own import write_rows
 
 FLIGHTS = 8_000
@@ -326,6 +328,37 @@ def test_the_same_again_is_the_same_version_and_another_way_to_it_too(flights: P
     assert len(flights.sql("SELECT run_id FROM lw_runs")) == runs
     other = flights.done("compress", "flight-late", "--target-size", "59KB", "--max-loss", "20%")
     assert other["version"] == 2 and flights.versions() == [1, 2]
+    assert other["again"] and other["gates"]["verdict"] == "PASS"
+
+
+def test_a_version_that_is_there_already_is_judged_by_what_this_request_allows(
+    flights: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "its-own.json"
+    recipe.write_text(json.dumps(flights.bundle(2).manifest.provenance["compression"]["recipe"]))
+
+    def kept_quality(*args: Any, max_loss: float, **rest: Any) -> GateResult:
+        verdict = Verdict.PASS if max_loss >= 0.2 else Verdict.FAIL
+        return GateResult("not worse than version 1", "comparison", verdict, 0.0, "", "as this test has it")
+
+    monkeypatch.setattr("loopwright.pipeline.compression_registering.kept_quality", kept_quality)
+    words = ("compress", "flight-late@1", "--recipe", str(recipe), "--max-loss")
+    assert flights.done(*words, "20%")["version"] == 2
+    answer = flights.done(*words, "19.9%", code=1)
+    assert answer["again"] and answer["version"] is None and "FAIL" in answer["refused"]
+    assert answer["bundle"] == flights.version(2)["bundle"] and flights.versions() == [1, 2]
+
+
+def test_what_was_kept_with_a_run_must_be_what_was_sealed(flights: Place) -> None:
+    """The transform goes into the smaller bundle, whose card says that nothing but the graph was changed."""
+    kept = flights.home.root / "runs" / flights.version(1)["run_id"] / "project" / "transform.py"
+    before = kept.read_text()
+    kept.write_text(before + "\n\nMORE = 1\n")
+    try:
+        told = flights.loopwright("compress", "flight-late@1", "--target-size", "58KB", "--dry-run")
+    finally:
+        kept.write_text(before)
+    assert told.code == 1 and "not what the version was sealed with" in told.err
 
 
 def test_a_target_out_of_reach_gets_the_closest_and_what_would_be_needed(flights: Place) -> None:

@@ -187,9 +187,11 @@ def _standing(asked: Asked, place: Place, version: Version, key: str) -> Compres
 def _compressed(asked: Asked, place: Place, source: Source, folder: Path, watch: Progress) -> CompressReport:
     spec, version = source.project.spec, source.version
     written = read_card(source.project.path(spec.card), name=spec.card) if spec.card else None
+    with place.ledger.read() as conn:  # whose it is now: the kept project says whose it was
+        team = registry_store.team_of(conn, asked.model)
     setting = Setting(
-        source.project, place.home, place.ledger, place.actor.on(model=spec.model, team=spec.team), place.clock,
-        place.key, asked.reason, watch, written, place.trusted,
+        source.project, place.home, place.ledger, place.actor.on(model=asked.model, team=team), place.clock, place.key,
+        asked.reason, watch, written, place.trusted,
     )  # fmt: skip
     resumed = close_interrupted(setting, place.tracking_uri, folder)
     subject = subject_of(

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from loopwright.compression.constraints import Constraints
+from loopwright.compression.ladder import MAX_MINUTES
 from loopwright.compression.recipe import Recipe
 from loopwright.compression.subject import Production
 from loopwright.kernel.digest import digest_json
@@ -14,6 +15,8 @@ from loopwright.kernel.errors import BadInput
 from loopwright.project.sections import Compression
 
 SEED = 7
+MOST_ROWS, MOST_THREADS = 10_000, 256
+"""Of production, as loop.yaml has them too."""
 _FORMAT = 1
 
 Steps = Sequence[Mapping[str, Any]]
@@ -42,7 +45,20 @@ class Asked:
         )  # fmt: skip
 
     def checked(self) -> Recipe | None:
-        """The recipe, if one is asked for; raises BadInput or Unavailable for one that nobody can follow."""
+        """The recipe, if one is asked for; raises BadInput or Unavailable for one that nobody can follow.
+
+        And BadInput for more rows, threads or time than any machine here is asked for: before work, not in its midst.
+        """
+        most: tuple[tuple[str, float, float], ...] = (
+            ("batch", self.production.batch, MOST_ROWS), ("threads", self.production.threads, MOST_THREADS),
+            ("budget, in minutes", self.budget.total_seconds() / 60, MAX_MINUTES),
+        )  # fmt: skip
+        for name, value, limit in most:
+            if not 0 < value <= limit:
+                raise BadInput(
+                    "out of range", where=f"compression: {name}", got=f"{value:,.10g}",
+                    wanted=f"above 0, to {limit:,}",
+                )  # fmt: skip
         if self.recipe is None:
             return None
         recipe = Recipe.from_json(named(self.recipe), self.recipe, "compression: recipe")

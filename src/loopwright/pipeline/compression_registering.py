@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loopwright.bundle.forms import ONNX
 from loopwright.bundle.manifest import MANIFEST, parse_manifest
-from loopwright.bundle.open import Bundle
+from loopwright.bundle.open import Bundle, open_bundle
 from loopwright.compression.candidate import Candidate
 from loopwright.compression.report import LadderReport, need_said
 from loopwright.compression.tradeoff import ORIGINAL
@@ -30,6 +32,10 @@ from loopwright.registry.authority import require_on
 from loopwright.registry.evidence import record_evidence
 from loopwright.registry.versions import Version, list_versions, register_version
 from loopwright.training.recorder import Recorder
+
+STEADY = 0.05
+"""Of the range of the golden answers; what twice one step in 255 of each of a few layers adds up to is less."""
+_LEAST = 1e-5
 
 
 def closed_without(
@@ -65,9 +71,9 @@ def judged(
     """Seal the choice, run its gates, and register it when they pass."""
     model, watch = asked.model, setting.watch
     twin = _twin(setting, source, choice)
-    if twin is not None:
-        return _same(asked, setting, source, run.run_id, found, twin, out)
     watch.step("Bundle, gates")
+    if twin is not None:
+        return _same(asked, setting, source, run, found, twin, out)
     bundle, fitted = sealed_candidate(setting, source, choice, folder / choice.file, run.run_id, found.gains)
     try:
         gates = _gated(asked, setting, source, bundle)
@@ -120,21 +126,45 @@ def _twin(setting: Setting, source: Source, choice: Candidate) -> Version | None
 
 
 def _same(
-    asked: Asked, setting: Setting, source: Source, run_id: str, found: LadderReport, twin: Version, out: Path
+    asked: Asked,
+    setting: Setting,
+    source: Source,
+    run: Recorder,
+    found: LadderReport,
+    twin: Version,
+    out: Path,
 ) -> CompressReport:
-    """Close the run: what it chose is a version already."""
+    """Close the run: what it chose is a version already, which this request's gates judge all the same.
+
+    They may ask for more than those it was registered by: `max_loss` is each request's own.
+    """
+    assert twin.bundle is not None
+    bundle = open_bundle(setting.depot.path(twin.bundle), setting.trusted)
+    try:
+        gates = _gated(asked, setting, source, bundle)
+    finally:
+        bundle.close()
+    run.text(gates.to_markdown(), "gates.md")
+    run.artifact_json(gates.to_json(), "gates.json")
     now, said = setting.clock(), f"{found.said()}; it is version {twin.version} already"
+    version = twin.version if gates.passed else None
     with setting.ledger.write() as conn:
         store.finish_run(
-            conn, run_id, status="FINISHED", now=now, bundle=twin.bundle, context=_context(source, {"said": said})
+            conn, run.run_id, status="FINISHED" if gates.passed else "REFUSED", now=now, bundle=twin.bundle,
+            context=_context(source, {"said": said}),
         )  # fmt: skip
         ledger_store.append(
-            conn, at=now, actor=setting.actor.name, action="run.finished", subject=f"run {run_id}",
-            payload={"model": asked.model, "bundle": twin.bundle, "version": twin.version},
+            conn, at=now, actor=setting.actor.name, action="run.finished" if gates.passed else "run.refused",
+            subject=f"run {run.run_id}",
+            payload={
+                "model": asked.model, "bundle": twin.bundle, "version": version,
+                **({} if gates.passed else {"why": gates.summary()[:500]}),
+            },
         )  # fmt: skip
+    setting.watch.done(f"{said}; {gates.summary()}")
     return CompressReport(
-        asked.model, source.version.version, twin.version, twin.bundle, run_id, found.chosen, found.to_json(), None,
-        str(out), said, again=True,
+        asked.model, source.version.version, version, twin.bundle, run.run_id, found.chosen, found.to_json(),
+        gates.to_json(), str(out), said, (), None if gates.passed else gates.summary(), again=True,
     )  # fmt: skip
 
 
@@ -163,6 +193,7 @@ def _gated(asked: Asked, setting: Setting, source: Source, bundle: Bundle) -> Ga
         )  # fmt: skip
 
     given = [
+        *_guarded("alike however it runs", "smoke", lambda: [_steady(bundle)]),
         *_guarded("against the parent", "comparison", quality),
         *_guarded("fairness", "fairness", fairness),
     ]
@@ -182,6 +213,17 @@ def _gated(asked: Asked, setting: Setting, source: Source, bundle: Bundle) -> Ga
     finally:
         if baseline is not None:
             baseline.bundle.close()
+
+
+def _steady(bundle: Bundle) -> GateResult:
+    """FAIL for answers that move so much with threads, batch or fusion that the golden rows would prove nothing."""
+    answers, tolerance = np.array(bundle.golden.outputs, dtype=np.float64), bundle.golden.tolerance
+    span = float(np.ptp(answers)) if answers.size else 0.0
+    verdict = Verdict.PASS if tolerance <= max(_LEAST, STEADY * span) else Verdict.FAIL
+    detail = f"golden answers may differ by {tolerance:.2g} elsewhere; their range is {span:.3g}"
+    return GateResult(
+        "alike however it runs", "smoke", verdict, tolerance, f"<= {STEADY:.0%} of their range", detail
+    )
 
 
 def _guarded(name: str, kind: str, gate: Callable[[], list[GateResult]]) -> list[GateResult]:

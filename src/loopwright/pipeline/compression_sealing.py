@@ -78,7 +78,7 @@ def sealed_candidate(
             created_at=setting.clock(),
             key=setting.key,
             written=setting.written.text if setting.written else "",
-            tables={name: table["schema"] for name, table in source.snapshot.tables.items()},
+            views=source.bundle.manifest.views,
             about=card_section(source, candidate, gains),
             more=more,
             tolerance=golden_tolerance(data, chosen, spec.task),

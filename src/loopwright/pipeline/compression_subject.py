@@ -33,7 +33,7 @@ from loopwright.kernel.home import Home
 from loopwright.kernel.progress import Progress
 from loopwright.ledger.engine import Ledger
 from loopwright.pipeline import store
-from loopwright.pipeline.fit import Parts, cut, load_entry, project_code
+from loopwright.pipeline.fit import TRANSFORM, Parts, cut, load_entry, project_code
 from loopwright.pipeline.frames import known_rows
 from loopwright.pipeline.keep import kept_project
 from loopwright.pipeline.weights import kept_weights, load_weights
@@ -107,7 +107,7 @@ class Source:
 def chosen_version(conn: Connection, model: str, number: int | None) -> Version:
     """The version asked for; else the one that is stable, or in Production, or the newest.
 
-    Of a compressed version that nobody named it is the one it was made from. Raises NotFound.
+    Of a compressed version that nobody named it is the one it was first made from. Raises NotFound.
     """
     if number is not None:
         return get_version(conn, model=model, version=number)
@@ -115,8 +115,8 @@ def chosen_version(conn: Connection, model: str, number: int | None) -> Version:
     stable = stable_version(conn, model)
     found = get_version(conn, model=model, version=stable) if stable is not None else None
     found = found or current(conn, model=model) or list_versions(conn, model=model, limit=1)[-1]
-    if NOTE in found.annotations and found.parent is not None:
-        return get_version(conn, model=model, version=found.parent)
+    while NOTE in found.annotations and found.parent is not None:
+        found = get_version(conn, model=model, version=found.parent)
     return found
 
 
@@ -179,12 +179,23 @@ def open_source(
             "the rows have other classes than the model", where=version.subject, got=", ".join(classes),
             wanted=", ".join(bundle.schema.classes),
         )  # fmt: skip
+    _check_same(bundle, project, module, version.subject)
     source = Source(version, bundle, project, module, snapshot, parts, run)
     watch.done(
         f"{frame.rows:,} labelled rows: {parts.train.rows:,} teach, {source.choosing.rows:,} choose, "
         f"{source.reporting.rows:,} report"
     )
     return source
+
+
+def _check_same(bundle: Bundle, project: Project, module: FeatureModule, where: str) -> None:
+    """Raise Tampered unless the kept project's transform is the sealed one: it goes into the compressed bundle too."""
+    if bundle.manifest.files.get(TRANSFORM) != sha256_bytes(module.transform_source.encode()):
+        raise Tampered(
+            "the transform that was kept with the run is not what the version was sealed with", where=where,
+            got=str(project.dir / TRANSFORM), wanted="the file as the run kept it",
+            next="Put it back, or compress its ONNX file with the Python API: loopwright.compression.api",
+        )  # fmt: skip
 
 
 def subject_of(

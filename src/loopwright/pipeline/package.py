@@ -1,6 +1,6 @@
 """From a fitted model to a sealed bundle: reference profile, golden examples, card, provenance."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from loopwright.bundle.forms import ONNX, PICKLED
 from loopwright.bundle.keys import SigningKey
-from loopwright.bundle.manifest import Golden
+from loopwright.bundle.manifest import Golden, OnlineView
 from loopwright.bundle.seal import SealedBundle, build_bundle
 from loopwright.features.frame import Frame
 from loopwright.features.module import FeatureModule
@@ -125,12 +125,14 @@ def seal(
     about: str = "",
     more: Mapping[str, Any] = MappingProxyType({}),
     tolerance: float = 1e-5,
+    views: Sequence[OnlineView] | None = None,
 ) -> SealedBundle:
     """Build the sealed bundle at `dest`; its golden outputs are what the exported form answers here.
 
     `written` is the project's own card, `about` a section for the measured part before it. `tables`: the columns of the
     tables that were read, with their types. `trusts`: whose word a form that runs code is sealed on. `more` goes into
-    the provenance. `tolerance`: how far golden answers may differ elsewhere.
+    the provenance. `tolerance`: how far golden answers may differ elsewhere. `views`: those of a parent, taken over as
+    they are; left out, they are made of the module and `tables`.
     """
     holdout, form, trusts = parts.holdout, fitted.form, trusts or Trusts()
     chosen = golden_positions(holdout.rows)
@@ -157,7 +159,9 @@ def seal(
         created_at=created_at,
         key=key,
         extra_files=fitted.native,
-        views=online_views(module, project.spec.data.label.available_after, tables),
+        views=online_views(module, project.spec.data.label.available_after, tables)
+        if views is None
+        else views,
     )
 
 

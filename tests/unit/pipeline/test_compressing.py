@@ -14,6 +14,7 @@ from torch import nn
 
 from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.keys import SigningKey
+from loopwright.bundle.manifest import Golden
 from loopwright.bundle.testing import logistic_onnx, tiny_bundle
 from loopwright.compression.artefact import Artefact
 from loopwright.compression.constraints import Constraints
@@ -26,12 +27,15 @@ from loopwright.kernel.errors import BadInput
 from loopwright.kernel.files import lock
 from loopwright.kernel.home import Home
 from loopwright.kernel.stage import Stage
+from loopwright.kernel.verdict import Verdict
 from loopwright.ledger.engine import Ledger
+from loopwright.pipeline import compression_subject
 from loopwright.pipeline.compressing import _prune, _rungs, lock_of, work_folder
 from loopwright.pipeline.compression_asked import Asked, finite
 from loopwright.pipeline.compression_module import answers_of, as_network
+from loopwright.pipeline.compression_registering import _steady
 from loopwright.pipeline.compression_sealing import golden_tolerance
-from loopwright.pipeline.compression_subject import check_can
+from loopwright.pipeline.compression_subject import NOTE, check_can, chosen_version
 from loopwright.pipeline.weights import keep_weights, kept_weights, load_weights, weights_of
 from loopwright.project.sections import Compression
 from loopwright.registry.records import Version
@@ -62,6 +66,20 @@ def test_equal_requests_have_one_key_and_others_another() -> None:
     ]
     assert len({first, *(one.key("b" * 64) for one in others)}) == 6
     assert asked(recipe=({"step": "tree-rounds"},)).key("c" * 64) != first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"production": Production(batch=10_001)},
+        {"production": Production(threads=257)},
+        {"budget": timedelta(days=8)},
+        {"budget": timedelta()},
+    ],
+)
+def test_more_than_any_machine_is_asked_for_is_said_before_work(changes: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="out of range"):
+        asked(**changes).checked()
 
 
 def test_a_section_of_loop_yaml_is_a_request() -> None:
@@ -146,6 +164,34 @@ def test_versions_that_cannot_be_compressed_say_what_to_do(tmp_path: Path) -> No
         assert check_can(version(bundle=bundle), home, [key.public], ledger) == bundle
     finally:
         ledger.dispose()
+
+
+def test_what_nobody_named_is_what_was_never_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    note = {NOTE: "smaller"}
+    versions = {
+        1: version(), 2: version(version=2, parent=1, annotations=note),
+        3: version(version=3, parent=2, annotations=note), 4: version(version=4, parent=3),
+    }  # fmt: skip
+    conn: Any = None
+    monkeypatch.setattr(compression_subject, "get_version", lambda conn, model, version: versions[version])
+    monkeypatch.setattr(compression_subject, "check_model", lambda conn, model: None)
+    for stable, wanted in ((1, 1), (2, 1), (3, 1), (4, 4)):
+        monkeypatch.setattr(compression_subject, "stable_version", lambda conn, model, at=stable: at)
+        assert chosen_version(conn, "late", None).version == wanted
+    assert chosen_version(conn, "late", 3).version == 3
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "verdict"), [(1e-5, Verdict.PASS), (0.04, Verdict.PASS), (0.06, Verdict.FAIL)]
+)
+def test_golden_rows_that_would_prove_nothing_are_a_gate_that_fails(
+    tolerance: float, verdict: Verdict
+) -> None:
+    class Sealed:
+        golden = Golden({"x": [1, 2]}, [[0.0], [1.0]], tolerance)
+
+    sealed: Any = Sealed()
+    assert _steady(sealed).verdict is verdict
 
 
 class Custom(nn.Module):
