@@ -22,7 +22,7 @@ from loopwright.compression.facts import facts_of, floor
 from loopwright.compression.judging import Parent
 from loopwright.compression.ladder import climb
 from loopwright.compression.models import Prepared, prepare
-from loopwright.compression.plan import Family, Rung, Traits, plan
+from loopwright.compression.plan import Family, Rung, Traits, controlled, plan
 from loopwright.compression.recipe import Recipe
 from loopwright.compression.report import LadderReport
 from loopwright.compression.rows import Data
@@ -182,7 +182,7 @@ def _original() -> Rung:
 
 
 def _only(subject: Subject, recipe: Recipe) -> list[Rung]:
-    """The parent and one recipe."""
+    """The parent and one recipe, with its control."""
     least = floor(facts_of(subject.graph), recipe.bits, recipe.keeps)
     kinds = [str(one["step"]) for one in recipe.to_json()]
     family = Family.TREES if kinds and kinds[0].startswith("tree-") else Family.PTQ
@@ -190,7 +190,8 @@ def _only(subject: Subject, recipe: Recipe) -> list[Rung]:
         family = (
             Family.DISTILLATION if "distil" in kinds else Family.QAT if "qat" in kinds else Family.PRUNING
         )
-    return [_original(), Rung(recipe.name, family, tuple(recipe.to_json()), recipe.bits, recipe.keeps, least)]
+    rung = Rung(recipe.name, family, tuple(recipe.to_json()), recipe.bits, recipe.keeps, least)
+    return [_original(), controlled(rung, recipe)]
 
 
 def _is_int8(one: Mapping[str, Any]) -> bool:

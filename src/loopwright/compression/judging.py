@@ -12,8 +12,8 @@ from loopwright.compression.facts import Facts, facts_of
 from loopwright.compression.marks import mark_of
 from loopwright.compression.session import answer_name, open_session, run
 from loopwright.compression.subject import Array, Feeds, Rows, Subject, check_feeds
-from loopwright.kernel.digest import digest_json
-from loopwright.kernel.errors import BadInput
+from loopwright.kernel.digest import digest_json, sha256_file
+from loopwright.kernel.errors import BadInput, Conflict
 from loopwright.stats.bootstrap import paired_bootstrap
 from loopwright.stats.metrics import METRICS
 
@@ -89,8 +89,17 @@ class Parent:
 
     @property
     def digest(self) -> str:
-        """Of the graph with all its weights, of the rows, and of how it is asked and judged."""
+        """Of the graph with all its weights, of the rows, and of how it is asked and judged. Raises Conflict where the
+        file is not the one that was opened.
+        """
         if not self._digest:
+            graph = self.subject.graph
+            if sha256_file(graph.path) != graph.digest:
+                raise Conflict(
+                    "the model's file is another one than was prepared", where=str(graph.path),
+                    got="other bytes, as a second model prepared in the same folder leaves",
+                    next="Prepare it again, or give each model a folder of its own: folder=.",
+                )  # fmt: skip
             samples, asked = self.subject.samples, self.subject.production
             self._digest = digest_json({
                 "graph": self.subject.graph.whole_digest(),

@@ -35,8 +35,9 @@ def png(report: LadderReport) -> bytes:
     figure = Figure(figsize=(11.5, max(5.2, 3.4 + 0.19 * len(drawn))), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(
-        f"{report.subject}: size, latency and loss", x=0.01, ha="left", fontsize=12, weight="bold"
-    )
+        f"{report.subject}: size, latency and loss", x=0.01, ha="left", fontsize=12, weight="bold",
+        parse_math=False,
+    )  # fmt: skip
     left, right, legend = figure.subplots(1, 3, width_ratios=(4, 4, 2.3))
     legend.set_axis_off()
     if not drawn:

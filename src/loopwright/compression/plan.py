@@ -13,6 +13,7 @@ import onnx
 
 from loopwright.compression.constraints import Constraints
 from loopwright.compression.facts import Facts, facts_of, floor
+from loopwright.compression.recipe import Recipe
 from loopwright.compression.report import NEEDS_MODULE, said_count
 from loopwright.compression.subject import Subject
 from loopwright.compression.tradeoff import ORIGINAL
@@ -36,6 +37,9 @@ EPOCHS = 3
 DISTILLED = 5
 """Epochs of training with rounding, and with a teacher, whose answers are computed once for all of them."""
 RATE = 2e-4
+_TAUGHT = {"distil": "distillation", "qat": "QAT"}
+_ALIKE = ("epochs", "rate", "batch", "decay", "rows")
+"""Settings that plain training has too."""
 _MATRICES = frozenset(("MatMul", "Gemm", "MatMulInteger", "MatMulNBits", "FusedMatMul"))
 _CONVOLUTIONS = frozenset(("Conv", "ConvTranspose"))
 _RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
@@ -269,6 +273,24 @@ def _beside_plain(rung: Rung) -> Rung:
     return replace(
         rung, control=replace(rung, name=f"{rung.name}, without {rung.adds}", steps=steps, adds="")
     )
+
+
+def controlled(rung: Rung, recipe: Recipe) -> Rung:
+    """The rung of a recipe of the user's, with its control where it distils or rounds in training: as much training on
+    the truth alone, encoded alike.
+    """
+    added = [_TAUGHT[one.name] for one in recipe.steps if one.name in _TAUGHT]
+    if not added:
+        return rung
+    steps = [
+        {"step": "finetune", **{key: one[key] for key in _ALIKE if key in one}} if one["step"] in _TAUGHT else one
+        for one in recipe.to_json()
+    ]  # fmt: skip
+    if any(one["step"] == "qat" and one["activations"] == "static" for one in recipe.to_json()):
+        steps.append({"step": "int8-static"})  # which that QAT is as it is exported
+    adds = " and ".join(dict.fromkeys(added))
+    control = replace(rung, name=f"{rung.name}, without {adds}", steps=tuple(steps), adds="")
+    return replace(rung, adds=adds, control=control)
 
 
 def _judged(rung: Rung, traits: Traits, wanted: Constraints, explore: bool) -> Rung:

@@ -16,7 +16,7 @@ from loopwright.compression.judging import predict
 from loopwright.compression.rows import rows_of
 from loopwright.compression.steps import CannotExport
 from loopwright.compression.subject import Rows, Samples, Subject
-from loopwright.kernel.errors import BadInput, NotFound
+from loopwright.kernel.errors import BadInput, Conflict, NotFound
 
 if TYPE_CHECKING:
     from loopwright.compression.networks.network import TorchNetwork
@@ -132,6 +132,19 @@ def test_a_prepared_model_serves_several_calls(
     assert first.latency is not None and first.latency.batch == 8
     with pytest.raises(BadInput, match="brings its rows"):
         apply("tree-rounds", subject, train, folder=tmp_path)
+
+
+def test_a_file_that_a_second_model_took_is_told_and_not_measured(
+    boosted: Any, train: Pair, held_out: Pair, tmp_path: Path
+) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    first, _ = (
+        prepare(model, train, held_out, metric="roc_auc", folder=tmp_path)
+        for model in (boosted, LogisticRegression().fit(*train))
+    )
+    with pytest.raises(Conflict, match=r"(?s)another one than was prepared.*folder of its own"):
+        apply("tree-rounding", first, folder=tmp_path)
 
 
 def test_a_fitted_model_is_exported_and_checked_first(
@@ -270,6 +283,24 @@ def test_a_torch_module_is_exported_and_compared_with_its_graph(
     answers = predict(subject.graph, digits.test.feeds)
     np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-5)  # a softmax was put behind the logits
     assert np.mean(answers.argmax(axis=1) == digits.test.y) > 0.9
+
+
+def test_a_recipe_that_distils_or_rounds_has_its_control(exported: tuple[Subject, Path, Watched]) -> None:
+    from loopwright.compression.api import _only, recipe_of
+
+    prune, distil = {"step": "prune-structure", "ratio": 0.5}, {"step": "distil", "epochs": 2, "rate": 0.01}
+    _, rung = _only(exported[0], recipe_of([prune, distil, {"step": "qat", "epochs": 1}]))
+    assert rung.adds == "distillation and QAT" and rung.control is not None
+    assert [one["step"] for one in rung.control.steps] == [
+        "prune-structure", "finetune", "finetune", "int8-static",
+    ]  # fmt: skip
+    first, second = rung.control.steps[1:3]
+    assert (first["epochs"], first["rate"], second["epochs"]) == (2, 0.01, 1)
+    recipe_of(list(rung.control.steps))
+    _, other = _only(exported[0], recipe_of([{"step": "qat", "bits": 4}, {"step": "weights"}]))
+    assert other.control is not None
+    assert [one["step"] for one in other.control.steps] == ["finetune", "weights"]
+    assert _only(exported[0], recipe_of("int8-static"))[1].control is None
 
 
 def test_a_student_of_the_users_is_a_rung_with_its_control(exported: tuple[Subject, Path, Watched]) -> None:

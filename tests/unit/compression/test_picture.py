@@ -96,6 +96,10 @@ def test_few_or_no_figures_are_drawn_too(candidates: tuple[Candidate, ...]) -> N
     assert ("<svg" in html(few)) == any(one.measured for one in candidates)
 
 
+def test_a_name_is_not_taken_for_a_formula() -> None:
+    assert png(replace(report(), subject=r"cost in $\frac$")) != png(report())
+
+
 def test_a_report_survives_json_and_one_of_another_format_is_refused() -> None:
     first = replace(
         report(*SEVERAL, skipped("b"), chosen="int8"),
