@@ -118,7 +118,7 @@ def attempt(
         known = _usable(folder, key)
         if known is not None:
             return replace(known, name=recipe.name, control=recipe.control)
-        _ = parent.value
+        parent.value("validation")
         own = folder / "candidates" / key
         tracking = tracking or Untracked()
         _end_killed(own, tracking)

@@ -50,7 +50,7 @@ class Parent:
     _answers: dict[str, Array] = field(default_factory=dict)
     _facts: Facts | None = None
     _digest: str = ""
-    _value: float | None = None
+    _values: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(subject: Subject, threads: int = 1) -> "Parent":
@@ -63,23 +63,23 @@ class Parent:
             self._answers[part] = predict(self.subject.graph, rows.feeds, threads=self.threads)
         return self._answers[part]
 
-    @property
-    def value(self) -> float:
-        """Its metric on the validation rows; raises BadInput where there is none that a loss can be a share of."""
-        if self._value is None:
-            subject, rows = self.subject, self.subject.samples.validation
-            answers = _judged(subject, self.answers("validation"))
+    def value(self, part: str) -> float:
+        """Its metric on the rows; raises BadInput where there is none that a loss can be a share of."""
+        if part not in self._values:
+            subject, rows = self.subject, getattr(self.subject.samples, part)
+            answers = _judged(subject, self.answers(part))
             try:
                 found = float(subject.metric(rows.y, answers))
             except (IndexError, ValueError) as error:  # of numpy, where truth and answers do not fit
                 truth = np.sort(rows.y)
                 raise BadInput(
                     f"`{subject.metric.name}` cannot be told of this truth and these answers ({error})",
-                    where=subject.name, got=f"truth from {truth[0]} to {truth[-1]}, answers {answers.shape}",
+                    where=f"{subject.name}: {part}",
+                    got=f"truth from {truth[0]} to {truth[-1]}, answers {answers.shape}",
                     wanted="class indices from 0 on, each with a column of the answers; or numbers",
                 ) from error  # fmt: skip
-            self._value = _share_of(subject, found, found)
-        return self._value
+            self._values[part] = _share_of(subject, found, found)
+        return self._values[part]
 
     @property
     def facts(self) -> Facts:

@@ -52,7 +52,8 @@ def climb(
     `report.json` and `report.md`, and with `explore` `tradeoff.png` and `tradeoff.html`.
 
     minutes: of the budget; no rung begins, and no training goes on, after it. threads: for training and exporting;
-    latency has those of production. Raises BadInput for rungs or a budget that make no sense, before any work.
+    latency has those of production. Raises BadInput, before any work, for rungs or a budget that make no sense, and for
+    rows by which the metric is undefined.
     """
     if minutes is not None and not 0 < minutes <= MAX_MINUTES:
         raise BadInput(
@@ -71,6 +72,8 @@ def climb(
             subject, wanted, folder, explore, None if minutes is None else began + minutes * 60,
             watch or Silent(), tracking or Untracked(), seed, threads,
         )  # fmt: skip
+        for part in ("validation", "test"):
+            work.parent.value(part)  # what nobody can be judged by is told now, not after hours
         ended = work.run(planned)
         chosen = choose(work.candidates, wanted)
         work.test([one for one in work.candidates if one.measured and (explore or one.name == chosen)])

@@ -184,7 +184,7 @@ def _exported(
             " head='none' and give the loss that fits.",
         )  # fmt: skip
     behind = {"softmax": torch.nn.Softmax(-1), "sigmoid": torch.nn.Sigmoid()}.get(kind)
-    network = replace(network, head=behind)
+    network = replace(network, head=behind, task=task)
     path = folder / "parent" / "model.onnx"
     network.export(path)
     graph = Artefact.open(path)

@@ -330,7 +330,7 @@ def test_a_student_of_the_users_is_a_rung_with_its_control(exported: tuple[Subje
     assert not lost.measured and "no such student" in lost.why
 
 
-def test_a_module_that_answers_with_one_number_is_a_teacher_too(
+def test_a_module_that_answers_with_one_number_by_a_loss_of_the_users_is_a_teacher_too(
     train: Pair, held_out: Pair, tmp_path: Path
 ) -> None:
     import torch
@@ -346,10 +346,15 @@ def test_a_module_that_answers_with_one_number_is_a_teacher_too(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.last(torch.relu(self.first(x)))[:, 0]  # type: ignore[no-any-return]
 
+    def weighted(answers: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(
+            answers, truth.float(), pos_weight=torch.tensor(2.0)
+        )
+
     torch.manual_seed(0)
     found = apply(
         "distil", Score(), train, held_out, metric="roc_auc", settings={"epochs": 1, "rate": 0.01},
-        folder=tmp_path,
+        folder=tmp_path, loss=weighted,
     )  # fmt: skip
     assert found.measured, found.why
     own, theirs = torch.tensor([0.3, -2.0, 1.0]), torch.tensor([1.5, 0.0, -1.0])

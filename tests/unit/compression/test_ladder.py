@@ -20,6 +20,7 @@ from loopwright.compression.report import LadderReport
 from loopwright.compression.subject import Subject
 from loopwright.kernel.errors import BadInput
 from loopwright.stats.bootstrap import paired_bootstrap
+from loopwright.stats.metrics import metric
 from tests.unit.compression import small_graph
 from tests.unit.compression.candidates import measured
 from tests.unit.compression.small_graph import RUNGS
@@ -235,6 +236,18 @@ def test_a_rung_that_fails_is_a_result_and_the_climb_goes_on(subject: Subject, t
     assert report.candidates[0].status is Status.FAILED and report.candidates[0].why
     assert report.chosen == "int8"
     assert "| rounds | failed |" in report.to_markdown()
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_rows_that_nothing_can_be_judged_by_are_told_before_any_work(
+    subject: Subject, tmp_path: Path, part: str
+) -> None:
+    rows = getattr(subject.samples, part)
+    beyond = replace(subject.samples, **{part: replace(rows, y=rows.y + 9)})
+    wrong = replace(subject, samples=beyond, metric=metric("log_loss"))
+    with pytest.raises(BadInput, match=f"digits: {part}.*class indices from 0 on"):
+        climb(wrong, SMALL, tmp_path)
+    assert not (tmp_path / "candidates").exists()
 
 
 def test_senseless_rungs_are_refused_before_any_work(subject: Subject, tmp_path: Path) -> None:

@@ -209,13 +209,15 @@ def teaching(
 
 
 def task_of(network: TorchNetwork) -> str:
-    """Which of `SOFT` the network's loss is of; raises BadInput where that cannot be told."""
+    """Which of `SOFT` the network's answers are of, as it or its loss says; raises BadInput where neither does."""
+    if network.task:
+        return network.task
     for name, loss in LOSSES.items():
         if network.loss is loss:
             return name
     raise BadInput(
         "a loss of the user's own does not say what the answers are", where="distil.task",
-        wanted=", ".join(SOFT), next="Say `task`.",
+        wanted=", ".join(SOFT), next="Say `task`: of this step, or of the network.",
     )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ class TorchNetwork:
 
     example: a few rows of feeds, to trace with. variable: input → axis → name, for axes besides the rows that vary in
     length. loss: what training lowers. head: put behind the module when it is exported (a softmax), None for nothing.
+    task: one of `LOSSES`, for a loss that is none of them.
     """
 
     module: nn.Module
@@ -54,6 +55,7 @@ class TorchNetwork:
     variable: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     head: nn.Module | None = None
     output: str = "outputs"
+    task: str = ""
 
     def with_module(self, module: nn.Module) -> "TorchNetwork":
         """The same inputs and loss around another module."""
