@@ -19,6 +19,7 @@ from loopwright.kernel.progress import Progress, Silent
 from loopwright.kernel.sizes import said_size
 
 MAX_RECIPE = 100_000
+MAX_NODES = 10_000
 
 
 @command("compress")
@@ -136,7 +137,7 @@ def _budget(text: str) -> Any:
 
 
 def _recipe(text: str) -> list[dict[str, Any]]:
-    """Steps by name, or those of a file: a list, or a mapping with `recipe` (and what else loop.yaml has there)."""
+    """Steps by name, or those of a file: a list, or a mapping with `recipe` alone, as loop.yaml has it."""
     from loopwright.compression.steps import STEPS
 
     path = Path(text)
@@ -159,12 +160,33 @@ def _recipe(text: str) -> list[dict[str, Any]]:
         said = json.loads(written) if path.suffix == ".json" else yaml.safe_load(written)
     except (ValueError, yaml.YAMLError) as error:
         raise BadInput(f"cannot be read ({error})", where=text, wanted="YAML or JSON") from None
-    said = said.get("recipe") if isinstance(said, dict) else said
+    except RecursionError:
+        raise BadInput("too deep for a recipe", where=text, wanted="a list of {step: NAME, …}") from None
+    _check_nodes(said, text)
+    if isinstance(said, dict):
+        more = sorted(str(name) for name in said if name != "recipe")
+        if more:
+            raise BadInput(
+                "a recipe file with more than a recipe", where=text, got=", ".join(more)[:200], wanted="`recipe` alone",
+                next="Limits and the budget are options: loopwright compress --help",
+            )  # fmt: skip
+        said = said.get("recipe")
     if not isinstance(said, list) or not all(isinstance(one, dict) for one in said):
         raise BadInput(
             "not a recipe", where=text, got=type(said).__name__, wanted="a list of {step: NAME, …}"
         )
     return said
+
+
+def _check_nodes(said: Any, where: str) -> None:
+    """Raise BadInput for what a few aliases of YAML make out of little text."""
+    left, found = [said], 0
+    while left:
+        one = left.pop()
+        found += 1
+        if found > MAX_NODES:
+            raise BadInput("too large for a recipe", where=where, wanted=f"at most {MAX_NODES:,} values")
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
 
 
 def _planned(answer: dict[str, Any]) -> str:

@@ -75,6 +75,25 @@ def test_a_file_beyond_all_recipes_is_not_read(tmp_path: Path) -> None:
         _recipe(str(tmp_path / "r.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("name", "written", "said"),
+    [
+        ("r.yaml", "recipe: [{step: tree-rounds}]\nmax_loss: 9%\n", "max_loss"),
+        ("r.json", "[" * 90_000, "too deep"),
+        ("r.yaml", "[" * 5_000, "too deep"),
+        ("r.yaml", "- &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+            f"- &{new} [{','.join(['*' + old] * 10)}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+        ), "10,000 values"),
+    ],
+)  # fmt: skip
+def test_a_recipe_file_is_as_much_as_a_recipe_and_no_more(
+    tmp_path: Path, name: str, written: str, said: str
+) -> None:
+    (tmp_path / name).write_text(written)
+    with pytest.raises(BadInput, match=said):
+        _recipe(str(tmp_path / name))
+
+
 @pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
 def test_the_check_of_a_billion_answers_by_its_exit_code_too(
     loopwright: Type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ok: bool, code: int
