@@ -88,6 +88,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(CASES), help="cases, with commas")
     parser.add_argument("--threads", type=int, default=2, help="for training; latency is measured with one")
+    parser.add_argument("--skip", default="", help="names of candidates to leave out, with commas")
     parser.add_argument("--without-controls", action="store_true", help="train nothing beside what distils")
     parser.add_argument("--fresh", action="store_true", help="train everything anew")
     options = parser.parse_args()
@@ -102,20 +103,20 @@ def main() -> int:
         if options.fresh:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        wrong += case(name, folder, options.threads, controls=not options.without_controls)
+        skipped = options.skip.split(",")
+        wrong += case(name, folder, options.threads, skipped, controls=not options.without_controls)
     print("\n" + ("; ".join(wrong) or "every target met"))
     return int(bool(wrong))
 
 
-def case(name: str, folder: Path, threads: int, *, controls: bool) -> list[str]:
+def case(name: str, folder: Path, threads: int, skipped: Sequence[str], *, controls: bool) -> list[str]:
     """Print the table of one case; returns what was not reached."""
     subject = CASES[name](folder, Said())
     print(f"\n{name}: {subject.graph.parameters:,} parameters, {subject.graph.size / 1e6:.2f} MB", flush=True)
-    rungs = [
-        one for one in plan(Traits.of(subject), Constraints(), explore=True) if called(one.name, OURS[name])
-    ]
+    names = [one for one in OURS[name] if one not in skipped]
+    rungs = [one for one in plan(Traits.of(subject), Constraints(), explore=True) if one.name in names]
     rungs = rungs if controls else [replace(one, control=None) for one in rungs]
-    missing = [wanted for wanted in OURS[name] if not any(called(one.name, (wanted,)) for one in rungs)]
+    missing = set(names) - {one.name for one in rungs}
     assert not missing, missing
     report = climb(
         subject, Constraints(), folder / "ours", rungs=rungs, explore=True, watch=Said(), threads=threads
@@ -137,10 +138,6 @@ def case(name: str, folder: Path, threads: int, *, controls: bool) -> list[str]:
     for mode in RIVALS[name]:
         wrong += climbed(name, subject, folder, table, f"NNCF {mode}", threads)
     return wrong
-
-
-def called(name: str, wanted: Sequence[str]) -> bool:
-    return name in wanted
 
 
 def measured(subject: Subject, files: dict[str, Artefact]) -> list[Measured]:
@@ -213,15 +210,9 @@ def climbed(
     """Climb under what the rival reached; its result must not be better than the ladder's."""
     theirs = next(one for one in table if one.name == rival_name)
     wanted = Constraints(size=int(theirs.size * 1.02), loss=max(0.01, theirs.high))
-    rungs = [one for one in plan(Traits.of(subject), wanted, explore=True) if called(one.name, OURS[name])]
-    report = climb(
-        subject,
-        wanted,
-        folder / "ours",
-        rungs=[replace(one, control=None) for one in rungs],
-        watch=Said(),
-        threads=threads,
-    )
+    rungs = [one for one in plan(Traits.of(subject), wanted, explore=True) if one.name in OURS[name]]
+    rungs = [replace(one, control=None) for one in rungs]
+    report = climb(subject, wanted, folder / "ours", rungs=rungs, watch=Said(), threads=threads)
     chosen: Candidate | None = next((one for one in report.candidates if one.name == report.chosen), None)
     asked = f"at most {theirs.size / 1e6:.2f} MB and {wanted.loss:.1%} lost"
     if chosen is None:
