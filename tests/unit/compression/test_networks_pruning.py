@@ -140,6 +140,21 @@ def test_each_layer_loses_its_share_or_the_smallest_of_all_go(
     assert max(shares) > 0.61 and min(shares) < 0.5
 
 
+def test_zeros_stay_zeros_in_the_training_of_later_steps(work_for: Callable[..., Work]) -> None:
+    module = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 3))
+    network = around(module, 20)
+    work = work_for(network)
+    sparse = PruneWeights(0.8, rounds=1, epochs=0).reshape(network, work)
+    gone = [sparse.module[at].weight == 0 for at in (0, 2)]
+    assert sum(int(one.sum()) for one in gone) == 0.8 * (20 * 40 + 40 * 3)
+    for later in ({"step": "finetune"}, {"step": "qat", "activations": "dynamic"}):
+        made = Recipe.from_json("later", [{**later, "epochs": 1}]).steps[0].reshape(sparse, work)  # type: ignore[union-attr]
+        for at, zeros in zip((0, 2), gone, strict=True):
+            assert bool((made.module[at].weight[zeros] == 0).all())
+            assert not torch.equal(made.module[at].weight, sparse.module[at].weight)
+    assert "_kept_zeros" not in network.module[0].__dict__
+
+
 def test_no_layer_becomes_all_zeros_and_tables_and_spared_layers_keep_theirs(
     work_for: Callable[..., Work],
 ) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from loopwright.compression.networks.network import TorchNetwork, call, tensors
 from loopwright.compression.steps import Work
 from loopwright.compression.subject import Rows
 from loopwright.kernel.errors import BadInput
 
+_ZEROS = "_kept_zeros"
 BatchLoss = Callable[[nn.Module, dict[str, Tensor], Tensor, np.ndarray[Any, Any]], Tensor]
 """(module, feeds, truth, positions of the rows) → scalar."""
 
@@ -49,7 +51,8 @@ def fit(
 ) -> list[float]:
     """Train `network.module` in place and return the mean loss of each epoch, noted as `<label>_loss`.
 
-    loss_of: instead of the network's own loss. after_step: called after each update (to keep pruned weights at zero).
+    loss_of: instead of the network's own loss. after_step: called after each update. Weights that `keep_zeros` was told
+    of stay zero.
     Repeatable by `work.seed`. Raises OutOfTime between epochs, BadInput when the loss stops being a number.
     """
     if settings.rows is not None:
@@ -61,6 +64,7 @@ def fit(
     optimiser = torch.optim.AdamW(module.parameters(), lr=settings.rate, weight_decay=settings.decay)
     steps = settings.epochs * math.ceil(total / settings.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda at: _share(at, steps, settings.warmup))
+    silent = _silent(module)
     curve: list[float] = []
     for epoch in range(settings.epochs):
         work.check_time()
@@ -80,6 +84,9 @@ def fit(
             nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
             optimiser.step()
             schedule.step()
+            with torch.no_grad():
+                for weights, stays in silent:
+                    weights.mul_(stays)
             if after_step is not None:
                 after_step()
             lost += float(loss.detach()) * len(chosen)
@@ -95,6 +102,23 @@ def fit(
         work.notes.metrics({f"{label}_loss": curve[-1]}, step=epoch)
     module.eval()
     return curve
+
+
+def keep_zeros(layer: nn.Module, name: str, stays: Tensor) -> None:
+    """Remember, with the layer and its copies, where its parameter `name` was pruned: False in `stays`."""
+    layer.__dict__.setdefault(_ZEROS, {})[name] = stays
+
+
+def _silent(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Parameters with zeros to be kept; of a layer that has other sizes by now, or rounds, its trained ones."""
+    found = []
+    for layer in module.modules():
+        for name, stays in layer.__dict__.get(_ZEROS, {}).items():
+            rounded = parametrize.is_parametrized(layer, name)
+            weights = layer.parametrizations[name].original if rounded else layer._parameters.get(name)  # type: ignore[index,union-attr]
+            if isinstance(weights, Tensor) and weights.shape == stays.shape:
+                found.append((weights, stays))
+    return found
 
 
 def _share(at: int, steps: int, warmup: float) -> float:

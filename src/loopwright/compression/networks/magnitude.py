@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from loopwright.compression.networks.fitting import Training, fit
+from loopwright.compression.networks.fitting import Training, fit, keep_zeros
 from loopwright.compression.networks.network import TorchNetwork
 from loopwright.compression.networks.schedule import (
     cubic,
@@ -39,7 +39,8 @@ class PruneWeights:
 
     Weights are those of linear and convolutional layers and of packed attention; embeddings, biases and norms keep
     theirs, as do modules whose name matches `spare`. Pruned in `rounds` after the cubic schedule (Zhu & Gupta 2017),
-    with `epochs` of training after each, in which zeros stay zeros; `rate` is one that pretrained encoders bear.
+    with `epochs` of training after each; `rate` is one that pretrained encoders bear. Zeros stay zeros, in the steps
+    that follow too (`finetune`, `distil`, `qat`), as long as their layers keep their sizes.
 
     Zeros alone make no file smaller and no answer faster: ONNX Runtime stores and multiplies them like other numbers.
     What they do save is room where files are packed (in transport, in an image): `weights_bytes` and `packed_bytes` are
@@ -83,6 +84,9 @@ class PruneWeights:
             if self.epochs:
                 self._train(sparse, work, weights, masks, turn)
             work.notes.metrics({"sparsity": sparsity(weights)}, step=turn)
+        for name, one in weights.items():
+            owner, _, own = name.rpartition(".")
+            keep_zeros(sparse.module.get_submodule(owner), own, one.detach() != 0)
         tried(sparse, before, self.name)
         _note(sparse, weights, work)
         return sparse
