@@ -331,6 +331,22 @@ def test_the_same_again_is_the_same_version_and_another_way_to_it_too(flights: P
     assert other["again"] and other["gates"]["verdict"] == "PASS"
 
 
+def test_a_run_killed_after_its_version_was_registered_is_shown_as_ended(flights: Place) -> None:
+    run_id = flights.version(2)["run_id"]
+    mark = flights.home.cache / "compression" / flights.version(1)["bundle"][:16] / "running.json"
+    mark.write_text(json.dumps({"run_id": run_id}))
+    ledger = Ledger.open(flights.home.ledger_url)
+    try:
+        with ledger.write() as conn:
+            conn.execute(text(f"UPDATE runs SET status = 'RUNNING' WHERE run_uuid = '{run_id}'"))
+    finally:
+        ledger.dispose()
+    again = flights.done("compress", "flight-late@1", "--target-size", "60KB", "--max-loss", "20%")
+    assert again["again"] and again["version"] == 2
+    assert flights.sql(f"SELECT status FROM runs WHERE run_uuid = '{run_id}'") == [{"status": "FINISHED"}]
+    assert not mark.exists()
+
+
 def test_a_version_that_is_there_already_is_judged_by_what_this_request_allows(
     flights: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -39,7 +39,13 @@ from loopwright.pipeline.compression_subject import (
     open_source,
     subject_of,
 )
-from loopwright.pipeline.compression_tracking import Children, close_interrupted, mark_running, unmark
+from loopwright.pipeline.compression_tracking import (
+    Children,
+    close_interrupted,
+    end_registered,
+    mark_running,
+    unmark,
+)
 from loopwright.pipeline.keep import keep_project
 from loopwright.pipeline.tracked import Setting, recorded, tracked
 from loopwright.registry import store as registry_store
@@ -86,6 +92,7 @@ def compress_version(asked: Asked, place: Place, progress: Progress | None = Non
     with lock(lock_of(folder)):
         folder.mkdir(exist_ok=True)
         os.utime(folder)
+        end_registered(place.ledger, asked.model, place.tracking_uri, folder)
         standing = _standing(asked, place, version, asked.key(bundle))
         if standing is not None:
             return standing

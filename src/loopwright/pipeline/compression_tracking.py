@@ -9,6 +9,7 @@ from typing import Any
 
 from loopwright.kernel.errors import LoopwrightError
 from loopwright.kernel.files import write_atomic
+from loopwright.ledger.engine import Ledger
 from loopwright.pipeline import store
 from loopwright.pipeline.tracked import Setting, close_failed, tracked
 from loopwright.training.recorder import Recorder
@@ -52,19 +53,30 @@ class Children:
 
     def killed(self, run_id: str) -> None:
         """End a run that was killed with its process."""
-        end_killed(self._uri, run_id)
+        end_left(self._uri, run_id)
 
 
-def end_killed(tracking_uri: str, run_id: str) -> None:
-    """Show a run as killed; a server that does not answer shows it as running, and the log says so."""
+def end_left(tracking_uri: str, run_id: str, status: str = "KILLED") -> None:
+    """Show a run as killed, or as `status`; a server that does not answer shows it as running, and the log says so."""
     if not run_id or run_id.startswith("offline_"):
         return
     from loopwright.training.tracker_mlflow import MlflowTracker
 
     try:
-        MlflowTracker(tracking_uri).end_run(run_id, "KILLED", int(time.time() * 1000))
+        MlflowTracker(tracking_uri).end_run(run_id, status, int(time.time() * 1000))
     except LoopwrightError as error:
         log.warning("run %s is still shown as running: %s", run_id, error)
+
+
+def end_registered(ledger: Ledger, model: str, tracking_uri: str, folder: Path) -> None:
+    """End the run in `folder` that was killed after its outcome was in the ledger, and before it was shown as ended.
+
+    To be called by whoever holds the folder's lock.
+    """
+    run_id, status = _marked(ledger, model, folder)
+    if status in ("FINISHED", "REFUSED"):
+        end_left(tracking_uri, run_id, "FINISHED")
+        unmark(folder)
 
 
 def close_interrupted(setting: Setting, tracking_uri: str, folder: Path) -> str:
@@ -72,23 +84,28 @@ def close_interrupted(setting: Setting, tracking_uri: str, folder: Path) -> str:
 
     To be called by whoever holds the folder's lock: then nobody works at it.
     """
+    run_id, status = _marked(setting.ledger, setting.project.spec.model, folder)
+    if status == "RUNNING":
+        close_failed(setting, run_id, "interrupted; what it measured is taken over")
+        end_left(tracking_uri, run_id)
+    unmark(folder)
+    return run_id if status == "RUNNING" else ""
+
+
+def _marked(ledger: Ledger, model: str, folder: Path) -> tuple[str, str]:
+    """The run that works in `folder`, or was killed there, and its state in the ledger; ("", "") for none."""
     mark = folder / "running.json"
     try:
         run_id = str(json.loads(mark.read_bytes())["run_id"])
     except FileNotFoundError:
-        return ""
+        return "", ""
     except (ValueError, KeyError, TypeError) as error:
         log.warning("%s says nothing (%s)", mark, error)
-        mark.unlink()
-        return ""
-    with setting.ledger.read() as conn:
-        open_ = [one for one in store.list_runs(conn, setting.project.spec.model, limit=1000)
-                 if one["run_id"] == run_id and one["status"] == "RUNNING"]  # fmt: skip
-    if open_:
-        close_failed(setting, run_id, "interrupted; what it measured is taken over")
-        end_killed(tracking_uri, run_id)
-    mark.unlink(missing_ok=True)
-    return run_id if open_ else ""
+        unmark(folder)
+        return "", ""
+    with ledger.read() as conn:
+        known = store.list_runs(conn, model, limit=1000)
+    return run_id, next((str(one["status"]) for one in known if one["run_id"] == run_id), "")
 
 
 def mark_running(folder: Path, run_id: str) -> None:
