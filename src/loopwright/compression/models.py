@@ -181,7 +181,7 @@ def _exported(
         raise BadInput(
             "the module answers with probabilities", where="compress()", got=f"its last step a {kind}",
             wanted="logits", next=f"Take the {kind} off: it is put behind the module in the graph. Or say"
-            " head='none' and give the loss that fits.",
+            f" head='none' and give the loss that fits; or head={kind!r}, if these are logits all the same.",
         )  # fmt: skip
     behind = {"softmax": torch.nn.Softmax(-1), "sigmoid": torch.nn.Sigmoid()}.get(kind)
     network = replace(network, head=behind, task=task)
