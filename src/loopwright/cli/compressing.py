@@ -241,7 +241,11 @@ def _said(answer: dict[str, Any]) -> str:
 
 
 def _unsure(answer: dict[str, Any]) -> list[str]:
-    """What to do where the rows that chose nothing are too few for a verdict on the loss."""
+    """What to do where time was too short, or the rows that chose nothing are too few for a verdict on the loss."""
+    from loopwright.compression.ladder import OUT_OF_BUDGET
+
+    if any(one["why"] == OUT_OF_BUDGET for one in answer["ladder"]["candidates"]):
+        return ["next: the same command goes on from there, with another --budget"]
     name = f"not worse than version {answer['parent']}"
     gates = (answer["gates"] or {}).get("results", [])
     if not any(one["name"].startswith(name) and one["verdict"] == "INCONCLUSIVE" for one in gates):

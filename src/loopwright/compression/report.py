@@ -141,7 +141,7 @@ class LadderReport:
         most = f"{said_count(wanted)} parameters at 8 bits or {said_count(wanted * 2)} at 4"
         advice = (
             f"{said_size(wanted)} hold at most {most}, and the model has {said_count(self.parameters)}; "
-            f"{near.name} would have to be {near.size / wanted:.2g} times smaller still"
+            f"{near.name} would have to be {near.size / wanted:.3g} times smaller still"
         )
         skipped = [one for one in self.candidates if one.status is Status.SKIPPED and one.floor > 0]
         least = min(skipped, key=lambda one: one.floor, default=None)
@@ -379,11 +379,10 @@ def missed_said(name: str, by: float) -> str:
 def need_said(one: Need) -> str:
     """A need in one sentence."""
     say = {"size": said_size, "latency": "{:.3g} ms".format, "loss": "{:.2%}".format}[one.constraint]
-    within = (
-        f", {say(one.within)} by {one.within_by} within the other constraints"
-        if one.within is not None
-        else ", none within the other constraints"
-    )
+    within = ", none within the other constraints"
+    if one.within is not None:
+        other = f", {say(one.within)} by {one.within_by} within the other constraints"
+        within = " within the other constraints" if one.within_by == one.by else other
     return (
         f"{one.constraint}: wanted {say(one.wanted)}, reached {say(one.reached)} by {one.by}{within}. "
         f"{one.advice[:1].upper()}{one.advice[1:]}."

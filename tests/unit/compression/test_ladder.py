@@ -225,7 +225,7 @@ def test_a_target_that_no_rung_can_reach_is_answered_with_a_measured_model(
     assert report.closest is not None and report.closest.name == "int4 weights"
     (need,) = report.needed()
     assert need.reached == report.closest.size
-    assert f"would have to be {need.reached / 2_000:.2g} times smaller still" in need.advice
+    assert f"would have to be {need.reached / 2_000:.3g} times smaller still" in need.advice
     assert "with its torch module, prune 70% + distil + int8-static comes to" in need.advice
 
 
