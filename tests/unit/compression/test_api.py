@@ -381,7 +381,12 @@ def test_modules_that_cannot_be_taken_are_told_why(digits: Samples, tmp_path: Pa
     cases: list[tuple[nn.Module, Said, type[Exception], str]] = [
         (Branching(), {}, CannotExport, "cannot be traced|depends on"),
         (spoilt, {}, BadInput, "1 of 640 NaN"),
-        (nn.Sequential(nn.Linear(64, 10), nn.Softmax(-1)), {}, BadInput, "Take the softmax off.*head=.softmax., if"),
+        (
+            nn.Sequential(nn.Linear(64, 10), nn.Softmax(-1)),
+            {},
+            BadInput,
+            "Take the softmax off.*head=.softmax., if",
+        ),
         (nn.Linear(63, 10), {}, BadInput, r"does not take these rows.*features float32\(64,\)"),
         (nn.Linear(64, 4), {}, BadInput, "got 4 outputs, wanted 10"),
         (nn.Linear(64, 10), {"metric": "rmse"}, BadInput, "got 10 outputs, wanted one"),
