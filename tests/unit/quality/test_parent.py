@@ -21,10 +21,10 @@ def quality(new: np.ndarray, max_loss: float = 0.01) -> GateResult:  # type: ign
     return kept_quality("roc_auc", LABELS, new, PARENT, max_loss=max_loss, parent=3, seed=1)
 
 
-def fairness(new: np.ndarray, **changes: object) -> GateResult:  # type: ignore[type-arg]
+def fairness(new: np.ndarray, max_loss: float = 0.01, **changes: object) -> GateResult:  # type: ignore[type-arg]
     asked = FAIR.model_copy(update=changes)
     (found,) = kept_fairness(
-        asked, "binary", {"group": GROUP}, LABELS, new, PARENT, max_loss=0.01, parent=3, seed=1
+        asked, "binary", {"group": GROUP}, LABELS, new, PARENT, max_loss=max_loss, parent=3, seed=1
     )
     return found
 
@@ -55,6 +55,13 @@ def test_a_gap_that_widens_for_one_group_fails() -> None:
     found = fairness(worse)
     assert found.verdict is Verdict.FAIL and (found.value or 0) > 0.1
     assert "share of real positives that are found" in found.detail
+
+
+def test_a_large_loss_that_is_accepted_is_not_one_groups_to_bear() -> None:
+    worse = PARENT.copy()
+    worse[(GROUP == "b") & (random.random(ROWS) < 0.4)] *= 0.3
+    found = fairness(worse, max_loss=0.9)
+    assert found.verdict is Verdict.FAIL and found.limit == "+0.05"
 
 
 def test_a_gap_that_widens_for_both_alike_is_not_wider() -> None:
