@@ -52,8 +52,8 @@ def kept_fairness(
 ) -> list[GateResult]:  # fmt: skip
     """One gate per attribute: PASS when the largest gap between groups is surely not wider than the parent's.
 
-    "Not wider" leaves `max_loss`, and never more than 0.05, of room: of a rate in its own points (0.01 is one point), of an error as a share of
-    its mean size for the parent. Groups that count for both models are compared.
+    "Not wider" leaves `max_loss`, and never more than 0.05, of room: of a rate in its own points (0.01 is one point),
+    of an error as a share of its mean size for the parent. Groups that count for both models are compared.
     """
     if asked.not_applicable is not None:
         return []
