@@ -74,7 +74,8 @@ class Blockwise:
     int8-smooth does, so that channels that matter are not rounded away beside others (Lin et al. 2023, "AWQ", here with
     one alpha for all layers). compute: "int8" rounds activations per row and block within the kernel, which is faster
     than "float32".
-    Nothing depends on the batch.
+    Nothing depends on the batch. Scales are widened by a Cast that ONNX Runtime folds when it loads the file: with all
+    of its optimisations switched off (they are on by default), its MatMulNBits answers zeros.
     """
 
     name: ClassVar[str] = "weights"
