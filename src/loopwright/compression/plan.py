@@ -190,7 +190,7 @@ def _transformer(traits: Traits, wanted: Constraints) -> Iterator[Rung]:
 
 def _trained(traits: Traits, wanted: Constraints, int8: Said) -> Iterator[Rung]:
     """What needs the module: QAT, factors, distillation, pruning; vocabularies are trimmed on the way if that pays."""
-    distil = _step("distil", epochs=DISTILLED)
+    distil = _distil(traits)
     qat = _rounded(int8)
     called = _called(int8)
     yield _qat("qat int8", qat, int8, 8.0)
@@ -216,6 +216,12 @@ def _trained(traits: Traits, wanted: Constraints, int8: Said) -> Iterator[Rung]:
                 int8, _pruned_keeps(traits, share), bool(trim),
             )  # fmt: skip
     yield from _together(traits, distil, qat, int8)
+
+
+def _distil(traits: Traits) -> Said:
+    """What is left of a pretrained encoder forgets at the rate that small networks want."""
+    gentle = {"rate": RATE} if traits.kind == "transformer" else {}
+    return _step("distil", epochs=DISTILLED, **gentle)
 
 
 def _rounded(int8: Said) -> tuple[Said, ...]:

@@ -45,6 +45,15 @@ def test_a_cnn_begins_with_static_int8_and_a_transformer_with_dynamic() -> None:
     assert not any("int8-dynamic" in steps(one) for one in plan(traits("cnn"), ANY, explore=True))
 
 
+def test_what_was_pretrained_is_taught_gently() -> None:
+    rates = {}
+    for kind in ("transformer", "cnn"):
+        rungs = tried(traits(kind, linear=0.6, blocks=6), ANY, explore=True)
+        said = [one for rung in rungs for one in rung.steps if one["step"] == "distil"]
+        rates[kind] = {one.get("rate") for one in said}
+    assert rates == {"transformer": {2e-4}, "cnn": {None}}
+
+
 def test_recurrent_layers_are_quantized_dynamically() -> None:
     assert steps(tried(traits("other", recurrent=True), ANY)[1]) == ["int8-dynamic"]
 
