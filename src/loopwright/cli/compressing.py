@@ -168,7 +168,7 @@ def _recipe(text: str) -> list[dict[str, Any]]:
         if more:
             raise BadInput(
                 "a recipe file with more than a recipe", where=text, got=", ".join(more)[:200], wanted="`recipe` alone",
-                next="Limits and the budget are options: loopwright compress --help",
+                next="Limits and the budget are options of loopwright compress.",
             )  # fmt: skip
         said = said.get("recipe")
     if not isinstance(said, list) or not all(isinstance(one, dict) for one in said):

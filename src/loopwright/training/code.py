@@ -101,7 +101,9 @@ def snapshot_commit(root: Path, *, max_new_bytes: int = MAX_NEW_BYTES) -> tuple[
         index = Path(place) / "index"
         current = root / _git(root, "rev-parse", "--git-path", "index").strip()
         if current.is_file():
-            shutil.copyfile(current, index)  # its stat cache spares reading every file
+            # Its stat cache spares reading every file. With its own time: by that git tells which entries changed too
+            # soon after it was written to be trusted.
+            shutil.copy2(current, index)
         private = {"GIT_INDEX_FILE": str(index), **_IDENTITY}
         _git(root, "add", "-A", env=private)
         tree = _git(root, "write-tree", env=private).strip()
