@@ -8,7 +8,6 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from typing import Any
 from loopwright.bundle.keys import PublicKey, SigningKey
 from loopwright.compression.facts import floor
 from loopwright.compression.ladder import climb, keep
-from loopwright.compression.plan import Family, Rung, Traits, arithmetic, plan
+from loopwright.compression.plan import Family, Rung, Traits, arithmetic, controlled, plan
 from loopwright.compression.report import LadderReport
-from loopwright.compression.steps import settings_of
 from loopwright.compression.tradeoff import ORIGINAL
 from loopwright.kernel.actor import Actor, Role, require
 from loopwright.kernel.clock import Clock
@@ -254,34 +252,15 @@ def _rungs(asked: Asked, traits: Traits) -> tuple[Rung, ...] | None:
         return None
     assert asked.recipe is not None
     steps = tuple(dict(one) for one in asked.recipe)
-    adds = " and ".join(word for step, word in _ADDS.items() if any(one["step"] == step for one in steps))
     rung = Rung(
         recipe.name, Family.TREES if traits.kind == "trees" else Family.PTQ, steps, recipe.bits, recipe.keeps,
-        floor(traits.facts, recipe.bits, recipe.keeps), adds=adds,
+        floor(traits.facts, recipe.bits, recipe.keeps),
     )  # fmt: skip
     if asked.wanted.size is not None and rung.floor > asked.wanted.size:
         rung = replace(
             rung, why=f"{arithmetic(rung, traits.facts)}, above the target of {said_size(asked.wanted.size)}"
         )
-    if adds:
-        control = tuple(_plain(settings_of(one), one.name) for one in recipe.steps)
-        if any(one.name == "qat" and settings_of(one)["activations"] == "static" for one in recipe.steps):
-            control = (*control, {"step": "int8-static"})  # that QAT quantizes as it exports
-        rung = replace(
-            rung, control=replace(rung, name=f"{rung.name}, without {adds}", steps=control, adds="")
-        )
-    return (rung,)
-
-
-_ADDS = {"distil": "distillation", "qat": "QAT"}
-_ALIKE = ("epochs", "rate", "batch", "decay", "rows")
-
-
-def _plain(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The step itself; of one that distils or rounds, as much plain training."""
-    if name not in _ADDS:
-        return {"step": name, **settings}
-    return {"step": "finetune", **{key: settings[key] for key in _ALIKE if key in settings}}
+    return (controlled(rung, recipe),)
 
 
 def _told(run: Recorder, found: LadderReport, out: Path, watch: Progress) -> None:
