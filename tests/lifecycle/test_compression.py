@@ -321,6 +321,17 @@ def test_its_gates_and_evidence_stand_beside_the_parent(flights: Place) -> None:
     assert "Compressed from version 1" in page
 
 
+def test_lineage_says_what_it_was_compressed_from_and_that_the_data_are_its_parents(flights: Place) -> None:
+    answer = flights.done("lineage", "flight-late", "2")
+    assert {"from": "flight-late/1", "to": "flight-late/2", "kind": "compressed into"} in answer["edges"]
+    assert answer["says"][0].startswith("flight-late 2 was compressed from version 1 by ")
+    (snapshot,) = {node["id"] for node in answer["nodes"] if node["kind"] == "snapshot"}
+    touched = flights.done("lineage", "--snapshot", snapshot)
+    assert {one["version"] for one in touched["affected"]} == {1, 2}
+    parent = flights.done("lineage", "flight-late", "1", "--downstream")["says"]
+    assert "It was compressed into version 2." in parent and not any("led to" in said for said in parent)
+
+
 def test_the_same_again_is_the_same_version_and_another_way_to_it_too(flights: Place) -> None:
     runs = len(flights.sql("SELECT run_id FROM lw_runs"))
     again = flights.done("compress", "flight-late@1", "--target-size", "60KB", "--max-loss", "20%")

@@ -226,11 +226,10 @@ def _reported(answer: dict[str, Any]) -> str:
     if answer["version"] is None:
         return "\n".join([*lines, f"refused: {answer['refused']}. No version was registered."])
     model, version = answer["model"], answer["version"]
+    lines.append(f"registered {model} version {version} (bundle {answer['bundle'][:12]})")
     smaller = answer.get("compressed")
     if smaller is not None:
         made = f"registered as version {smaller['version']}" if smaller["version"] else "no version"
         lines.append(f"compressed: {made}; {smaller['why'] or smaller['said']}")
-    return "\n".join([
-        *lines, f"registered {model} version {version} (bundle {answer['bundle'][:12]})",
-        f"next: loopwright promote {model} {version} --to production",
-    ])  # fmt: skip
+        version = smaller["version"] or version
+    return "\n".join([*lines, f"next: loopwright promote {model} {version} --to production"])

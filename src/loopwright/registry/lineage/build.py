@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from loopwright.kernel.clock import iso
-from loopwright.registry.lineage.graph import Graph
+from loopwright.registry.lineage.graph import COMPRESSED, Graph
 from loopwright.registry.lineage.records import Answers, Landing, Records, Registered, Run
 
 
@@ -203,9 +203,11 @@ def _versions(graph: Graph, records: Records) -> None:
         if run.bundle:  # also one whose gates said no
             graph.add(run.bundle, "bundle", f"bundle {run.bundle[:12]}", model=model, digest=run.bundle)
             graph.link(run.id, run.bundle, "packed into")
+    made = {item.bundle for item in records.evidence if item.kind == "compression"} - {None}
     for found in records.versions:
         if found.parent is not None:
-            graph.link(version_id(model, found.parent), version_id(model, found.version), "baseline of")
+            how = COMPRESSED if found.bundle in made else "baseline of"
+            graph.link(version_id(model, found.parent), version_id(model, found.version), how)
     _evidence(graph, records)
 
 

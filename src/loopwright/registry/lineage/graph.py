@@ -13,9 +13,11 @@ from loopwright.kernel.digest import sha256_bytes
 
 Node = dict[str, Any]
 
+COMPRESSED = "compressed into"
+"""From a version to the smaller one made of its weights."""
 DERIVES = frozenset({
     "landed as", "in", "carried into", "has", "read by", "fed", "pinned in", "trained", "ran as", "configured",
-    "packed into", "registered as",
+    "packed into", "registered as", COMPRESSED,
 })  # fmt: skip
 """Kinds of edges along which data and code flow into a version; the others say what was decided or caused."""
 

@@ -12,7 +12,7 @@ from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 from loopwright.registry import store as registry_store
 from loopwright.registry.lineage import store
 from loopwright.registry.lineage.build import batch_id, build, source_id, version_id
-from loopwright.registry.lineage.graph import DERIVES, KEEP, Edge, Graph, Node, fold, plural, reach
+from loopwright.registry.lineage.graph import COMPRESSED, DERIVES, KEEP, Edge, Graph, Node, fold, plural, reach
 
 Direction = Literal["up", "down", "both"]
 SHOWN = 8
@@ -188,10 +188,16 @@ def _made_of(graph: Graph, part: Graph, focus: str) -> list[str]:
     kinds = {kind: [graph.nodes[key] for key in derived if graph.nodes[key]["kind"] == kind]
              for kind in ("run", "snapshot", "batch", "source", "code", "table")}  # fmt: skip
     name = f"{node['model']} {node['version']}"
-    if not kinds["run"]:
+    # Of a compressed version the data are those of its parent; the run is its own.
+    own = reach(
+        graph, [focus], forward=False, follow=lambda edge: edge.kind in DERIVES and edge.kind != COMPRESSED
+    )
+    run = next((node for node in kinds["run"] if node["id"] in own), None)
+    if run is None:
         return [f"{name} was registered without a run that is known here."]
-    run = kinds["run"][0]
-    text = f"{name} was trained by {run['label']}" + (f" ({run['reason']})" if run.get("reason") else "")
+    parents = [edge.source for edge in graph.into().get(focus, ()) if edge.kind == COMPRESSED]
+    how = f"compressed from version {graph.nodes[parents[0]]['version']}" if parents else "trained"
+    text = f"{name} was {how} by {run['label']}" + (f" ({run['reason']})" if run.get("reason") else "")
     if kinds["snapshot"]:
         pinned = kinds["snapshot"][0]
         text += f" on {pinned['label']}" + (f", {pinned['rows']:,} rows" if pinned.get("rows") else "")
@@ -213,7 +219,12 @@ def _became(graph: Graph, focus: str) -> list[str]:
     said = [f"It is in stage {node['stage']} and {serves(node)}."]
     if node.get("answers"):
         said.append(f"It has answered {node['answers']:,} requests in all.")
-    later = reach(graph, [focus], forward=True, follow=lambda edge: edge.kind != "baseline of")
+    smaller = [edge.target for edge in graph.out().get(focus, ()) if edge.kind == COMPRESSED]
+    if smaller:
+        numbers = sorted(graph.nodes[key]["version"] for key in smaller)
+        said.append(f"It was compressed into version {', '.join(map(str, numbers))}.")
+    causes = {"baseline of", COMPRESSED}
+    later = reach(graph, [focus], forward=True, follow=lambda edge: edge.kind not in causes)
     born = sorted(
         graph.nodes[key]["version"] for key in later - {focus} if graph.nodes[key]["kind"] == "version"
     )
