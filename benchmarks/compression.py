@@ -23,17 +23,20 @@ from loopwright.compression.constraints import Constraints
 from loopwright.compression.judging import Parent, alike, predict, quality
 from loopwright.compression.ladder import climb
 from loopwright.compression.latency import measure
-from loopwright.compression.plan import Traits, plan
+from loopwright.compression.plan import Rung, Traits, plan
 from loopwright.compression.subject import Subject
 
 SAME = 0.97
 """Of size or time: what is nearer than this is not told apart."""
 
-STUDENT = "student of 3 layers + trimmed vocabulary + distil + int8-dynamic"
-PRUNED = "prune 50% + trimmed vocabulary + distil + int4 weights"
+FITTED = "vocabulary of 95% + prune to"
+"""How the name begins of what is pruned until its file has a twelfth of its parent's size."""
 OURS: dict[str, tuple[str, ...]] = {
     "digits": ("int8-static", "int4 weights", "qat int8", "prune 50% + distil + int8-static"),
-    "sentences": ("int8-dynamic", "int8-mixed", "int4 weights", STUDENT, PRUNED),
+    "sentences": (
+        "int8-dynamic", "int8-mixed", "int4 weights", "vocabulary of 95% + int4 weights",
+        "vocabulary of 95% + student of 3 layers + distil + int8-dynamic", FITTED,
+    ),
     "flights": ("rounding", "fewer rounds + rounding", "50% of the rounds + rounding"),
 }  # fmt: skip
 RIVALS: dict[str, tuple[str, ...]] = {
@@ -57,7 +60,7 @@ TARGETS: dict[str, tuple[Target, ...]] = {
     "digits": (Target("int8-static", 3.8, 0.01, 2.0), Target("prune 50% + distil + int8-static", 12.0, 0.04)),
     "sentences": (
         Target("int8-dynamic", 3.8, 0.01, 2.0), Target("int4 weights", 6.0, 0.01),
-        Target(PRUNED, 12.0, 0.04),
+        Target(FITTED, 12.0, 0.04),
     ),
     "flights": (),
 }  # fmt: skip
@@ -114,10 +117,11 @@ def case(name: str, folder: Path, threads: int, skipped: Sequence[str], *, contr
     subject = CASES[name](folder, Said())
     print(f"\n{name}: {subject.graph.parameters:,} parameters, {subject.graph.size / 1e6:.2f} MB", flush=True)
     names = [one for one in OURS[name] if one not in skipped]
-    rungs = [one for one in plan(Traits.of(subject), Constraints(), explore=True) if one.name in names]
-    rungs = rungs if controls else [replace(one, control=None) for one in rungs]
-    missing = set(names) - {one.name for one in rungs}
+    twelfth = Constraints(size=subject.graph.size // 12)
+    found = {one.name: one for wanted in (twelfth, Constraints()) for one in named(names, subject, wanted)}
+    missing = [name for name in names if not any(one.startswith(name) for one in found)]
     assert not missing, missing
+    rungs = [one if controls else replace(one, control=None) for one in found.values()]
     report = climb(
         subject, Constraints(), folder / "ours", rungs=rungs, explore=True, watch=Said(), threads=threads
     )
@@ -138,6 +142,14 @@ def case(name: str, folder: Path, threads: int, skipped: Sequence[str], *, contr
     for mode in RIVALS[name]:
         wrong += climbed(name, subject, folder, table, f"NNCF {mode}", threads)
     return wrong
+
+
+def named(names: Sequence[str], subject: Subject, wanted: Constraints) -> list[Rung]:
+    """The ladder's rungs under `wanted` whose names are, or begin as, those in `names`."""
+    return [
+        one for one in plan(Traits.of(subject), wanted, explore=True)
+        if one.name in names or (FITTED in names and one.name.startswith(FITTED))
+    ]  # fmt: skip
 
 
 def measured(subject: Subject, files: dict[str, Artefact]) -> list[Measured]:
@@ -174,7 +186,7 @@ def missed(name: str, table: Sequence[Measured]) -> list[str]:
     """The targets of a case that were not reached; losses are those measured, the table has their intervals."""
     found = []
     for target in TARGETS[name]:
-        one = next((one for one in table if one.name == target.of), None)
+        one = next((one for one in table if one.name.startswith(target.of)), None)
         if one is None:
             found.append(f"{name}: {target.of} gave no model")
             continue
@@ -210,8 +222,7 @@ def climbed(
     """Climb under what the rival reached; its result must not be better than the ladder's."""
     theirs = next(one for one in table if one.name == rival_name)
     wanted = Constraints(size=int(theirs.size * 1.02), loss=max(0.01, theirs.high))
-    rungs = [one for one in plan(Traits.of(subject), wanted, explore=True) if one.name in OURS[name]]
-    rungs = [replace(one, control=None) for one in rungs]
+    rungs = [replace(one, control=None) for one in named(OURS[name], subject, wanted)]
     report = climb(subject, wanted, folder / "ours", rungs=rungs, watch=Said(), threads=threads)
     chosen: Candidate | None = next((one for one in report.candidates if one.name == report.chosen), None)
     asked = f"at most {theirs.size / 1e6:.2f} MB and {wanted.loss:.1%} lost"

@@ -26,6 +26,8 @@ DOMINANT = 0.3
 """From this share of all parameters on, an embedding table is worth trimming."""
 MOSTLY = 0.5
 """From this share on, factors of linear layers make the whole model smaller."""
+COVERED = 0.95
+"""Of the look-ups in training rows, by ids that keep a row of their own where training follows that mends the rest."""
 ROUNDS = (0.5, 0.25)
 PRUNED = (0.3, 0.5, 0.7)
 STUDENTS = (2 / 3, 1 / 2, 1 / 3)
@@ -179,12 +181,11 @@ def _transformer(traits: Traits, wanted: Constraints) -> Iterator[Rung]:
     yield _weights(4)
     yield _ptq(_step("fp16"), bits=16)
     if _embeddings(traits):
-        trim = _step("trim-vocabulary")
-        for encode, bits in ((int8, 8), (_blocks(4), 4)):
-            yield Rung(
-                f"trimmed vocabulary + {_called(encode)}", Family.VOCABULARY, (trim, encode), bits,
-                _keeps(traits, table=0.0),
-            )  # fmt: skip
+        for trim in (_step("trim-vocabulary"), _trimmed()):
+            for encode, bits in ((int8, 8), (_blocks(4), 4)):
+                yield Rung(
+                    _named(trim, encode), Family.VOCABULARY, (trim, encode), bits, _keeps(traits, table=0.0)
+                )
     yield from _trained(traits, wanted, int8)
 
 
@@ -200,21 +201,20 @@ def _trained(traits: Traits, wanted: Constraints, int8: Said) -> Iterator[Rung]:
         yield _beside_plain(
             Rung(f"low-rank + distil + {called}", Family.LOW_RANK, steps, 8.0, 0.0, adds="distillation")
         )
-    trims = [()] + ([(_step("trim-vocabulary"),)] if _embeddings(traits) else [])
+    trims = [()] + ([(_trimmed(),)] if _embeddings(traits) else [])
     for layers in _students(traits.blocks):
         for trim in trims:
+            student = _step("student", layers=layers)
             yield _smaller(
-                traits, Family.DISTILLATION, f"student of {layers} layer{'' if layers == 1 else 's'}",
-                (*trim, _step("student", layers=layers)), distil, int8, layers / traits.blocks, bool(trim),
-            )  # fmt: skip
+                traits, Family.DISTILLATION, (*trim, student, distil, int8), layers / traits.blocks
+            )
     if wanted.size is not None:
-        yield from _fitting(traits, wanted.size, distil, int8)
+        for trim in trims:
+            yield from _fitting(traits, wanted.size, trim, distil, int8)
     for share in PRUNED:
         for trim in trims:
-            yield _smaller(
-                traits, Family.PRUNING, f"prune {share:.0%}", (*trim, _step("prune-structure", ratio=share)), distil,
-                int8, _pruned_keeps(traits, share), bool(trim),
-            )  # fmt: skip
+            steps = (*trim, _step("prune-structure", ratio=share), distil, int8)
+            yield _smaller(traits, Family.PRUNING, steps, _pruned_keeps(traits, share))
     yield from _together(traits, distil, qat, int8)
 
 
@@ -238,39 +238,38 @@ def _qat(name: str, steps: tuple[Said, ...], encode: Said, bits: float) -> Rung:
     return Rung(name, Family.QAT, steps, bits, adds="QAT", control=control)
 
 
-def _fitting(traits: Traits, size: int, distil: Said, int8: Said) -> Iterator[Rung]:
-    """As many parameters as the wanted size, less what the graph itself takes, holds in eight bits."""
+def _fitting(traits: Traits, size: int, trim: tuple[Said, ...], distil: Said, int8: Said) -> Iterator[Rung]:
+    """As many parameters as the wanted size, less what the graph itself takes, holds in eight bits. How many rows a
+    trimmed table keeps is known when it is trimmed; here it takes nothing.
+    """
     graph = max(0, traits.facts.size - 4 * traits.facts.parameters)
     most = int((size - graph) * FILLED)
-    body, left = traits.facts.parameters - traits.facts.embedding, most - traits.facts.embedding
+    body = traits.facts.parameters - traits.facts.embedding
+    left = most if trim else most - traits.facts.embedding
     if SPARED * body <= left < body:
-        keeps = most / traits.facts.parameters
-        steps = (_step("prune-structure", parameters=most), distil, int8)
-        name = f"prune to {said_count(most)} parameters + distil + {_called(int8)}"
-        yield _beside_plain(Rung(name, Family.PRUNING, steps, 8.0, 0.8 * keeps, adds="distillation"))
+        steps = (*trim, _step("prune-structure", parameters=most), distil, int8)
+        keeps = 0.8 * most / traits.facts.parameters
+        yield _beside_plain(Rung(_named(*steps), Family.PRUNING, steps, 8.0, keeps, adds="distillation"))
 
 
 def _together(traits: Traits, distil: Said, qat: tuple[Said, ...], int8: Said) -> Iterator[Rung]:
     """All at once: prune → distil → QAT; and the smallest of all, pruned and in four bits."""
     prune = _step("prune-structure", ratio=0.5)
     keeps = _keeps(traits, body=_pruned_keeps(traits, 0.5))
-    plain = Rung(f"prune 50% + distil + {_called(int8)}", Family.PRUNING, (prune, distil, int8), 8.0, keeps)
+    plain = Rung(_named(prune, distil, int8), Family.PRUNING, (prune, distil, int8), 8.0, keeps)
     steps = (prune, distil, *qat)
     yield Rung("prune 50% + distil + qat", Family.PRUNING, steps, 8.0, keeps, adds="QAT", control=plain)
-    trim = (_step("trim-vocabulary"),) if _embeddings(traits) else ()
-    name = f"prune 50%{' + trimmed vocabulary' if trim else ''} + distil + {_called(_blocks(4))}"
-    steps = (*trim, prune, distil, _blocks(4))
-    keeps = _keeps(traits, _pruned_keeps(traits, 0.5), 0.0 if trim else 1.0)
-    yield _beside_plain(Rung(name, Family.PRUNING, steps, 4.0, keeps, adds="distillation"))
+    trim = (_trimmed(),) if _embeddings(traits) else ()
+    yield _smaller(
+        traits, Family.PRUNING, (*trim, prune, distil, _blocks(4)), _pruned_keeps(traits, 0.5), 4.0
+    )
 
 
-def _smaller(
-    traits: Traits, family: Family, name: str, reshape: Sequence[Said], distil: Said, int8: Said, body: float,
-    trimmed: bool,
-) -> Rung:  # fmt: skip
+def _smaller(traits: Traits, family: Family, steps: tuple[Said, ...], body: float, bits: float = 8.0) -> Rung:
+    """With fewer parameters, and distilled. body: the least share of what is no table that stays."""
+    trimmed = any(one["step"] == "trim-vocabulary" for one in steps)
     keeps = _keeps(traits, body, 0.0 if trimmed else 1.0)
-    whole = f"{name}{' + trimmed vocabulary' if trimmed else ''} + distil + {_called(int8)}"
-    return _beside_plain(Rung(whole, family, (*reshape, distil, int8), 8.0, keeps, adds="distillation"))
+    return _beside_plain(Rung(_named(*steps), family, steps, bits, keeps, adds="distillation"))
 
 
 def _beside_plain(rung: Rung) -> Rung:
@@ -371,8 +370,30 @@ def _blocks(bits: int) -> Said:
     return _step("weights", bits=bits)
 
 
+def _trimmed() -> Said:
+    return _step("trim-vocabulary", share=COVERED)
+
+
 def _called(one: Said) -> str:
-    return f"int{one['bits']} weights" if one["step"] == "weights" else str(one["step"])
+    """What a step is called in a rung's name."""
+    match one:
+        case {"step": "weights", "bits": bits}:
+            return f"int{bits} weights"
+        case {"step": "trim-vocabulary", "share": share}:
+            return f"vocabulary of {share:.0%}"
+        case {"step": "trim-vocabulary"}:
+            return "trimmed vocabulary"
+        case {"step": "student", "layers": layers}:
+            return f"student of {layers} layer{'' if layers == 1 else 's'}"
+        case {"step": "prune-structure", "ratio": ratio}:
+            return f"prune {ratio:.0%}"
+        case {"step": "prune-structure", "parameters": most}:
+            return f"prune to {said_count(most)} parameters"
+    return str(one["step"])
+
+
+def _named(*steps: Said) -> str:
+    return " + ".join(map(_called, steps))
 
 
 def _embeddings(traits: Traits) -> bool:

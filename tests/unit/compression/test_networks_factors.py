@@ -296,7 +296,7 @@ def test_answers_for_ids_that_are_kept_do_not_change_and_the_file_is_smaller(
     many = np.arange(1, 301).reshape(100, 3)
     samples = Samples(Rows({"ids": many}, np.arange(100) % 3), samples.validation, samples.test, shared=1.0)
     network = around(Words(), samples)
-    trimmed = TrimVocabulary().reshape(network, work_with(samples, notes=noted))
+    trimmed = TrimVocabulary(others="mean").reshape(network, work_with(samples, notes=noted))
     table = trimmed.module.table
     assert table.row.dtype == torch.int16 and table.num_embeddings == 302  # with padding and the mean
     saved = (400 - 302) * 8 * 4 - 400 * 2
@@ -323,13 +323,50 @@ def test_answers_for_ids_that_are_kept_do_not_change_and_the_file_is_smaller(
     assert np.allclose(first, by_hand, atol=1e-6)
 
 
+def test_other_ids_come_to_the_row_that_is_most_alike(
+    work_with: Callable[..., Work], tmp_path: Path
+) -> None:
+    """In ONNX Runtime. Neither to padding's row nor to a special one's, however alike those are; lengths do not count."""
+    samples, network = words(300), around(Words(), words(300))
+    weights = network.module.table.weight
+    with torch.no_grad():
+        weights[0] = weights[350] = weights[380]  # padding, a special id, and one that never occurs
+        weights[381] = 40 * weights[1]
+    step_ = TrimVocabulary(most=50, special=(350,))
+    trimmed = step_.reshape(network, work_with(samples))
+    kept = trimmed.module.table.keep
+    able = np.array([one for one in kept if one not in (0, 350)])
+    cosines = nn.functional.cosine_similarity(weights[:, None], weights[able][None], dim=2)
+    nearest = {one: int(able[int(cosines[one].argmax())]) for one in range(400) if one not in kept}
+    assert nearest[381] == 1 and len(set(nearest.values())) > 20
+    path = tmp_path / "after.onnx"
+    trimmed.export(path)
+    gone = np.array(sorted(nearest))
+    ids = np.stack([gone, np.full_like(gone, 3), gone], 1)
+    instead = np.stack([[nearest[one] for one in gone], np.full_like(gone, 3), [nearest[one] for one in gone]], 1)
+    answered = asked(Artefact.open(path), {"ids": ids})
+    assert np.allclose(answered, network.answers({"ids": instead}), atol=1e-6)
+    assert not np.allclose(answered, network.answers({"ids": ids}), atol=1e-2)
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.5, 1), (0.51, 2), (0.9, 3), (1.0, 4)])
+def test_only_ids_that_make_up_a_share_of_all_look_ups_are_kept(
+    share: float, rows: int, work_with: Callable[..., Work]
+) -> None:
+    ids = np.repeat([5, 7, 9, 11], [30, 18, 9, 3]).reshape(20, 3)
+    seen = Rows({"ids": ids}, np.arange(20) % 3)
+    samples = Samples(seen, seen, seen, shared=1.0)
+    trimmed = TrimVocabulary(share=share).reshape(around(Words(), samples), work_with(samples))
+    assert trimmed.module.table.keep.tolist() == [0, 5, 7, 9, 11][: rows + 1]  # with padding
+
+
 def test_an_input_among_several_is_found_to_be_the_one_looked_up(
     texts: Samples, work_with: Callable[..., Work]
 ) -> None:
     network, noted = network_of(Encoder(), texts), Noted()
     trimmed = TrimVocabulary().reshape(network, work_with(texts, notes=noted))
     used = len(np.unique(texts.train.feeds["input_ids"]))
-    assert network.parameters() - trimmed.parameters() == (160 - used - 1) * 32
+    assert network.parameters() - trimmed.parameters() == (160 - used) * 32
     assert noted.seen["unknown_share.tokens"] == 0 and type(trimmed.module.places) is nn.Embedding
     feeds = texts.test.feeds
     assert np.array_equal(trimmed.answers(feeds), network.answers(feeds))
@@ -370,6 +407,10 @@ def test_tables_that_cannot_be_trimmed_are_a_result_with_a_reason(work_with: Cal
         ("low-rank", {"rows": 0}),
         ("trim-vocabulary", {"least": 0}),
         ("trim-vocabulary", {"most": 0}),
+        ("trim-vocabulary", {"share": 0.0}),
+        ("trim-vocabulary", {"share": 1.01}),
+        ("trim-vocabulary", {"share": "most"}),
+        ("trim-vocabulary", {"others": "median"}),
         ("trim-vocabulary", {"special": [-1]}),
         ("trim-vocabulary", {"unknown": "[UNK]"}),
     ],

@@ -126,9 +126,11 @@ def test_a_wanted_size_is_pruned_to() -> None:
         one for one in tried(traits("cnn"), Constraints(2_000_000)) if "prune-structure" in steps(one)
     )
     assert fitting.steps[0]["parameters"] == 1_860_000
-    # Tables are not pruned: what they alone take up leaves nothing to prune to.
+    # Tables are not pruned: what they alone take up leaves nothing to prune to, unless they are trimmed first.
     large = traits("transformer", embedding=15_000_000)
-    assert not any("prune to" in one.name for one in plan(large, Constraints(14_000_000)))
+    fitting = [one for one in plan(large, Constraints(4_000_000)) if "prune to" in one.name]
+    assert [steps(one)[:2] for one in fitting] == [["trim-vocabulary", "prune-structure"]]
+    assert fitting[0].steps[1]["parameters"] == 3_720_000 and not fitting[0].why
 
 
 def test_vocabularies_are_trimmed_where_the_table_dominates() -> None:
@@ -138,6 +140,9 @@ def test_vocabularies_are_trimmed_where_the_table_dominates() -> None:
     assert not trimmed(traits("transformer", embedding=2_000_000, blocks=6))
     found = trimmed(traits("transformer", embedding=12_000_000, blocks=6))
     assert steps(found[0]) == ["trim-vocabulary", "int8-dynamic"]
+    # First without those that never occur, then without the rare ones too, which training afterwards mends.
+    shares = [one.steps[0].get("share") for one in found]
+    assert None in shares[:2] and set(shares[-5:]) == {0.95}
     assert any({"trim-vocabulary", "student", "distil"} <= set(steps(one)) for one in found)
     assert any({"trim-vocabulary", "prune-structure", "distil"} <= set(steps(one)) for one in found)
 

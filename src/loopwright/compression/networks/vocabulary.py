@@ -14,16 +14,23 @@ from loopwright.compression.steps import CannotExport, Work
 from loopwright.compression.subject import Array, Network
 from loopwright.kernel.errors import BadInput
 
+OTHERS = ("nearest", "mean")
+"""What ids whose rows left come to, where no `unknown` id is named."""
+_AT_ONCE = 1024
+"""Rows that are compared with all that stay at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrimVocabulary:
     """Keep the rows of embedding tables whose ids occur at least `least` times in the training rows, at most the `most`
-    frequent of them, and those of `special` ids and of padding.
+    frequent of them, of those only the frequent ones that make up `share` of all look-ups, and the rows of `special`
+    ids and of padding.
 
-    Other ids come to the row of the id `unknown`, or, when none is named, to a row of its own: the mean of the rows
-    that left. Which row an id has is a table of integers inside the exported graph (one byte per old id, two when
-    more than 256 rows stay, four when more than 32,768 do), so nothing changes for callers;
-    ids beyond the old table fail as they did.
+    Other ids come to the row of the id `unknown`. When none is named they come, with `others` "nearest", to the row
+    that stays whose direction is the most alike (cosine; never to a special id's or padding's), and with "mean" to a
+    row of its own, the mean of the rows that left. Which row an id has is a table of integers inside the exported graph
+    (one byte per old id, two when more than 256 rows stay, four when more than 32,768 do), so nothing changes for
+    callers; ids beyond the old table fail as they did.
 
     embedding: the module's name; None: every table that an input is looked up in as it comes, where trimming saves
     bytes. A table tied to the output is refused: the model would answer with fewer classes.
@@ -32,12 +39,28 @@ class TrimVocabulary:
     name: ClassVar[str] = "trim-vocabulary"
     least: int = 1
     most: int | None = None
+    share: float = 1.0
     special: Sequence[int] = ()
     unknown: int | None = None
+    others: str = "nearest"
     embedding: str | None = None
 
     def __post_init__(self) -> None:
         whole(self.least, 1, 10**9, f"{self.name}: least")
+        if (
+            isinstance(self.share, bool)
+            or not isinstance(self.share, (int, float))
+            or not 0 < self.share <= 1
+        ):
+            raise BadInput(
+                "a share of the look-ups", where=f"{self.name}: share", got=self.share,
+                wanted="above 0, at most 1",
+            )  # fmt: skip
+        if self.others not in OTHERS:
+            raise BadInput(
+                "no such row for other ids", where=f"{self.name}: others", got=self.others,
+                wanted=" or ".join(OTHERS),
+            )  # fmt: skip
         if self.most is not None:
             whole(self.most, 1, 10**9, f"{self.name}: most")
         for one in (*self.special, *([] if self.unknown is None else [self.unknown])):
@@ -55,7 +78,7 @@ class TrimVocabulary:
         for name, inputs in tables.items():
             table = trimmed.module.get_submodule(name)
             assert isinstance(table, nn.Embedding)
-            smaller = self._trim(table, name, [work.samples.train.feeds[one] for one in inputs])
+            smaller = self._trim(table, name, [work.samples.train.feeds[one] for one in inputs], work)
             spared = _bytes(table) - _bytes(smaller)
             if spared <= 0:
                 continue
@@ -99,7 +122,7 @@ class TrimVocabulary:
             )  # fmt: skip
         return {name: inputs for name, inputs in found.items() if name not in tied}
 
-    def _trim(self, table: nn.Embedding, name: str, seen: list[Array]) -> "Trimmed":
+    def _trim(self, table: nn.Embedding, name: str, seen: list[Array], work: Work) -> "Trimmed":
         size = table.num_embeddings
         if table.max_norm is not None:
             raise CannotExport(
@@ -120,26 +143,37 @@ class TrimVocabulary:
             always.add(table.padding_idx)
         counts = np.bincount(ids, minlength=size)
         frequent = np.argsort(-counts, kind="stable")[: self.most]
-        keep = sorted(always | {int(one) for one in frequent if counts[one] >= self.least})
-        return Trimmed(table, keep, self.unknown)
+        before = np.cumsum(counts[frequent]) - counts[frequent]  # look-ups of those more frequent
+        enough = (counts[frequent] >= self.least) & (before < self.share * len(ids))
+        keep = sorted(always | {int(one) for one in frequent[enough]})
+        if self.unknown is not None:
+            return Trimmed(table, keep, keep.index(self.unknown))
+        if self.others == "mean":
+            return Trimmed(table, keep)
+        able = [place for place, one in enumerate(keep) if one not in always] or range(len(keep))
+        return Trimmed(table, keep, _nearest(table.weight.detach(), keep, list(able), work))
 
 
 class Trimmed(nn.Embedding):
-    """Some rows of a table, found by the ids of the whole one."""
+    """Some rows of a table, found by the ids of the whole one.
+
+    others: where in `keep` the ids come to that are not in it, one place for all or, in their order, one for each;
+    None: to a row of their own, the mean of those that left.
+    """
 
     row: Tensor
 
-    def __init__(self, table: nn.Embedding, keep: list[int], unknown: int | None) -> None:
+    def __init__(self, table: nn.Embedding, keep: list[int], others: int | Array | None = None) -> None:
         gone = np.setdiff1d(np.arange(table.num_embeddings), keep)
         weights = table.weight.detach()[keep]
-        fallback = keep.index(unknown) if unknown is not None else len(keep)
-        if unknown is None and len(gone):
+        if others is None and len(gone):
             weights = torch.cat([weights, table.weight.detach()[gone].mean(0, keepdim=True)])
         padding = None if table.padding_idx is None else keep.index(table.padding_idx)
         super().__init__(len(weights), table.embedding_dim, padding, _weight=weights.clone())
         self.weight.requires_grad_(table.weight.requires_grad)
         self.keep = np.asarray(keep)
-        row = np.full(table.num_embeddings, fallback, dtype=np.int64)
+        row = np.empty(table.num_embeddings, dtype=np.int64)
+        row[gone] = len(keep) if others is None else others
         row[keep] = np.arange(len(keep))
         kind = torch.uint8 if len(weights) <= 256 else torch.int16 if len(weights) <= 32768 else torch.int32
         self.register_buffer("row", torch.from_numpy(row).to(kind))
@@ -151,6 +185,17 @@ class Trimmed(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         return super().forward(self.row[ids].to(torch.int64))
+
+
+def _nearest(weights: Tensor, keep: list[int], able: list[int], work: Work) -> Array:
+    """For each row of `weights` that is not in `keep`: the place in `keep`, one of `able`, with the largest cosine."""
+    gone = torch.from_numpy(np.setdiff1d(np.arange(len(weights)), keep))
+    targets = nn.functional.normalize(weights[[keep[place] for place in able]], dim=1)
+    found = [torch.empty(0, dtype=torch.int64)]
+    for some in gone.split(_AT_ONCE):
+        work.check_time()
+        found.append((nn.functional.normalize(weights[some], dim=1) @ targets.T).argmax(1))
+    return np.asarray(able)[torch.cat(found).numpy()]
 
 
 def looked_up(network: TorchNetwork) -> dict[str, list[str]]:
