@@ -323,10 +323,8 @@ def test_answers_for_ids_that_are_kept_do_not_change_and_the_file_is_smaller(
     assert np.allclose(first, by_hand, atol=1e-6)
 
 
-def test_other_ids_come_to_the_row_that_is_most_alike(
-    work_with: Callable[..., Work], tmp_path: Path
-) -> None:
-    """In ONNX Runtime. Neither to padding's row nor to a special one's, however alike those are; lengths do not count."""
+def test_other_ids_come_to_the_row_that_is_most_alike(work_with: Callable[..., Work], tmp_path: Path) -> None:
+    """In ONNX Runtime. Neither to padding's row nor to a special one's, however alike; lengths do not count."""
     samples, network = words(300), around(Words(), words(300))
     weights = network.module.table.weight
     with torch.no_grad():
@@ -343,7 +341,9 @@ def test_other_ids_come_to_the_row_that_is_most_alike(
     trimmed.export(path)
     gone = np.array(sorted(nearest))
     ids = np.stack([gone, np.full_like(gone, 3), gone], 1)
-    instead = np.stack([[nearest[one] for one in gone], np.full_like(gone, 3), [nearest[one] for one in gone]], 1)
+    instead = np.stack(
+        [[nearest[one] for one in gone], np.full_like(gone, 3), [nearest[one] for one in gone]], 1
+    )
     answered = asked(Artefact.open(path), {"ids": ids})
     assert np.allclose(answered, network.answers({"ids": instead}), atol=1e-6)
     assert not np.allclose(answered, network.answers({"ids": ids}), atol=1e-2)

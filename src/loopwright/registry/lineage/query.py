@@ -12,7 +12,17 @@ from loopwright.kernel.errors import BadInput, NotFound, did_you_mean
 from loopwright.registry import store as registry_store
 from loopwright.registry.lineage import store
 from loopwright.registry.lineage.build import batch_id, build, source_id, version_id
-from loopwright.registry.lineage.graph import COMPRESSED, DERIVES, KEEP, Edge, Graph, Node, fold, plural, reach
+from loopwright.registry.lineage.graph import (
+    COMPRESSED,
+    DERIVES,
+    KEEP,
+    Edge,
+    Graph,
+    Node,
+    fold,
+    plural,
+    reach,
+)
 
 Direction = Literal["up", "down", "both"]
 SHOWN = 8
