@@ -305,6 +305,7 @@ def test_every_candidate_is_a_child_run_with_its_file_and_figures(flights: Place
     artifacts = flights.home.artifacts / "runs"
     kept = [path.name for path in artifacts.rglob("*") if run_id in path.parts]
     assert {"report.json", "report.md", "tradeoff.png", "tradeoff.html", "gates.md", "card.md"} <= set(kept)
+    assert {"fairness.md", "fairness.svg", "explainability.json", "explainability.svg"} <= set(kept)
 
 
 def test_its_gates_and_evidence_stand_beside_the_parent(flights: Place) -> None:

@@ -1,6 +1,6 @@
 """From the choice of a compression to a version: sealed, gated against its parent, registered; or why it is none."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from loopwright.pipeline.compression_asked import SEED, Asked, CompressReport, f
 from loopwright.pipeline.compression_sealing import payload_of, sealed_candidate
 from loopwright.pipeline.compression_subject import NOTE, Source
 from loopwright.pipeline.explained import Explainability, explain_bundle
+from loopwright.pipeline.findings import keep_documents, keep_gates, record_findings
 from loopwright.pipeline.fit import Fitted
 from loopwright.pipeline.numbering import number_for
 from loopwright.pipeline.tracked import Setting
@@ -29,7 +30,6 @@ from loopwright.quality.gates import run_gates
 from loopwright.quality.parent import kept_fairness, kept_quality
 from loopwright.quality.report import GateReport, GateResult
 from loopwright.registry.authority import require_on
-from loopwright.registry.evidence import record_evidence
 from loopwright.registry.versions import Version, list_versions, register_version
 from loopwright.training.recorder import Recorder
 
@@ -77,6 +77,7 @@ def judged(
     bundle, fitted = sealed_candidate(setting, source, choice, folder / choice.file, run.run_id, found.gains)
     try:
         gates = _gated(asked, setting, source, bundle)
+        keep_gates(run, gates)
         explained = explain_bundle(
             bundle,
             setting.depot.path(bundle.digest),
@@ -85,11 +86,7 @@ def judged(
         )
     finally:
         bundle.close()
-    run.text(gates.to_markdown(), "gates.md")
-    run.artifact_json(gates.to_json(), "gates.json")
-    run.artifact_json(dict(explained.payload), "explainability.json")
-    if gates.fairness is not None:
-        run.artifact_json(gates.fairness.to_json(), "fairness.json")
+    keep_documents(run, gates, explained)
     run.text(bundle.card, "card.md")
     run.metrics({**fitted.metrics, "size": choice.size, "ratio": choice.ratio})
     said = found.said()
@@ -144,8 +141,7 @@ def _same(
         gates = _gated(asked, setting, source, bundle)
     finally:
         bundle.close()
-    run.text(gates.to_markdown(), "gates.md")
-    run.artifact_json(gates.to_json(), "gates.json")
+    keep_gates(run, gates)
     now, said = setting.clock(), f"{found.said()}; it is version {twin.version} already"
     version = twin.version if gates.passed else None
     with setting.ledger.write() as conn:
@@ -233,18 +229,6 @@ def _guarded(name: str, kind: str, gate: Callable[[], list[GateResult]]) -> list
         return [GateResult(name, kind, Verdict.ERROR, None, "", f"{type(error).__name__}: {error}")]
 
 
-def _findings(
-    setting: Setting, gates: GateReport, explained: Explainability, payload: Mapping[str, Any]
-) -> Iterator[tuple[str, Verdict, Mapping[str, Any]]]:
-    yield "gates", gates.verdict, gates.to_json()
-    yield NOTE, gates.verdict, payload
-    if gates.fairness is not None:
-        yield "fairness", gates.fairness.verdict, gates.fairness.to_json()
-    yield "explainability", explained.verdict, explained.payload
-    if setting.written is not None:
-        yield "card", setting.written.verdict, setting.written.payload(by=setting.actor.name)
-
-
 def _registered(
     asked: Asked, setting: Setting, source: Source, bundle: Bundle, fitted: Fitted, gates: GateReport,
     explained: Explainability, run_id: str, payload: Mapping[str, Any],
@@ -253,11 +237,7 @@ def _registered(
     model, now, spec = asked.model, setting.clock(), source.project.spec
     version = None
     with setting.ledger.write() as conn:
-        for kind, verdict, found in _findings(setting, gates, explained, payload):
-            record_evidence(
-                conn, kind=kind, model=model, version=None, bundle=bundle.digest, verdict=verdict, payload=found,
-                at=now, actor=setting.actor,
-            )  # fmt: skip
+        record_findings(conn, setting, bundle, gates, explained, now, **{NOTE: payload})
         if gates.passed:
             require_on(conn, setting.actor, Role.DEVELOPER, f"register a version of {model}", model=model)
             until = trained_until(bundle)

@@ -6,7 +6,7 @@ is the same version. A run that is killed leaves no version; running it again st
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from loopwright.kernel.clock import Clock, iso
 from loopwright.kernel.errors import BadInput, did_you_mean
 from loopwright.kernel.home import Home
 from loopwright.kernel.progress import Progress, Silent
-from loopwright.kernel.verdict import Verdict
 from loopwright.ledger import store as ledger_store
 from loopwright.ledger.engine import Ledger
 from loopwright.monitoring.feature_health.rules import check_rules
@@ -37,6 +36,7 @@ from loopwright.pipeline import store
 from loopwright.pipeline.baseline import Baseline, stable_baseline
 from loopwright.pipeline.explained import Explainability, explain_bundle
 from loopwright.pipeline.feature_watch import views_of
+from loopwright.pipeline.findings import keep_documents, keep_gates, record_findings
 from loopwright.pipeline.fit import Fitted, Parts, cut, fit_model
 from loopwright.pipeline.frames import known_rows
 from loopwright.pipeline.gold import refresh_gold
@@ -55,12 +55,10 @@ from loopwright.registry import semver
 from loopwright.registry import store as registry_store
 from loopwright.registry.authority import check_team
 from loopwright.registry.documents.sections import read_card
-from loopwright.registry.evidence import record_evidence
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 from loopwright.registry.policies import admit, waive
 from loopwright.registry.versions import register_version
 from loopwright.training.context import capture, mlflow_tags
-from loopwright.training.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -179,12 +177,11 @@ def run_project(
         bundle = _sealed(setting, module, fitted, parts, origin, types)
         baseline = stable_baseline(ledger, home, setting.trusted, spec.model)
         gates = _gated(setting, bundle, fitted, parts, baseline)
-        run.text(gates.to_markdown(), "gates.md")
-        run.artifact_json(gates.to_json(), "gates.json")
+        keep_gates(run, gates)
         explained = explain_bundle(
             bundle, setting.depot.path(bundle.digest), parts.holdout, rows=spec.explain.rows
         )
-        _note(run, gates, explained)
+        keep_documents(run, gates, explained)
         version = _registered(
             setting, bundle, fitted, gates, explained, origin, context, baseline, version_number
         )
@@ -312,29 +309,6 @@ def _gated(
     )
 
 
-def _note(run: Recorder, gates: GateReport, explained: Explainability) -> None:
-    """Keep the documents of fairness and explainability among the run's artifacts."""
-    if gates.fairness is not None:
-        run.artifact_json(gates.fairness.to_json(), "fairness.json")
-        run.text(gates.fairness.to_markdown(), "fairness.md")
-        run.text(gates.fairness.to_svg(), "fairness.svg")
-    run.artifact_json(dict(explained.payload), "explainability.json")
-    if explained.picture is not None:
-        run.text(explained.picture, "explainability.svg")
-
-
-def _findings(
-    setting: Setting, gates: GateReport, explained: Explainability
-) -> Iterator[tuple[str, Verdict, Mapping[str, Any]]]:
-    """(kind, verdict, payload) of all that the run knows about its bundle."""
-    yield "gates", gates.verdict, gates.to_json()
-    if gates.fairness is not None:
-        yield "fairness", gates.fairness.verdict, gates.fairness.to_json()
-    yield "explainability", explained.verdict, explained.payload
-    if setting.written is not None:
-        yield "card", setting.written.verdict, setting.written.payload(by=setting.actor.name)
-
-
 def _registered(
     setting: Setting,
     bundle: Bundle,
@@ -350,18 +324,7 @@ def _registered(
     project, model, now = setting.project, setting.project.spec.model, setting.clock()
     version = None
     with setting.ledger.write() as conn:
-        for kind, verdict, payload in _findings(setting, gates, explained):
-            record_evidence(
-                conn,
-                kind=kind,
-                model=model,
-                version=None,
-                bundle=bundle.digest,
-                verdict=verdict,
-                payload=payload,
-                at=now,
-                actor=setting.actor,
-            )
+        record_findings(conn, setting, bundle, gates, explained, now)
         if gates.passed:
             # Only now: a project that never came this far must not govern a model that is in service.
             check_team(conn, setting.actor, model=model, team=project.spec.team)

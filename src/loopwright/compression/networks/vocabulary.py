@@ -189,13 +189,15 @@ class Trimmed(nn.Embedding):
 
 def _nearest(weights: Tensor, keep: list[int], able: list[int], work: Work) -> Array:
     """For each row of `weights` that is not in `keep`: the place in `keep`, one of `able`, with the largest cosine."""
-    gone = torch.from_numpy(np.setdiff1d(np.arange(len(weights)), keep))
+    gone = np.setdiff1d(np.arange(len(weights)), keep)
     targets = nn.functional.normalize(weights[[keep[place] for place in able]], dim=1)
     found = [torch.empty(0, dtype=torch.int64)]
-    for some in gone.split(_AT_ONCE):
+    for at in range(0, len(gone), _AT_ONCE):
         work.check_time()
-        found.append((nn.functional.normalize(weights[some], dim=1) @ targets.T).argmax(1))
-    return np.asarray(able)[torch.cat(found).numpy()]
+        some = nn.functional.normalize(weights[gone[at : at + _AT_ONCE]], dim=1)
+        found.append((some @ targets.T).argmax(1))
+    nearest: Array = np.asarray(able)[torch.cat(found).numpy()]
+    return nearest
 
 
 def looked_up(network: TorchNetwork) -> dict[str, list[str]]:
