@@ -222,6 +222,9 @@ def test_a_compression_that_fails_is_told_and_its_parent_stands(flights: Place) 
 def test_a_dry_run_says_what_would_be_tried_and_what_cannot_be_small_enough(flights: Place) -> None:
     plan = flights.done("compress", "flight-late", "--target-size", "60KB", "--dry-run")
     assert plan["kind"] == "trees" and plan["parent"] == 1 and not plan["trainable"]
+    for words in ((), ("--dry-run",)):  # what is refused is not planned either
+        told = flights.loopwright("compress", "flight-late", "--recipe", "distil,int8-static", *words)
+        assert told.code == 2 and "torch module cannot be had" in told.err
     assert {"tree-rounds", "tree-rounding"} <= {
         step["step"] for rung in plan["rungs"] for step in rung["steps"]
     }

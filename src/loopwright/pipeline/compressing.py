@@ -16,6 +16,7 @@ from loopwright.bundle.keys import PublicKey, SigningKey
 from loopwright.compression.facts import floor
 from loopwright.compression.ladder import climb, keep
 from loopwright.compression.plan import Family, Rung, Traits, arithmetic, controlled, plan
+from loopwright.compression.recipe import Recipe
 from loopwright.compression.report import LadderReport
 from loopwright.compression.tradeoff import ORIGINAL
 from loopwright.kernel.actor import Actor, Role, require
@@ -112,6 +113,7 @@ def plan_version(asked: Asked, place: Place, progress: Progress | None = None) -
         source, home=place.home, folder=folder, production=asked.production, network=False, watch=watch
     )
     traits = replace(Traits.of(subject), trainable=source.trainable(place.home))
+    _followed(asked, version, trainable=traits.trainable)
     rungs = _rungs(asked, traits) or plan(traits, asked.wanted, explore=asked.explore)
     return {
         "model": version.model, "parent": version.version, "kind": traits.kind, "size": subject.graph.size,
@@ -203,13 +205,7 @@ def _compressed(asked: Asked, place: Place, source: Source, folder: Path, watch:
         source, home=place.home, folder=folder, production=asked.production, network=_wants_network(asked),
         watch=watch,
     )  # fmt: skip
-    recipe = asked.checked()
-    if recipe is not None and recipe.trains and subject.network is None:
-        raise BadInput(
-            "the recipe trains, and this version's torch module cannot be had", where=version.subject,
-            got=recipe.name, wanted="steps on graphs",
-            next="Let train() return a torch module, and write module(params, features, outputs) beside it.",
-        )  # fmt: skip
+    recipe = _followed(asked, version, trainable=subject.network is not None)
     traits = Traits.of(subject)
     tags = {
         "loopwright.compresses": version.subject, "loopwright.snapshot": source.snapshot.digest,
@@ -238,6 +234,18 @@ def _compressed(asked: Asked, place: Place, source: Source, folder: Path, watch:
             report = judged(asked, setting, source, run, found, choice, folder, out)
     unmark(folder)
     return report
+
+
+def _followed(asked: Asked, version: Version, *, trainable: bool) -> Recipe | None:
+    """The recipe, None for the ladder; raises BadInput where it trains and there is nothing to train."""
+    recipe = asked.checked()
+    if recipe is not None and recipe.trains and not trainable:
+        raise BadInput(
+            "the recipe trains, and this version's torch module cannot be had", where=version.subject,
+            got=recipe.name, wanted="steps on graphs",
+            next="Let train() return a torch module, and write module(params, features, outputs) beside it.",
+        )  # fmt: skip
+    return recipe
 
 
 def _wants_network(asked: Asked) -> bool:
