@@ -28,7 +28,8 @@ class TrimVocabulary:
 
     Other ids come to the row of the id `unknown`. When none is named they come, with `others` "nearest", to the row
     that stays whose direction is the most alike (cosine; never to a special id's or padding's), and with "mean" to a
-    row of its own, the mean of the rows that left. Which row an id has is a table of integers inside the exported graph
+    row of its own, the mean of the rows that left: better where those were never trained, so that likeness says
+    nothing. Which row an id has is a table of integers inside the exported graph
     (one byte per old id, two when more than 256 rows stay, four when more than 32,768 do), so nothing changes for
     callers; ids beyond the old table fail as they did.
 
