@@ -142,9 +142,8 @@ class Place:
 
 @pytest.fixture(scope="module", autouse=True)
 def _light() -> Iterator[None]:
-    """Compiling for speed would take longer than the few rows that are explained here."""
+    """One thread each, and nothing of the machine's own settings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMBA_DISABLE_JIT", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
         for name in ("LOOPWRIGHT_URL", "LOOPWRIGHT_TOKEN", "LOOPWRIGHT_USER"):
             patch.delenv(name, raising=False)
