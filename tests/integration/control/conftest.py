@@ -37,7 +37,8 @@ class Up:
             found = re.search(r"ready at (http://\S+)", "".join(self.said))
             if found:
                 self.url = found.group(1)
-                assert _open(f"{self.url}/readyz", timeout=10).status == 200
+                with _open(f"{self.url}/readyz", timeout=10) as answer:
+                    assert answer.status == 200
                 return
             if self.process.poll() is not None:
                 break
@@ -87,7 +88,8 @@ def start(home: Path) -> Iterator[Callable[..., Up]]:
 
         def listen() -> None:
             assert process.stderr is not None
-            up.said.extend(iter(process.stderr.readline, ""))
+            with process.stderr:
+                up.said.extend(iter(process.stderr.readline, ""))
 
         threading.Thread(target=listen, daemon=True).start()
         started.append(up)

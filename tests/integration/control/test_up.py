@@ -34,6 +34,13 @@ MORNING = datetime(2013, 4, 1, 5, tzinfo=UTC)
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
+def got(url: str) -> bytes:
+    """What is answered there, with 200."""
+    with _open(url, timeout=20) as answer:
+        assert answer.status == 200
+        return bytes(answer.read())
+
+
 def loopwright(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "loopwright", *words], capture_output=True, text=True, timeout=120
@@ -124,7 +131,7 @@ class Traffic:
 def test_a_control_plane_comes_up_answers_and_goes_when_told(start: Start, home: Path) -> None:
     up = start()
     for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/mlflow/"):
-        assert _open(f"{up.url}{path}", timeout=20).status == 200
+        assert got(f"{up.url}{path}")
     assert "you are `local`, an admin" in "".join(up.said)
     resident = next(
         line
@@ -132,10 +139,8 @@ def test_a_control_plane_comes_up_answers_and_goes_when_told(start: Start, home:
         if line.startswith("VmRSS")
     )
     assert int(resident.split()[1]) < 450 * 1024
-    keys = json.load(_open(f"{up.url}/api/v1/keys", timeout=10))["keys"]
-    table = open_routes(
-        _open(f"{up.url}/api/v1/routes", timeout=10).read(), [PublicKey.from_text(keys[0]["public"])]
-    )
+    keys = json.loads(got(f"{up.url}/api/v1/keys"))["keys"]
+    table = open_routes(got(f"{up.url}/api/v1/routes"), [PublicKey.from_text(keys[0]["public"])])
     assert table.models == {}
     assert up.stop() == 0
 
@@ -182,7 +187,8 @@ def test_strangers_stay_out(start: Start, home: Path) -> None:
     assert (told["name"], told["role"]) == ("ada", "viewer")
     with pytest.raises(urllib.error.HTTPError) as stranger:
         _open(f"{up.url}/mlflow/api/2.0/mlflow/experiments/search?max_results=1", timeout=20)
-    assert stranger.value.code == 401
+    with stranger.value as answered:
+        assert answered.code == 401
     answer = loopwright("status", "--url", up.url, "--token", "lw_0123456789ab_b")
     assert (answer.returncode, answer.stdout) == (2, "")
     assert "wrong token" in answer.stderr

@@ -187,8 +187,8 @@ def start(root: Path) -> Plane:
 
     def listen() -> None:
         assert process.stderr is not None
-        for line in process.stderr:
-            plane.said.append(line)
+        with process.stderr:
+            plane.said.extend(iter(process.stderr.readline, ""))
 
     threading.Thread(target=listen, daemon=True).start()
     until = time.monotonic() + 120

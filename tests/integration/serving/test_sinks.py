@@ -73,13 +73,12 @@ class Broker:
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Broker]:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(HERE / "broker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    yield Broker(process, process.stdout.readline().strip())
-    process.kill()
-    process.wait()
+    ) as process:
+        assert process.stdout is not None
+        yield Broker(process, process.stdout.readline().strip())
+        process.kill()
 
 
 def uid_of(message: Message) -> str:
@@ -166,14 +165,13 @@ def test_killed_between_confirmation_and_memory_clickhouse_holds_every_row_once(
 @pytest.fixture
 def clickhouse(tmp_path: Path) -> Iterator[str]:
     """A ClickHouse whose user is `me` and whose password is `hush-hush`; its address."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(HERE / "clickhouse_server.py"), str(tmp_path / "engine"), "me", "hush-hush"],
         stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    yield f"127.0.0.1:{process.stdout.readline().strip()}"
-    process.kill()
-    process.wait()
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        yield f"127.0.0.1:{process.stdout.readline().strip()}"
+        process.kill()
 
 
 def test_a_server_writes_to_clickhouse_over_http_and_waits_when_it_refuses(
