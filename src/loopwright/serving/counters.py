@@ -134,7 +134,9 @@ def read_counters(folder: Path) -> dict[tuple[str, ...], Series]:
     for path in sorted(folder.glob("*.counters")):
         with path.open("rb") as stream:
             data = stream.read(_HEADER.size)
-            data += stream.read(_ROW * (1 + _HEADER.unpack(data)[1]) - len(data))
+            data += stream.read(_ROW * (1 + _head(data)[1]) - len(data))
+        if len(data) < _ROW:
+            continue  # only just made
         numbers = memoryview(data).cast("q")
         for row, key in _keys(data):
             series = total.setdefault(key, Series())
@@ -156,7 +158,7 @@ def worker_pids(folder: Path) -> dict[str, int]:
     pids = {}
     for path in sorted(folder.glob("*.counters")):
         with path.open("rb") as stream:
-            pids[path.stem] = _HEADER.unpack(stream.read(_HEADER.size))[0]
+            pids[path.stem] = _head(stream.read(_HEADER.size))[0]
     return pids
 
 
@@ -169,6 +171,11 @@ def disown(path: Path) -> None:
             stream.write(bytes(8))
         stream.seek(0)
         stream.write(bytes(4))
+
+
+def _head(data: bytes) -> tuple[int, int]:
+    """Who wrote last, and how many series; both 0 of a file that a worker has made but not yet filled."""
+    return _HEADER.unpack(data) if len(data) == _HEADER.size else (0, 0)
 
 
 def _keys(data: bytes | mmap.mmap) -> Iterator[tuple[int, tuple[str, ...]]]:

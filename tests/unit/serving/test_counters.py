@@ -100,3 +100,13 @@ def test_what_is_now_ends_with_its_process(tmp_path: Path) -> None:
     Counters(tmp_path / "w0.counters")
     told = read_counters(tmp_path)
     assert (told["queue_rows", "m", "1"].count, told["http", "200"].count) == (0, 1)
+
+
+@pytest.mark.parametrize("size", [0, 4, 8, 512])
+def test_a_file_that_a_worker_has_only_just_made_says_nothing_yet(tmp_path: Path, size: int) -> None:
+    Counters(tmp_path / "w0.counters").add(("http", "200"), 3)
+    (tmp_path / "w0b.counters").write_bytes(bytes(size))
+    for _ in range(2):
+        text = render(tmp_path, {})
+        assert 'loopwright_http_requests_total{code="200"} 3\n' in text and '"w0b"' not in text
+        disown(tmp_path / "w0b.counters")
