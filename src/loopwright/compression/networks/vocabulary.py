@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from loopwright.compression.networks.network import TorchNetwork, call, tensors
-from loopwright.compression.networks.schedule import own_copy, ties, tried, whole
+from loopwright.compression.networks.schedule import one_of, own_copy, ties, tried, whole, within
 from loopwright.compression.steps import CannotExport, Work
 from loopwright.compression.subject import Array, Network
 from loopwright.kernel.errors import BadInput
 
 OTHERS = ("nearest", "mean")
 """What ids whose rows left come to, where no `unknown` id is named."""
+LEAST = 1e-6
+"""Of all look-ups: a smaller share names no row."""
 _AT_ONCE = 1024
 """Rows that are compared with all that stay at a time."""
 
@@ -29,9 +31,9 @@ class TrimVocabulary:
     Other ids come to the row of the id `unknown`. When none is named they come, with `others` "nearest", to the row
     that stays whose direction is the most alike (cosine; never to a special id's or padding's), and with "mean" to a
     row of its own, the mean of the rows that left: better where those were never trained, so that likeness says
-    nothing. Which row an id has is a table of integers inside the exported graph
-    (one byte per old id, two when more than 256 rows stay, four when more than 32,768 do), so nothing changes for
-    callers; ids beyond the old table fail as they did.
+    nothing. Which row an id has is a table of integers inside the exported graph (one byte per old id, two when more
+    than 256 rows stay, four when more than 32,768 do), so nothing changes for callers; ids beyond the old table fail
+    as they did.
 
     embedding: the module's name; None: every table that an input is looked up in as it comes, where trimming saves
     bytes. A table tied to the output is refused: the model would answer with fewer classes.
@@ -48,20 +50,8 @@ class TrimVocabulary:
 
     def __post_init__(self) -> None:
         whole(self.least, 1, 10**9, f"{self.name}: least")
-        if (
-            isinstance(self.share, bool)
-            or not isinstance(self.share, (int, float))
-            or not 0 < self.share <= 1
-        ):
-            raise BadInput(
-                "a share of the look-ups", where=f"{self.name}: share", got=self.share,
-                wanted="above 0, at most 1",
-            )  # fmt: skip
-        if self.others not in OTHERS:
-            raise BadInput(
-                "no such row for other ids", where=f"{self.name}: others", got=self.others,
-                wanted=" or ".join(OTHERS),
-            )  # fmt: skip
+        within(self.share, LEAST, 1, f"{self.name}: share")
+        one_of(self.others, OTHERS, f"{self.name}: others")
         if self.most is not None:
             whole(self.most, 1, 10**9, f"{self.name}: most")
         for one in (*self.special, *([] if self.unknown is None else [self.unknown])):

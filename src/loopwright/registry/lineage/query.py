@@ -196,13 +196,13 @@ def _made_of(graph: Graph, part: Graph, focus: str) -> list[str]:
     node = graph.nodes[focus]
     derived = reach(graph, [focus], forward=False, follow=lambda edge: edge.kind in DERIVES)
     kinds = {kind: [graph.nodes[key] for key in derived if graph.nodes[key]["kind"] == kind]
-             for kind in ("run", "snapshot", "batch", "source", "code", "table")}  # fmt: skip
+             for kind in ("snapshot", "batch", "source", "code", "table")}  # fmt: skip
     name = f"{node['model']} {node['version']}"
     # Of a compressed version the data are those of its parent; the run is its own.
     own = reach(
         graph, [focus], forward=False, follow=lambda edge: edge.kind in DERIVES and edge.kind != COMPRESSED
     )
-    run = next((node for node in kinds["run"] if node["id"] in own), None)
+    run = next((graph.nodes[key] for key in own if graph.nodes[key]["kind"] == "run"), None)
     if run is None:
         return [f"{name} was registered without a run that is known here."]
     parents = [edge.source for edge in graph.into().get(focus, ()) if edge.kind == COMPRESSED]
