@@ -128,6 +128,7 @@ def test_a_wanted_size_is_pruned_to() -> None:
     assert fitting.steps[0]["parameters"] == 1_860_000
     # Tables are not pruned: what they alone take up leaves nothing to prune to, unless they are trimmed first.
     large = traits("transformer", embedding=15_000_000)
+    assert not any("prune to" in one.name for one in plan(large, Constraints(14_000_000)))
     fitting = [one for one in plan(large, Constraints(4_000_000)) if "prune to" in one.name]
     assert [steps(one)[:2] for one in fitting] == [["trim-vocabulary", "prune-structure"]]
     assert fitting[0].steps[1]["parameters"] == 3_720_000 and not fitting[0].why

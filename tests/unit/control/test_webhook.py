@@ -95,7 +95,7 @@ def open_one(ctx: Context, cause: str = "blocked: x") -> Incident:
         )
 
 
-def until(done: Callable[[], bool], work: Callable[[], Any], seconds: float = 60) -> None:
+def until(done: Callable[[], bool], work: Callable[[], Any], seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end
