@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 from typing import Any
 
 from loopwright.control.context import Context
@@ -94,6 +95,14 @@ def message(event: Event, incident: Incident) -> dict[str, Any]:
     }
 
 
+class _After(Enum):
+    """What comes after an event was looked at."""
+
+    NEXT = "the one after it"
+    PAUSE = "it was not taken, and is tried again"
+    NOTHING = "all has been told"
+
+
 class Webhook:
     """Posts what is waiting, in a thread of its own: nobody waits for a receiver."""
 
@@ -137,38 +146,38 @@ class Webhook:
 
     def _work(self, ctx: Context, settings: Settings, newest: int) -> None:
         try:
-            while self._one(ctx, settings):
+            while (after := self._one(ctx, settings)) is _After.NEXT:
                 pass
-            if time.monotonic() >= self._not_before:
+            if after is _After.NOTHING:  # not asked of the clock: a pause may have passed by now
                 self._idle_at = newest
         except Exception as error:  # noqa: BLE001 - whatever the network or the database does, controllers go on
             self._not_before = time.monotonic() + LONGEST_PAUSE / 10
             log.warning("webhook: %s", error)
 
-    def _one(self, ctx: Context, settings: Settings) -> bool:
-        """Post the next event; whether to go on with the one after it."""
+    def _one(self, ctx: Context, settings: Settings) -> _After:
+        """Post the next event."""
         with ctx.ledger.read() as conn:
             told = _told(ledger_store.get_meta(conn, _META))
             found = store.next_event(conn, told["after"])
             incident = store.get_incident(conn, found[1]) if found else None
         if found is None or incident is None:
-            return False
+            return _After.NOTHING
         event = found[0]
         if event.event not in TOLD or (told["after"] == 0 and event.at < ctx.now - FIRST):
             self._remember(ctx, {"after": event.id, "tries": 0})
-            return True
+            return _After.NEXT
         problem = self._post(settings, message(event, incident), event.id)
         if problem is None:
             self._remember(ctx, {"after": event.id, "tries": 0})
-            return True
+            return _After.NEXT
         tries = told["tries"] + 1
         if tries >= self._tries:
             self._give_up(ctx, event, incident, settings, problem, tries)
-            return True
+            return _After.NEXT
         self._remember(ctx, {"after": told["after"], "tries": tries})
         self._not_before = time.monotonic() + pause(tries, self._first_pause)
         log.warning("webhook: event %d: %s; try %d of %d", event.id, problem, tries, self._tries)
-        return False
+        return _After.PAUSE
 
     def _post(self, settings: Settings, document: Mapping[str, Any], event: int) -> str | None:
         """Why it was not taken; None when it was. The address is an admin's own: any may be called."""
