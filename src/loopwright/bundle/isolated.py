@@ -168,7 +168,9 @@ class IsolatedRunner:
         child = self._child(until)
         try:
             child.wait_until_ready(min(until, child.started + self.limits.load_seconds))
-            answer = child.answer(features, until)
+            # The little that waiting for its turn, or for the process, has left would blame a model that is well.
+            late = until - time.monotonic() < seconds / 2
+            answer = None if late else child.answer(features, until)
         except ModelFailed:
             raise
         except BaseException as error:
@@ -177,6 +179,11 @@ class IsolatedRunner:
                     "the model's process is starting again", where=self._file, got=self._why or None
                 ) from None
             raise self._failed(child, error, seconds) from error
+        if answer is None:
+            raise Unavailable(
+                "the model's process was free, or ready, too late for this call", where=self._file,
+                got=self._why or None, wanted=f"half of {seconds:g} s for the answer",
+            )  # fmt: skip
         self._failures, self._why = 0, ""
         return answer
 

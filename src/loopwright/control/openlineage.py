@@ -128,7 +128,9 @@ class Emitter:
                 stream.flush()
                 os.fsync(stream.fileno())
                 size = stream.tell()
-            write_atomic(self.folder / "told.json", json.dumps({"seq": newest, "size": size}).encode())
+            write_atomic(
+                self.folder / "told.json", json.dumps({"seq": max(seq, newest), "size": size}).encode()
+            )
         self._seen = newest
         return written
 
@@ -194,10 +196,9 @@ class Emitter:
         headers = {"Content-Type": "application/json"}
         if settings.api_key:
             headers["Authorization"] = f"Bearer {settings.api_key}"
-        end = self._told()[1]
         with httpx.Client(timeout=TIMEOUT, headers=headers) as client, self.file.open("rb") as stream:
             stream.seek(self._posted())
-            while stream.tell() < end:
+            while stream.tell() < self._told()[1]:  # more may be told while this is posted
                 line = stream.readline()
                 self._post_one(client, settings.url, line)
                 write_atomic(self.folder / "posted", str(stream.tell()).encode())

@@ -14,6 +14,7 @@ import msgspec
 
 from loopwright.features.online import Answer, Ask, Head
 from loopwright.kernel.errors import Conflict, Unavailable
+from loopwright.kernel.files import lock
 
 BUSY_SECONDS = 30.0
 MMAP_BYTES = 1 << 30
@@ -199,21 +200,10 @@ class SqliteStore:
         with self._explained():
             writer: sqlite3.Connection | None = getattr(self._mine, "writer", None)
             if writer is None:
-                new = not self.path.exists()
-                writer = sqlite3.connect(
-                    self.path, timeout=self._seconds, isolation_level=None, check_same_thread=False
-                )
-                if new:
-                    self.path.chmod(0o600)
-                    writer.execute("PRAGMA page_size = 8192")
-                writer.execute("PRAGMA journal_mode = WAL")
-                writer.execute("PRAGMA synchronous = NORMAL")
-                writer.execute("PRAGMA cache_size = -65536")
-                writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-                for statement in _SCHEMA.split(";"):
-                    writer.execute(statement)
+                # A new file turns to WAL under a lock that SQLite waits for nobody to give up.
+                with lock(self.path.with_name(f".{self.path.name}.opening")):
+                    writer = self._open_writer()
                 self._mine.writer = writer
-                self._open.append(writer)
             writer.execute("BEGIN IMMEDIATE")
             try:
                 yield writer
@@ -222,6 +212,23 @@ class SqliteStore:
                 if writer.in_transaction:
                     writer.execute("ROLLBACK")
                 raise
+
+    def _open_writer(self) -> sqlite3.Connection:
+        new = not self.path.exists()
+        writer = sqlite3.connect(
+            self.path, timeout=self._seconds, isolation_level=None, check_same_thread=False
+        )
+        self._open.append(writer)
+        if new:
+            self.path.chmod(0o600)
+            writer.execute("PRAGMA page_size = 8192")
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("PRAGMA synchronous = NORMAL")
+        writer.execute("PRAGMA cache_size = -65536")
+        writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        for statement in _SCHEMA.split(";"):
+            writer.execute(statement)
+        return writer
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

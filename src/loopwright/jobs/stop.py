@@ -24,7 +24,9 @@ class Stop:
     def wait(self, seconds: float) -> bool:
         """Wait until it is set, at most so long; whether it is."""
         if not self._said:
-            select.select([self._pipe[0]], [], [], seconds)
+            poll = select.poll()  # `select` takes no descriptor above 1023
+            poll.register(self._pipe[0], select.POLLIN)
+            poll.poll(max(0.0, seconds) * 1000)
         return self._said
 
     def __del__(self) -> None:

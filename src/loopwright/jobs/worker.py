@@ -169,10 +169,12 @@ class Worker:
             old = store.ended_before(conn, before)
         for job in old:
             try:
-                if Request.from_json(job.request).output is None:  # what lies elsewhere is not ours to delete
-                    Results(settings.output, job.id).delete()
                 with self.ledger.beside() as conn:
                     forgotten = store.forget(conn, job.id, before)
+                    # Under its lock: whoever takes the job up again wants what it has done so far. And what lies
+                    # elsewhere is not ours to delete.
+                    if forgotten and Request.from_json(job.request).output is None:
+                        Results(settings.output, job.id).delete()
             except LoopwrightError as error:
                 self.say({"event": "kept", "job": job.id, "why": str(error)})
                 continue

@@ -125,6 +125,8 @@ class Workers:
         self.failure: LoopwrightError | None = None
         self.failed = asyncio.Event()
         self.gauges: dict[str, float] = {}
+        self.asked_to_drain = -1
+        """The newest number of {"drain": number}; a worker begun after it has nothing of before to give."""
         self._options = options
         self._counters = counters
         self._configure, self._greet, self._heard = configure, greet, heard
@@ -296,8 +298,9 @@ class Workers:
             ours.close()
             self.writing.discard(log)
             raise
+        born = asyncio.get_running_loop().time()
         worker = WorkerProcess(
-            place, log, process, await Channel.open(ours), asyncio.get_running_loop().time()
+            place, log, process, await Channel.open(ours), born, drained=self.asked_to_drain
         )
         worker.ended = asyncio.ensure_future(self._run(slot, worker))
         if self._stopping:  # was told while the process was made

@@ -32,6 +32,7 @@ from loopwright.serving.upstream import Upstream
 from loopwright.serving.worker import WorkerConfig
 
 APPLY_SECONDS = 60.0
+FLUSH_SECONDS = 30.0
 OWN_FILES = 320
 """Descriptors a worker needs beside those of its clients."""
 
@@ -231,6 +232,8 @@ class Supervisor:
             access_log=options.access_log,
             otlp=options.otlp,
             trace_share=options.trace_share,
+            unstarted=self.workers.not_started(),
+            gauges=self._numbers(),
         )
 
     def _greet(self) -> list[dict[str, Any]]:
@@ -272,12 +275,11 @@ class Supervisor:
 
     async def _flush(self) -> tuple[int, dict[str, Any]]:
         self._drains += 1
-        number = self._drains
+        number = self.workers.asked_to_drain = self._drains
         self.workers.tell({"drain": number})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(10):
-                while not self.workers.all_drained(number):
-                    await asyncio.sleep(0.005)
+        async with asyncio.timeout(FLUSH_SECONDS):
+            while not self.workers.all_drained(number):
+                await asyncio.sleep(0.005)
         return 200, {"acknowledged": True, "bytes": await self.ship()}
 
     async def _refresh(self) -> tuple[int, dict[str, Any]]:

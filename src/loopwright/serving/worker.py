@@ -57,7 +57,8 @@ ONLINE = "LOOPWRIGHT_ONLINE"
 
 class WorkerConfig(msgspec.Struct, kw_only=True):
     """What the supervisor tells a worker. listen, channel: inherited descriptors; log: the name of its segments;
-    grpc_port: 0 for an HTTP worker."""
+    grpc_port: 0 for an HTTP worker; unstarted, gauges: what probes and /metrics are told until the supervisor says
+    more, because the first connection may already wait when the worker begins to accept."""
 
     home: str
     slot: str
@@ -78,6 +79,8 @@ class WorkerConfig(msgspec.Struct, kw_only=True):
     access_log: str = ""
     otlp: str = ""
     trace_share: float = 1.0
+    unstarted: str = ""
+    gauges: dict[str, float] = {}
 
 
 class Worker:
@@ -123,10 +126,10 @@ class Worker:
         self.stopping = asyncio.Event()
         self.linger = 0.0
         self._unready = ""
-        self._unstarted = "the first worker has not come up"
+        self._unstarted = config.unstarted
         self._applying: set[asyncio.Task[None]] = set()
         self._serial: int | None = None
-        self._gauges: dict[str, float] = {}
+        self._gauges: dict[str, float] = dict(config.gauges)
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._numbers = itertools.count()
 

@@ -1,6 +1,7 @@
 """MLflow's tracking protocol: any server, database or folder that MLflow's client reaches."""
 
 import os
+import re
 import socket
 import tempfile
 import warnings
@@ -97,11 +98,12 @@ class MlflowTracker:
     def _call(self, call: Callable[[MlflowClient], T]) -> T:
         self._probe()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # MLflow's own deprecations are not our user's
-                if self._client is None:
-                    self._client = MlflowClient(self._uri)
-                return call(self._client)
+            if self._client is None:
+                # MLflow's own deprecations are not our user's. For good: `catch_warnings` puts the whole process's
+                # filters back, and this is a thread beside others.
+                warnings.filterwarnings("ignore", module=rf"(mlflow|{re.escape(__name__)})\b")
+                self._client = MlflowClient(self._uri)
+            return call(self._client)
         except MlflowException as error:
             if error.error_code in _REJECTED:
                 raise BadInput(

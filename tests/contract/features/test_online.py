@@ -210,27 +210,51 @@ class TestSwitching:
     def test_readers_see_one_complete_set_or_the_other(self, store: OnlineStore, url: str) -> None:
         names = [f"E{n}" for n in range(40)]
         write(store, {name: row(0.0) for name in names}, "b0")
-        stop, mixed, seen = threading.Event(), list[set[float]](), set[float]()
+        stop, watches, mixed, seen = threading.Event(), threading.Event(), list[set[float]](), set[float]()
 
         def watch() -> None:
             with_own = open_store(url)
             reader = OnlineFeatures(with_own, clock=lambda: NOON)
-            while not stop.is_set():
+            last = False
+            while not last:
+                last = stop.is_set()  # once more after the last change
                 got = reader.read_many("m", [{"origin": name} for name in names], ["weather"])
                 temps = {one["weather"].values["temp"] for one in got}
                 seen.update(temps)
                 if len(temps) != 1:
                     mixed.append(temps)
+                watches.set()
             with_own.close()
 
         watching = threading.Thread(target=watch)
         watching.start()
+        assert watches.wait(60)
         for number in range(1, 30):
             write(store, {name: row(float(number)) for name in names}, f"b{number}")
         stop.set()
         watching.join()
         assert not mixed
-        assert len(seen) > 1  # it did watch while they changed
+        assert seen >= {0.0, 29.0}  # it did watch while they changed
+
+    def test_all_who_open_a_new_store_at_once_may_write(self, tmp_path: Path) -> None:
+        for turn in range(20):
+            together, failed = threading.Barrier(6), list[Exception]()
+
+            def begin(number: int, turn: int = turn, together: threading.Barrier = together) -> None:
+                with_own = open_store(f"sqlite:///{tmp_path / f'{turn}.db'}")
+                together.wait(30)
+                try:
+                    with_own.begin("m", f"view{number}", "b1")
+                except Unavailable as error:
+                    failed.append(error)  # noqa: B023
+                with_own.close()
+
+            threads = [threading.Thread(target=begin, args=(number,)) for number in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert failed == []
 
     def test_a_changed_schema_is_seen_by_a_reader_that_knew_the_old_one(
         self, store: OnlineStore, features: OnlineFeatures

@@ -280,6 +280,19 @@ def test_events_are_written_once_and_in_order(ctx: Context, fresh: Emitter) -> N
     assert lines(fresh) == told(ctx)
 
 
+def test_who_comes_late_with_an_older_end_takes_nothing_back(
+    ctx: Context, fresh: Emitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process reads how far there is to tell, another tells that and more, and the first goes on."""
+    other = Emitter(fresh.home, ctx.ledger)
+    assert other.catch_up() == len(told(ctx))
+    with monkeypatch.context() as patch:
+        patch.setattr(openlineage.store, "last_act", lambda conn: 1)
+        assert fresh.catch_up() == 0
+    assert Emitter(fresh.home, ctx.ledger).catch_up() == 0
+    assert lines(fresh) == told(ctx)
+
+
 def test_a_server_that_is_down_at_first_gets_every_event_once_it_is_back(
     ctx: Context, fresh: Emitter, serve: Callable[[int], type[Catcher]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

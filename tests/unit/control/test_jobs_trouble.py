@@ -6,6 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from loopwright.control.context import Context
@@ -107,6 +109,43 @@ def test_a_job_that_was_given_another_life_is_not_forgotten(late: Context, clock
         assert not store.forget(conn, job["id"], moment)
     work(late)
     assert results(late, job["id"])["rows"][0]["probability"] == pytest.approx(answer(1), abs=1e-6)
+
+
+def test_results_of_a_job_that_is_taken_up_again_as_it_is_swept_are_left_to_it(
+    late: Context, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(late, input=str(write_csv(tmp_path / "rows.csv", 1500)))
+    worker, _ = make_worker(late, Options(once=True, chunk_rows=512), lambda told: None)
+
+    def stop(told: dict[str, Any]) -> None:
+        if told["event"] == "chunk":
+            find("jobs.cancel")(late, model="late", job=job["id"])
+            raise KeyboardInterrupt
+
+    worker.say = stop
+    with pytest.raises(KeyboardInterrupt):
+        worker.run()
+    clock.move(timedelta(minutes=10))
+    work(late)  # says that the job which nobody works at is cancelled
+    done = show(late, job["id"])
+    assert (done["state"], 0 < done["done"] < 1500) == ("cancelled", True)
+    clock.move(timedelta(days=31))
+    found = store.ended_before
+
+    def retried(*args: Any) -> Any:
+        old = found(*args)
+        find("jobs.retry")(late, model="late", job=job["id"])
+        return old
+
+    monkeypatch.setattr(store, "ended_before", retried)
+    make_worker(late, Options(once=True), lambda told: None)[0].sweep()
+    monkeypatch.setattr(store, "ended_before", found)
+    work(late)
+    assert len(results(late, job["id"], after=0)["rows"]) > 0
+    table = pa.concat_tables(
+        pq.read_table(part) for part in sorted(Path(show(late, job["id"])["result"]["uri"]).glob("part-*"))
+    )
+    assert table.column("row").to_pylist() == list(range(1, 1501))
 
 
 def test_a_slip_in_home_json_kills_no_job(late: Context, clock: FakeClock) -> None:

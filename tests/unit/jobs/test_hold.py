@@ -13,9 +13,10 @@ from loopwright.jobs.hold import Cancelled, Draining, Hold
 from loopwright.jobs.job import Job, LeaseLost
 from loopwright.jobs.stop import Stop
 from loopwright.kernel.clock import utc_now
+from loopwright.ledger import engine
 from loopwright.ledger.engine import Ledger
 
-LEASE = timedelta(seconds=1)
+LEASE = timedelta(seconds=3)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def current(ledger: Ledger) -> Job:
 
 
 def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -84,7 +85,10 @@ def test_whoever_took_the_job_meanwhile_keeps_it(ledger: Ledger, job: Job) -> No
         until(lost)
 
 
-def test_a_ledger_that_is_away_longer_than_the_lease_costs_the_job(ledger: Ledger, job: Job) -> None:
+def test_a_ledger_that_is_away_longer_than_the_lease_costs_the_job(
+    ledger: Ledger, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT_MS", 300)
     short = timedelta(seconds=0.2)
     with ledger.write(), Hold(ledger, job, short, utc_now, draining=Stop()) as hold:
         time.sleep(0.25)  # nobody else may write meanwhile: the beat waits

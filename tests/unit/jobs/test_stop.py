@@ -1,5 +1,6 @@
 """A worker hears a signal at whatever instant it comes."""
 
+import fcntl
 import os
 import signal
 import threading
@@ -29,6 +30,16 @@ def test_a_signal_ends_the_wait_at_whatever_instant_it_comes(stops: list[Stop]) 
         until = time.monotonic() + 10
         while not stops[-1].wait(0.0003):
             assert time.monotonic() < until
+
+
+def test_a_process_with_thousands_of_open_files_is_told_as_well() -> None:
+    reading, writing = os.pipe()
+    high = fcntl.fcntl(reading, fcntl.F_DUPFD, 2000)
+    os.close(reading)
+    stop = Stop(_pipe=(high, writing))
+    assert not stop.wait(0.01)
+    stop.set()
+    assert stop.wait(30)
 
 
 def test_setting_it_twice_is_setting_it_once_and_nobody_waits_any_more() -> None:
