@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from loopwright.demo.processes import free_port
 from tests.object_store import S3Server, s3_server_running
 
 # Shared machines stall for a second now and then: no example is too slow. CI tries the same examples every time.
@@ -62,12 +63,6 @@ def noon() -> datetime:
     return datetime(2013, 7, 1, 12, tzinfo=UTC)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def postgres_programs() -> Path:
     """The folder of pg_ctl and initdb; Debian keeps it off the PATH."""
     on_path = shutil.which("pg_ctl")
@@ -89,7 +84,7 @@ def postgres_server() -> Iterator[str]:
     if as_user:
         owner = pwd.getpwnam("postgres")
         os.chown(folder, owner.pw_uid, owner.pw_gid)
-    data, port = folder / "data", free_port()
+    data = folder / "data"
 
     def run(program: str, *arguments: str) -> None:
         command = [*as_user, str(programs / program), *arguments]
@@ -99,6 +94,7 @@ def postgres_server() -> Iterator[str]:
             pytest.fail(f"{program}: {done.stdout}{done.stderr}{log.read_text() if log.exists() else ''}")
 
     run("initdb", "-D", str(data), "-A", "trust", "-U", "loopwright", "-E", "UTF8", "--no-sync")
+    port = free_port()
     settings = (
         f"-c listen_addresses=127.0.0.1 -p {port} -c unix_socket_directories={folder} "
         "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=200"

@@ -106,7 +106,7 @@ def test_a_job_that_somebody_looks_at_is_passed_over_not_waited_for(postgres: Le
         got: list[Job | None] = []
         other = threading.Thread(target=lambda: got.append(claim(postgres, "w2")))
         other.start()
-        other.join(10)  # without SKIP LOCKED it would wait for us
+        other.join(25)  # without SKIP LOCKED it would wait for us
         assert [one and one.id for one in got] == [second.id]
 
 
@@ -116,7 +116,7 @@ def test_the_ledgers_writer_keeps_no_worker_from_its_job(postgres: Ledger) -> No
         got: list[Job | None] = []
         other = threading.Thread(target=lambda: got.append(claim(postgres)))
         other.start()
-        other.join(10)
+        other.join(25)
         assert [one and one.id for one in got] == [job.id]
 
 

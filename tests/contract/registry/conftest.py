@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from loopwright.ledger.engine import Ledger
+from loopwright.registry import unit_of_work
 from loopwright.registry.mlflow_tables import ensure_mlflow_tables
 
 
@@ -35,6 +36,13 @@ def postgres_template(postgres_server: str) -> tuple[str, str]:
     return postgres_server, "registry_template"
 
 
+def _forget(url: str) -> None:
+    """Close what a registry keeps open for the process's life."""
+    engine = unit_of_work._engines.pop(url, None)
+    if engine is not None:
+        engine.dispose()
+
+
 _copies = iter(range(1, 10_000))
 
 
@@ -43,7 +51,9 @@ def registry_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     """The URL of a prepared ledger of this test's own."""
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "ledger.db")
-        yield f"sqlite:///{tmp_path / 'ledger.db'}"
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
+        yield url
+        _forget(url)
         return
     import psycopg
 
@@ -52,6 +62,7 @@ def registry_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield f"{server}/{name}"
+    _forget(f"{server}/{name}")
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

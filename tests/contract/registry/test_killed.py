@@ -67,12 +67,15 @@ def in_child(work: Callable[[], None]) -> int:
     """Run `work` in a forked process; return its wait status."""
     child = os.fork()
     if child == 0:
+        signal.alarm(300)
         try:
             work()
         except BaseException:  # noqa: BLE001  the child must never run on into the parent's tests
             os._exit(3)
         os._exit(0)
-    return os.waitpid(child, 0)[1]
+    status = os.waitpid(child, 0)[1]
+    assert not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM), "the child never ended"
+    return status
 
 
 def standing(ledger: Ledger) -> tuple[str, str, str, int, int]:

@@ -4,6 +4,7 @@ Each race is run many times on each engine, between threads with connections of 
 """
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,7 @@ def between_processes(url: str, *acts: Act) -> list[str]:
     for act in acts:
         child = os.fork()
         if child == 0:
+            signal.alarm(300)
             try:
                 os.close(go_in)
                 ledger = Ledger.open(url)

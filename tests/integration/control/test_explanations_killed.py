@@ -46,7 +46,8 @@ def test_every_answer_is_explained_once_whenever_the_job_dies(tmp_path: Path) ->
         ) as job:
             assert job.stdout is not None
             assert job.stdout.readline() == b"ready\n"
-            while kill < 2 and len(rows(ctx)) == before:
+            while kill < 2 and before == len(rows(ctx)) < FILES * ROWS:
+                assert job.poll() is None
                 time.sleep(0.01)
             time.sleep(float(chance.uniform(0, 0.2)))
             job.send_signal(signal.SIGKILL)

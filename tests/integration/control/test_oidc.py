@@ -49,13 +49,15 @@ def provider() -> Iterator[str]:
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(200):
+        for _ in range(900):
             try:
                 httpx.get(f"{url}/.well-known/openid-configuration", trust_env=False)
                 break
             except httpx.TransportError:
                 assert process.poll() is None
                 time.sleep(0.1)
+        else:
+            pytest.fail("the provider does not answer")
         yield url
     finally:
         process.kill()

@@ -181,6 +181,8 @@ def test_killed_at_fifty_random_moments(
 ) -> None:
     moments = random.Random(int(os.environ.get("LOOPWRIGHT_TEST_SEED", "7")))
     kills = lakes = 0
+    # How long there is something to kill. Measured while the machine was slower, it shrinks.
+    reach = {name: known["took" if name == "append" else "last"] for name, known in undisturbed.items()}
     while kills < KILLS:
         name = list(JOBS)[lakes % len(JOBS)]
         scratch, known = name == "append", undisturbed[name]
@@ -191,10 +193,11 @@ def test_killed_at_fifty_random_moments(
         )
         job = {"root": str(root), "lake": str(root / "lake"), "steps": JOBS[name]}
         ended = -signal.SIGKILL
-        for _ in range(8):
-            moment = moments.uniform(0.0, known["took" if scratch else "last"])
+        for attempt in range(8):
+            moment = moments.uniform(0.0, reach[name])
             ended = landings.run({**job, "kill_after": moment})
             if ended == 0:
+                reach[name] *= 1.0 if attempt else 0.8
                 break
             assert ended == -signal.SIGKILL
             kills += 1
@@ -204,4 +207,4 @@ def test_killed_at_fifty_random_moments(
         assert ended == 0 or landings.run(job) == 0
         assert outcome(root, job["lake"]) == undisturbed[name]["seen"], f"lake {lakes}, {name}"
         lakes += 1
-    assert lakes < 40
+    assert lakes < 80

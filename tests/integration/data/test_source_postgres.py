@@ -123,17 +123,20 @@ def test_no_row_is_lost_or_doubled_while_others_insert(postgres_url: str, tmp_pa
     """Four writers insert rows of a few equal times, each in a transaction of its own, while a reader reads on."""
     run(postgres_url, EVENTS, "CREATE SEQUENCE tick")
     done = threading.Event()
+    brought, written = 0, [0] * 4
 
     def write(writer: int) -> None:
         with psycopg.connect(postgres_url, autocommit=True) as connection:
-            for row in range(60):
+            # On until the reader has had its turns.
+            while written[writer] < 60 or (brought <= 2 and written[writer] < 5000):
                 # The time is taken as the row is stored, under a lock: it never lags behind a committed one.
                 connection.execute(
                     "WITH turn AS MATERIALIZED (SELECT pg_advisory_xact_lock(1), nextval('tick') AS n, pg_sleep(0.005))"
                     " INSERT INTO events"
                     " SELECT %s, '2026-01-01'::timestamptz + (n / 20) * interval '1 s', 'x' FROM turn",
-                    (writer * 1000 + row,),
+                    (writer * 10_000 + written[writer],),
                 )
+                written[writer] += 1
 
     writers = [threading.Thread(target=write, args=(n,)) for n in range(4)]
     reader = Reader(postgres_url, tmp_path)
@@ -147,11 +150,10 @@ def test_no_row_is_lost_or_doubled_while_others_insert(postgres_url: str, tmp_pa
         done.set()
 
     threading.Thread(target=wait).start()
-    brought = 0
     while not done.wait(0.01):
         brought += bool(reader.read())
     reader.read()
-    assert Counter(reader.got) == Counter(w * 1000 + r for w in range(4) for r in range(60))
+    assert Counter(reader.got) == Counter(w * 10_000 + r for w in range(4) for r in range(written[w]))
     assert brought > 2
 
 

@@ -2,8 +2,8 @@
 
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -70,7 +70,9 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(rest[: len(rest) // 3] if act in ("cut", "stall") else rest)
             self.wfile.flush()
             if act == "stall":
-                time.sleep(1.5)
+                self.connection.settimeout(60)
+                with suppress(OSError):
+                    self.connection.recv(1)  # until the client hangs up
             self.close_connection = True
 
     return Handler
@@ -82,7 +84,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(web, "PAUSE", 0.01)
     monkeypatch.setattr(web, "ATTEMPTS", 2)
-    monkeypatch.setattr(web, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(web, "SILENT_SECONDS", 30.0)
     made = Server("")
     with ThreadingHTTPServer(("127.0.0.1", 0), handler(made)) as listening:
         listening.daemon_threads = True
@@ -99,7 +101,11 @@ def rows(uri: str, **how: Any) -> int:
 
 
 @pytest.mark.parametrize("trouble", ["cut", "stall"])
-def test_a_download_goes_on_where_it_broke_off(server: Server, trouble: str) -> None:
+def test_a_download_goes_on_where_it_broke_off(
+    server: Server, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if trouble == "stall":
+        monkeypatch.setattr(web, "SILENT_SECONDS", 2.0)
     server.plan = [trouble, trouble, "503"]
     assert rows(f"{server.url}/a.csv") == ROWS
     asked = [int(seen.get("range", "bytes=0-")[6:-1]) for seen in server.seen]

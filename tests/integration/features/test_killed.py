@@ -57,7 +57,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(processes: Any, folder: Path, url: str, *, full: bool, dies_at: int) -> int:
     process = processes.Process(target=crash.child, args=(str(folder), url, full, dies_at))
     process.start()
-    process.join(60)
+    process.join(180)
     return int(process.exitcode)
 
 

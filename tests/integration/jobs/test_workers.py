@@ -1,14 +1,16 @@
 """Real `loopwright worker` processes: killed in mid-job, two on one queue, told to stop; real files, S3, webhooks."""
 
 import json
+import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -130,11 +132,26 @@ def show(ctx: Context, job: str) -> dict[str, Any]:
     return dict(found)
 
 
-def eventually(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 180.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "did not happen in time"
         time.sleep(0.05)
+
+
+def stop_outside_a_write(process: "subprocess.Popen[bytes]", home: Path) -> None:
+    """Stop it where it holds no lock of SQLite's: inside a write it would keep every other worker out."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        with closing(sqlite3.connect(home / "ledger.db", timeout=0, isolation_level=None)) as ledger:
+            try:
+                ledger.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.02)
+            else:
+                return
 
 
 def check_result(ctx: Context, job: str, rows: int) -> None:
@@ -200,7 +217,7 @@ def test_a_stopped_worker_that_wakes_up_late_changes_nothing(
     job = submit(ctx, input=str(write_csv(tmp_path / "rows.csv", 200_000)))
     sleeper = worker(ctx.home.root, "--lease", "2s", "--chunk-rows", "4096", log=tmp_path / "sleeper.log")
     eventually(lambda: show(ctx, job)["done"] > 0)
-    sleeper.send_signal(signal.SIGSTOP)
+    stop_outside_a_write(sleeper, ctx.home.root)
     other = worker(ctx.home.root, "--lease", "2s", log=tmp_path / "other.log")
     eventually(lambda: len(show(ctx, job)["attempts"]) >= 2)
     sleeper.send_signal(signal.SIGCONT)
@@ -218,18 +235,29 @@ def test_two_workers_share_a_queue_on_postgresql(
 ) -> None:
     ctx = make_home(tmp_path / "home", {"ledger_url": postgres_url})
     file = write_csv(tmp_path / "rows.csv", 3000)
-    jobs = [submit(ctx, rows=[row(number)]) for number in range(16)]
-    jobs += [submit(ctx, input=str(file)) for _ in range(4)]
     logs = [tmp_path / "one.log", tmp_path / "two.log"]
     for log in logs:
         worker(ctx.home.root, log=log)
-    eventually(lambda: all(show(ctx, job)["state"] == "succeeded" for job in jobs))
-    taken = [[line["job"] for line in lines(log) if line["event"] == "taken"] for log in logs]
-    assert sorted([*taken[0], *taken[1]]) == sorted(jobs)  # each once, by one of them
-    assert taken[0] and taken[1]
-    for job in jobs[16:]:
+    eventually(lambda: all(log.exists() and lines(log) for log in logs))  # whoever comes first would take all
+    few = [submit(ctx, rows=[row(number)]) for number in range(16)]
+    large = [submit(ctx, input=str(file)) for _ in range(4)]
+
+    def taken() -> list[list[str]]:
+        return [[line["job"] for line in lines(log) if line["event"] == "taken"] for log in logs]
+
+    def both() -> bool:
+        if not all(taken()):
+            few.append(submit(ctx, rows=[row(len(few))]))
+        return all(taken())
+
+    eventually(both)
+    eventually(lambda: all(show(ctx, job)["state"] == "succeeded" for job in [*few, *large]))
+    assert sorted(job for one in taken() for job in one) == sorted(
+        [*few, *large]
+    )  # each once, by one of them
+    for job in large:
         check_result(ctx, job, 3000)
-    assert counted(ctx) == 16 + 4 * 3000
+    assert counted(ctx) == len(few) + 4 * 3000
     ctx.ledger.dispose()
 
 

@@ -1,6 +1,5 @@
 """A real server process with the mounted MLflow app, a sealed bundle in its depot, and a way to act on its ledger."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -8,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -17,6 +15,7 @@ from loopwright.bundle.depot import BundleDepot
 from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.manifest import Golden
 from loopwright.bundle.seal import build_bundle
+from loopwright.demo.processes import free_port
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.clock import utc_now
 from loopwright.kernel.home import Home
@@ -59,9 +58,7 @@ class Running:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     root = tmp_path_factory.mktemp("home")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = (root.parent / "server.log").open("w")
     script = Path(__file__).with_name("server.py")
     process = subprocess.Popen([sys.executable, str(script), str(root), str(port)], stdout=log, stderr=log)
@@ -84,7 +81,7 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         try:
             with urlopen(Request(f"{url}/health", headers={"Authorization": "Bearer vi:viewer"}), timeout=5):
                 return
-        except URLError:
+        except OSError:
             time.sleep(0.2)
     pytest.fail(f"the server did not start:\n{log.read_text()}")
 

@@ -14,6 +14,7 @@ from typing import Protocol
 import httpx
 import pytest
 
+from loopwright.demo.processes import free_port
 from loopwright.exports.balancer import Balancer
 from loopwright.exports.haproxy import haproxy_config
 
@@ -25,13 +26,6 @@ def program(name: str, package: str) -> str:
     if found is None:
         pytest.fail(f"{name} is not installed: run scripts/test-services (Debian: apt-get install {package})")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class HAProxy:

@@ -156,7 +156,7 @@ def test_slow_heads_and_slow_bodies_are_given_up_and_hold_up_nobody(
         client.close()
     assert all(b"408 Request Timeout" in answer for answer in answers)
     assert all(b"the head came too slowly" in answer for answer in answers)
-    assert 9 < took < 15
+    assert 9 < took < 25  # then comes the limit of 30 s
     assert sorted(bystander)[int(0.99 * len(bystander))] < 1.0
 
 

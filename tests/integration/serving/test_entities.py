@@ -277,6 +277,7 @@ def test_a_redis_that_dies_and_comes_back_takes_only_those_with_it_who_need_it(
     place.materialize(url, full=True)
     deploy(place, control)
     server = serve(online=url)
+    eventually(lambda: infer(server, ASKED | ENTITIES).status_code == 200)  # the first one connects, too
     assert probabilities(infer(server, ASKED | ENTITIES)) == probabilities(infer(server, by_values(place)))
     for pid in server.workers():
         assert b"hidden" not in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -285,7 +286,7 @@ def test_a_redis_that_dies_and_comes_back_takes_only_those_with_it_who_need_it(
     began = time.monotonic()
     hung = infer(server, ASKED | ENTITIES)
     assert (hung.status_code, hung.headers["retry-after"]) == (503, "1")
-    assert 0.15 < time.monotonic() - began < 2.0
+    assert 0.15 < time.monotonic() - began < 10.0  # without a limit: 30 s
     store.send_signal(signal.SIGCONT)
     eventually(lambda: infer(server, ASKED | ENTITIES).status_code == 200)
 

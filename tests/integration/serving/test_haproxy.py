@@ -74,7 +74,7 @@ def replicas(control: Control, tmp_path: Path) -> Iterator[list[Replica]]:
     made: list[Replica] = []
     try:
         for number in range(3):
-            made.append(Replica(number, network(number), control, tmp_path, drain=2.0))
+            made.append(Replica(number, network(number), control, tmp_path, drain=5.0))
         for each in made:
             each.start()
         yield made
@@ -88,10 +88,10 @@ def balancer(replicas: list[Replica], tmp_path: Path) -> Iterator[HAProxy]:
     asked = Balancer(
         backends=tuple(Backend(Address(each.network.host, each.network.port)) for each in replicas),
         listen=Address("127.0.0.1", free_port()), metrics=Address("127.0.0.1", free_port()),
-        timeout=timedelta(seconds=1), connect_timeout=timedelta(seconds=0.5), check_every=timedelta(seconds=0.2),
+        timeout=timedelta(seconds=3), connect_timeout=timedelta(seconds=0.5), check_every=timedelta(seconds=1),
         slow_start=timedelta(seconds=1),
     )  # fmt: skip
-    assert asked.drain_seconds == 2
+    assert asked.drain_seconds == 5
     with haproxy(asked, tmp_path) as running:
         everyone = {each.name for each in replicas}
         # Before its first check a replica counts as up.
@@ -155,7 +155,7 @@ def test_no_request_fails_while_replicas_are_deployed_killed_hung_and_cut_off(
     assert load.failures == [], "\n".join([*story, balancer.log.read_text()[-3000:]])
     assert len(load.sent) > 5 * PER_SECOND
     # A request waits for one silent replica at most, and for that only as long as the balancer was told.
-    assert load.p(99) < 3.0
+    assert load.p(99) < 7.0
     for each in replicas:
         assert each.stop() == 0
     answered = {f"r{number}" for number in range(len(load.sent))}

@@ -25,7 +25,7 @@ from loopwright.exports.balancer import Address, Backend, Balancer, Stick
 from .balancing import HAProxy, free_port, haproxy
 from .conftest import Control, Server, eventually
 
-FAST = timedelta(milliseconds=100)
+FAST = timedelta(seconds=1)
 
 
 class Replica:
@@ -57,7 +57,7 @@ class Replica:
                     self.close_connection = True
                     self.connection.close()
                 elif how == "hang":
-                    time.sleep(1.5)
+                    time.sleep(12)
                     self.close_connection = True
                 else:
                     self._answer(int(how))
@@ -100,7 +100,7 @@ class Site:
             ),
             **{
                 "listen": Address("127.0.0.1", free_port()), "metrics": Address("127.0.0.1", free_port()),
-                "timeout": timedelta(seconds=0.5), "check_every": FAST, "slow_start": timedelta(), **options,
+                "timeout": timedelta(seconds=5), "check_every": FAST, "slow_start": timedelta(), **options,
             },
         )  # fmt: skip
         self.proxy: HAProxy = stack.enter_context(haproxy(self.asked, folder))

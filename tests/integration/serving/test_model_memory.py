@@ -57,11 +57,13 @@ def test_models_come_and_go_within_the_budget_and_a_swap_fails_no_request(
 
     asking = threading.Thread(target=ask)
     asking.start()
-    publish(control, versions | {"model0": (2, control.bundle("later", model="model0", bias=1.0))})
-    server.admin("refresh")
-    eventually(lambda: answers[-1] == (200, "2"))
-    stop.set()
-    asking.join()
+    try:
+        publish(control, versions | {"model0": (2, control.bundle("later", model="model0", bias=1.0))})
+        server.admin("refresh")
+        eventually(lambda: bool(answers) and answers[-1] == (200, "2"))
+    finally:
+        stop.set()
+        asking.join()
     assert {status for status, _ in answers} == {200}
 
 

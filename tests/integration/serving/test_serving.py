@@ -86,15 +86,25 @@ def test_killing_a_worker_under_load_loses_no_acknowledged_prediction(control: C
     clients = [threading.Thread(target=client, args=(number,)) for number in range(6)]
     for thread in clients:
         thread.start()
-    for _ in range(3):
-        time.sleep(0.7)
-        os.kill(server.workers()[0], signal.SIGKILL)
-        eventually(lambda: len(server.workers()) == 2)
-    time.sleep(0.7)
-    stop.set()
-    for thread in clients:
-        thread.join()
-    server.admin("flush")
+    reached = 0
+
+    def go_on() -> None:
+        nonlocal reached
+        reached = len(acknowledged) + 30
+        eventually(lambda: len(acknowledged) >= reached, 60)
+
+    try:
+        for _ in range(3):
+            go_on()
+            killed = server.workers()[0]
+            os.kill(killed, signal.SIGKILL)
+            eventually(lambda: killed not in server.workers() and len(server.workers()) == 2, 60)  # noqa: B023
+        go_on()
+    finally:
+        stop.set()
+        for thread in clients:
+            thread.join()
+    assert server.admin("flush").status_code == 200
     logged = [event.id for event in control.events]
     assert len(acknowledged) > 100
     assert set(acknowledged) - set(logged) == set()
@@ -107,18 +117,17 @@ def test_counters_survive_a_killed_worker_and_add_up_over_workers(control: Contr
 
     def total() -> int:
         metric = 'loopwright_predictions_total{model="late",version="1",arm="stable",status="ok"} '
-        lines = httpx.get(f"http://127.0.0.1:{server.port}/metrics").text.splitlines()
+        lines = httpx.get(f"http://127.0.0.1:{server.port}/metrics", timeout=30).text.splitlines()
         return sum(int(line.removeprefix(metric)) for line in lines if line.startswith(metric))
 
     for _ in range(20):  # each on a connection of its own, so that both workers get some
-        httpx.post(f"http://127.0.0.1:{server.port}/v2/models/late/infer", json=request())
+        httpx.post(f"http://127.0.0.1:{server.port}/v2/models/late/infer", json=request(), timeout=30)
     assert total() == 20
     for pid in server.workers():
         os.kill(pid, signal.SIGKILL)
-    eventually(lambda: httpx.get(f"http://127.0.0.1:{server.port}/readyz").status_code == 200)
-    assert (
-        httpx.post(f"http://127.0.0.1:{server.port}/v2/models/late/infer", json=request()).status_code == 200
-    )
+    eventually(lambda: httpx.get(f"http://127.0.0.1:{server.port}/readyz", timeout=30).status_code == 200, 60)
+    url = f"http://127.0.0.1:{server.port}/v2/models/late/infer"
+    assert httpx.post(url, json=request(), timeout=30).status_code == 200
     assert total() == 21
 
 
@@ -330,7 +339,7 @@ def test_a_bundle_damaged_under_a_running_server_is_fetched_again_when_a_worker_
         os.kill(pid, signal.SIGKILL)
 
     def answers() -> bool:
-        with httpx.Client(base_url=server.http.base_url) as http:
+        with httpx.Client(base_url=server.http.base_url, timeout=30) as http:
             return http.post("/v2/models/late/infer", json=request()).status_code == 200
 
     eventually(answers)
@@ -374,8 +383,8 @@ def test_a_full_disk_gives_no_answer_that_is_not_logged(
     segments.rename(tmp_path / "away")
     for pid in server.workers():
         os.kill(pid, signal.SIGKILL)
-    eventually(lambda: httpx.get(f"http://127.0.0.1:{server.port}/readyz").status_code == 200)
-    with httpx.Client(base_url=server.http.base_url) as http:
+    eventually(lambda: httpx.get(f"http://127.0.0.1:{server.port}/readyz", timeout=30).status_code == 200, 60)
+    with httpx.Client(base_url=server.http.base_url, timeout=30) as http:
         answer = http.post("/v2/models/late/infer", json=request(id="second"))
         assert answer.status_code == 503
         assert "cannot be logged" in answer.json()["error"]

@@ -2,11 +2,12 @@
 
 import os
 import resource
+import select
 import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -46,7 +47,7 @@ LEAKING = TOLERANT.replace("def transform", "def good") + (
 
 def metrics(server: Server) -> dict[str, float]:
     """One answer of /metrics, on a connection of its own."""
-    lines = httpx.get(f"http://127.0.0.1:{server.port}/metrics").text.splitlines()
+    lines = httpx.get(f"http://127.0.0.1:{server.port}/metrics", timeout=30).text.splitlines()
     return {
         name: float(value) for name, _, value in (line.rpartition(" ") for line in lines) if name[:1] != "#"
     }
@@ -124,22 +125,26 @@ def test_a_worker_whose_model_is_stuck_is_replaced_though_it_answers_pings(
     assert restarts(server, "hang") == 0
     server.http.close()  # an idle connection would be waited for
     # Its threads never end, and do not keep it.
-    eventually(lambda: before not in server.workers(), LINGER_SECONDS + 5)
+    eventually(lambda: before not in server.workers(), LINGER_SECONDS + 20)
     assert "does not go" not in server.log.read_text()
 
 
 def test_a_worker_that_hangs_is_replaced_while_the_others_answer(control: Control, serve: Serve) -> None:
     control.route({1: control.bundle("one")}, STABLE)
-    server = serve(workers=2, hang_seconds=1.0)
+    server = serve(workers=2, hang_seconds=3.0)
     hung = server.workers()[0]
     os.kill(hung, signal.SIGSTOP)
     began, answered = time.monotonic(), 0
-    while hung in server.workers():
-        assert time.monotonic() - began < 20
-        try:  # one connection in two waits at the one that hangs, and ends when that is killed
-            answered += httpx.get(f"http://127.0.0.1:{server.port}/readyz", timeout=0.2).status_code == 200
-        except (httpx.TimeoutException, httpx.ReadError, httpx.RemoteProtocolError):
-            continue
+    with ExitStack() as stack:
+        asked = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(16)]
+        for each in asked:
+            each.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        while hung in server.workers():
+            assert time.monotonic() - began < 60
+            for each in select.select(asked, [], [], 0.05)[0]:
+                asked.remove(each)
+                with suppress(ConnectionResetError):  # it was one of those that wait at the one that hangs
+                    answered += each.recv(4096).startswith(b"HTTP/1.1 200") and hung in server.workers()
     assert answered > 0
     eventually(lambda: len(server.workers()) == 2)
     for _ in range(8):
@@ -155,19 +160,19 @@ def test_a_server_told_to_stop_says_not_ready_and_answers_until_it_is_drained(
     control: Control, serve: Serve
 ) -> None:
     control.route({1: control.bundle("one")}, STABLE)
-    server = serve(drain_seconds=2.0)
+    server = serve(drain_seconds=8.0)
     with Load(server.port, per_second=50) as load:
         time.sleep(0.3)
         told = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
-        eventually(lambda: httpx.get(f"http://127.0.0.1:{server.port}/readyz").status_code == 503, 1.5)
+        eventually(lambda: httpx.get(f"http://127.0.0.1:{server.port}/readyz").status_code == 503, 6)
         # The balancer has noticed: no request comes any more.
     assert load.failures == []
     assert httpx.get(f"http://127.0.0.1:{server.port}/readyz").json()["error"] == "shutting down"
     assert httpx.get(f"http://127.0.0.1:{server.port}/healthz").status_code == 200
     assert server.predict(id="late").status_code == 200
     assert server.process.wait(30) == 0
-    assert time.monotonic() - told > 2.0
+    assert time.monotonic() - told > 8.0
     assert "late" in {event.id for event in control.events}
 
 
@@ -178,11 +183,15 @@ def test_a_connection_kept_open_is_told_that_an_answer_is_its_last_and_a_second_
     server = serve(drain_seconds=600.0)
     assert "connection" not in server.predict().headers
     server.process.send_signal(signal.SIGHUP)
-    eventually(lambda: restarts(server, "asked") == 1)
-    time.sleep(0.1)
-    last = server.predict()
-    assert (last.status_code, last.headers["connection"]) == (200, "close")
+
+    def last() -> bool:
+        answer = server.predict()
+        assert answer.status_code == 200
+        return answer.headers.get("connection") == "close"
+
+    eventually(last, 40)
     assert "connection" not in server.predict().headers, "the next one goes to the replacement"
+    eventually(lambda: restarts(server, "asked") == 1)
     server.process.send_signal(signal.SIGTERM)
     eventually(lambda: server.http.get("/readyz").status_code == 503)
     server.process.send_signal(signal.SIGTERM)

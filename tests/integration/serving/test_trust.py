@@ -27,7 +27,7 @@ STABLE = Arm("stable", 1, 1.0)
 
 
 def answers(server: Server) -> int:
-    with httpx.Client(base_url=server.http.base_url, timeout=10) as http:
+    with httpx.Client(base_url=server.http.base_url, timeout=30) as http:
         return http.post("/v2/models/late/infer", json=request()).status_code
 
 
@@ -35,7 +35,7 @@ def replace_workers(server: Server) -> None:
     for pid in server.workers():
         os.kill(pid, signal.SIGKILL)
     # Each of them has to have loaded it: a new connection comes to either.
-    eventually(lambda: all(answers(server) == 200 for _ in range(12)))
+    eventually(lambda: all(answers(server) == 200 for _ in range(12)), 60)
 
 
 def test_a_server_follows_a_rotation_and_a_revocation_and_restarts_from_disk(
@@ -146,7 +146,8 @@ def test_a_pickled_model_answers_while_it_is_trusted(control: Control, serve: Se
         assert "nobody trusts" in server.http.get("/v2/models").json()["models"][0]["refused"]["2"]
         control.trusted = (trusted,)
         control.route(versions, Arm("stable", 2, 1.0))
-        server.admin("refresh")
+        server.admin("refresh")  # which waits for a model that loads slowly, but not for ever
+        eventually(lambda: server.predict().json()["model_version"] == "2", 60)
     answer = server.predict().json()
     assert answer["model_version"] == "2"
     assert 0 < answer["outputs"][0]["data"][0] < 1

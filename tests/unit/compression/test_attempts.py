@@ -476,7 +476,7 @@ print(json.dumps(ended))
 def test_whatever_change_on_disk_a_kill_comes_before_the_work_goes_on_from_it(tmp_path: Path) -> None:
     """A process is killed before its first change in the folder, another before its second, and so on to the last."""
     ran = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path)], timeout=120, check=False, capture_output=True, text=True,
+        [sys.executable, "-c", KILLED, str(tmp_path)], timeout=600, check=False, capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     *found, ended = (json.loads(line) for line in ran.stdout.splitlines())

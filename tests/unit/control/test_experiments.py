@@ -183,7 +183,7 @@ def answer(ctx: Context, began: Any, *, units: int, rates: dict[str, float], for
 def test_units_are_compared_as_they_were_assigned(delivered: People, clock: Any) -> None:
     ada = delivered["ada"]
     clock.move(timedelta(minutes=1))
-    began = start(delivered, "b=1:30%")
+    began = start(delivered, "b=1:30%", salt="the same in every run")
     empty = call(delivered["vera"], "experiments.show", model="late")
     assert (empty["sample_ratio"]["why"], empty["arms"][1]["label"]) == ("no units yet", None)
     answer(ada, began, units=4000, rates={"stable": 0.2, "b": 0.4}, forced=10)

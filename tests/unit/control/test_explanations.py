@@ -52,7 +52,7 @@ class TestTheLog:
         ]
         ship(ctx, "one", *events[:25])
         ship(ctx, "two", *events[25:])
-        controller = ExplanationsController()
+        controller = ExplanationsController(seconds=60)
         (did,) = controller.tick(ctx)
         assert (did["files"], did["explained"]) == (2, 40)
         assert controller.tick(ctx) == controller.tick(ctx) == []
@@ -75,7 +75,7 @@ class TestTheLog:
     def test_answers_that_no_model_gave_are_not_explained(self, ctx: Context, first: str) -> None:
         stand_ins = [event(f"s-{arm}", arm=arm, status="fallback") for arm in ("cache", "default")]
         ship(ctx, "one", event("a"), event("b", arm="variant-b"), *stand_ins)
-        ExplanationsController().tick(ctx)
+        ExplanationsController(seconds=60).tick(ctx)
         assert sorted(row["id"] for row in rows(ctx)) == ["a", "b"]
         with pytest.raises(BadInput, match="no model answered"):
             find("explain.prediction").answer(ctx, model="late", id="s-cache")
@@ -85,7 +85,7 @@ class TestTheLog:
     ) -> None:
         ask(ctx, redact=("carrier",))
         ship(ctx, "one", event("a", inputs=[0.5, None]))
-        ExplanationsController().tick(ctx)
+        ExplanationsController(seconds=60).tick(ctx)
         assert rows(ctx) == []
         told = ExplanationLog(ctx.home.explanations, ctx.home.predictions).progress("late")
         assert told.skipped == {"version 1: inputs are not logged (serving.log.redact: carrier)": 1}
@@ -105,12 +105,12 @@ class TestTheLog:
     def test_a_model_that_does_not_ask_is_left_alone(self, ctx: Context, first: str) -> None:
         ask(ctx, "none")
         ship(ctx, "one", event("a"))
-        assert ExplanationsController().tick(ctx) == []
+        assert ExplanationsController(seconds=60).tick(ctx) == []
         assert rows(ctx) == []
 
     def test_a_round_takes_a_bounded_portion_and_the_next_goes_on(self, ctx: Context, first: str) -> None:
         ship(ctx, "one", *(event(f"r{i}") for i in range(100)))
-        controller = ExplanationsController(rows=30)
+        controller = ExplanationsController(rows=30, seconds=60)
         assert [len(controller.tick(ctx)) for _ in range(3)] == [0, 0, 0]
         assert rows(ctx) == []
         assert controller.tick(ctx)[0]["explained"] == 100
@@ -125,15 +125,15 @@ class TestTheLog:
     def test_killed_half_way_nothing_is_lost_or_twice(self, ctx: Context, first: str) -> None:
         ship(ctx, "one", *(event(f"r{i}") for i in range(50)))
         ship(ctx, "two", *(event(f"s{i}") for i in range(50)))
-        ExplanationsController(rows=70).tick(ctx)  # one whole file, and a part that dies with it
-        again = ExplanationsController()
+        ExplanationsController(rows=70, seconds=60).tick(ctx)  # one whole file, and a part that dies with it
+        again = ExplanationsController(seconds=60)
         while again.tick(ctx):
             pass
         ids = [row["id"] for row in rows(ctx)]
         assert len(ids) == len(set(ids)) == 100
 
     def test_a_file_shipped_again_with_more_rows_is_explained_anew(self, ctx: Context, first: str) -> None:
-        controller = ExplanationsController()
+        controller = ExplanationsController(seconds=60)
         ship(ctx, "one", event("a"))
         controller.tick(ctx)
         ship(ctx, "one", event("a"), event("b"))
@@ -141,7 +141,7 @@ class TestTheLog:
         assert [row["id"] for row in rows(ctx)] == ["a", "b"]
 
     def test_a_day_that_is_merged_stays_explained_once_in_one_file(self, ctx: Context, first: str) -> None:
-        controller, log = ExplanationsController(), PredictionLog(ctx.home.predictions)
+        controller, log = ExplanationsController(seconds=60), PredictionLog(ctx.home.predictions)
         for name in ("one", "two"):
             ship(ctx, name, event(name))
         controller.tick(ctx)
@@ -161,7 +161,7 @@ class TestTheLog:
     def test_a_crash_before_the_merged_files_were_removed_is_tidied_up(
         self, ctx: Context, first: str
     ) -> None:
-        controller = ExplanationsController()
+        controller = ExplanationsController(seconds=60)
         ship(ctx, "one", event("one"))
         controller.tick(ctx)
         (left,) = (ctx.home.explanations / "late").glob("day=*/one.parquet")
@@ -169,7 +169,7 @@ class TestTheLog:
         PredictionLog(ctx.home.predictions).compact("late", DAY.date(), least=1)
         controller.tick(ctx)
         left.write_bytes(kept)
-        ExplanationsController().tick(ctx)
+        ExplanationsController(seconds=60).tick(ctx)
         assert not left.exists()
         assert [row["id"] for row in rows(ctx)] == ["one"]
 
@@ -179,7 +179,7 @@ class TestTheLog:
         ship(ctx, "one", event("a"), event("gone", version=9), event("failed", status="error", outputs=[]))
         ship(ctx, "two", event("gone too", version=9))
         with caplog.at_level(logging.WARNING, "loopwright.control"):
-            ExplanationsController().tick(ctx)
+            ExplanationsController(seconds=60).tick(ctx)
         assert [row["id"] for row in rows(ctx)] == ["a"]
         assert [record.getMessage() for record in caplog.records if "version 9" in record.getMessage()] == [
             "late: predictions are not explained: version 9: registry: `late` has no version 9; wanted one of 1"
@@ -191,7 +191,7 @@ class TestTheLog:
         assert status["newest"] == "2013-06-01T00:00:00Z"
 
     def test_a_new_file_in_a_settled_day_is_found(self, ctx: Context, first: str) -> None:
-        controller = ExplanationsController()
+        controller = ExplanationsController(seconds=60)
         for name in ("one", "two", "three"):
             ship(ctx, name, event(name))
             for _ in range(3):

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import time
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from loopwright.control.access import LOCAL
 from loopwright.control.context import Context, open_context
 from loopwright.control.operation import find
 from loopwright.control.work import make_worker
+from loopwright.jobs.hold import Hold
 from loopwright.jobs.worker import Options
 from loopwright.kernel.actor import Actor, Role, Scope
 from loopwright.kernel.clock import to_us
@@ -474,20 +475,31 @@ def submit_and_work(ctx: Context) -> dict[str, Any]:
     return job
 
 
-def test_cancelled_jobs_stop_and_may_be_taken_up_again(late: Context, tmp_path: Path) -> None:
+def test_cancelled_jobs_stop_and_may_be_taken_up_again(
+    late: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waiting = submit(late, rows=[row(1)])
     assert find("jobs.cancel")(late, model="late", job=waiting["id"])["state"] == "cancelled"  # type: ignore[index,call-overload]
     running = submit(late, input=str(write_csv(tmp_path / "rows.csv", 40_000)), output=str(tmp_path / "out"))
     said: list[dict[str, Any]] = []
     worker, _ = make_worker(
-        late, Options(once=True, chunk_rows=4096, lease=timedelta(seconds=1)), said.append
+        late, Options(once=True, chunk_rows=4096, lease=timedelta(seconds=8)), said.append
     )
+
+    heard, renewed = threading.Event(), Hold.renewed
+
+    def beat(hold: Hold, began: float) -> None:
+        renewed(hold, began)
+        if hold._cancelled:
+            heard.set()
+
+    monkeypatch.setattr(Hold, "renewed", beat)
 
     def tell(told: dict[str, Any]) -> None:
         said.append(told)
         if told["event"] == "chunk" and len(said) == 3:
             find("jobs.cancel")(late, model="late", job=running["id"])
-            time.sleep(0.6)  # it is heard with the next beat
+            assert heard.wait(60)
 
     worker.say = tell
     worker.run()

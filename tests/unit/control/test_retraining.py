@@ -29,11 +29,10 @@ def proposed(ctx: Context, tmp_path: Path) -> Retrain:
         )
 
 
-def says(report: object, *, code: int = 0, seconds: float = 0) -> Command:
-    """A run that takes so long, prints `report` and ends."""
-    script = (
-        f"import sys,time; time.sleep({seconds}); sys.stdout.write({json.dumps(report)!r}); sys.exit({code})"
-    )
+def says(report: object, *, code: int = 0, after: Path | None = None) -> Command:
+    """A run that waits for a file, prints `report` and ends."""
+    wait = f"while not os.path.exists({str(after)!r}): time.sleep(0.02)" if after else ""
+    script = f"import os, sys, time\n{wait}\nsys.stdout.write({json.dumps(report)!r}); sys.exit({code})"
 
     def command(ctx: Context, retrain: Retrain, project: Path) -> list[str]:
         return [sys.executable, "-c", script, retrain.id]
@@ -45,7 +44,7 @@ def until_settled(
     ctx: Context, controller: RetrainingController, retrain: Retrain
 ) -> tuple[Retrain, list[Any]]:
     did: list[Any] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         did += controller.tick(ctx)
         with ctx.ledger.read() as conn:
@@ -79,11 +78,15 @@ def test_a_run_that_died_failed_with_the_end_of_its_log(ctx: Context, proposed: 
     assert "the data is gone" in did[-1]["why"]
 
 
-def test_after_a_crash_the_next_control_plane_finds_the_run_at_work(ctx: Context, proposed: Retrain) -> None:
-    command = says({"run_id": "r1", "version": 2}, seconds=1.5)
+def test_after_a_crash_the_next_control_plane_finds_the_run_at_work(
+    ctx: Context, proposed: Retrain, tmp_path: Path
+) -> None:
+    command = says({"run_id": "r1", "version": 2}, after=tmp_path / "go")
     RetrainingController(command=command).tick(ctx)
     heir = RetrainingController(command=says({"run_id": "wrong", "version": 9}))
-    assert heir.tick(ctx) == []
+    did = heir.tick(ctx)
+    (tmp_path / "go").touch()
+    assert did == []
     found, _ = until_settled(ctx, heir, proposed)
     assert (found.state, found.run_id, found.version) == ("succeeded", "r1", 2)
 
@@ -104,10 +107,11 @@ def test_a_project_that_is_gone_fails_the_run(ctx: Context, proposed: Retrain, t
     assert (did["state"], "project is gone" in did["why"]) == ("failed", True)
 
 
-def test_one_run_at_a_time(ctx: Context, proposed: Retrain) -> None:
-    controller = RetrainingController(command=says({"version": 1}, seconds=0.5))
-    assert len(controller.tick(ctx)) == 1
-    assert controller.tick(ctx) == []
+def test_one_run_at_a_time(ctx: Context, proposed: Retrain, tmp_path: Path) -> None:
+    controller = RetrainingController(command=says({"version": 1}, after=tmp_path / "go"))
+    did = [controller.tick(ctx) for _ in range(2)]
+    (tmp_path / "go").touch()
+    assert [len(one) for one in did] == [1, 0]
     until_settled(ctx, controller, proposed)
 
 

@@ -30,7 +30,7 @@ def contract(*quality: dict[str, Any]) -> Contract:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time_limit, "SECONDS", 0.4)
+    monkeypatch.setattr(time_limit, "SECONDS", 2.0)
 
 
 ROWS = pa.table({"n": pa.array([1, 2, None, -4], pa.int64())})
@@ -48,11 +48,11 @@ def test_a_condition_that_does_not_end_is_an_error_and_the_others_are_judged() -
     began = time.monotonic()
     with examination(ROWS, contract(endless, sane)) as found:
         states = {rule.name: (rule.state, rule.failed, rule.why) for rule in found.report.rules}
-        assert states["endless"][0] == "ERROR" and "took longer than 0 s" in states["endless"][2]
+        assert states["endless"][0] == "ERROR" and "took longer than 2 s" in states["endless"][2]
         assert states["positive"][:2] == ("FAIL", 1)
         assert states["n present"][:2] == ("FAIL", 1)
         assert found.good().read_all().column("n").to_pylist() == [1, 2]
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.usefixtures("hurried")

@@ -114,23 +114,23 @@ def test_what_is_no_yes_is_a_problem_in_words(listener: socket.socket, answer: b
 def test_a_receiver_that_sends_a_byte_now_and_then_is_hung_up_on(listener: socket.socket) -> None:
     answering(listener, b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000, [], every=0.05)
     began = time.monotonic()
-    problem = post(f"http://127.0.0.1:{port_of(listener)}/", b"s", b"{}", "e", timeout=0.3)
-    assert problem == "no whole answer within 0.6 s" and time.monotonic() - began < 5
+    problem = post(f"http://127.0.0.1:{port_of(listener)}/", b"s", b"{}", "e", timeout=2)
+    assert problem == "no whole answer within 4 s" and time.monotonic() - began < 30
 
 
 def test_connecting_is_part_of_the_time(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name of several addresses may take all of it: whoever answers at the last one has no time of his own."""
-    answering(listener, b"HTTP/1.1 200 OK\r\nX: " + b"x" * 400, [], every=0.02)
+    answering(listener, b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2000, [], every=0.02)
     opened = webhook._open
 
     def slow(*args: Any) -> socket.socket:
-        time.sleep(0.5)
+        time.sleep(2.5)
         return opened(*args)
 
     monkeypatch.setattr(webhook, "_open", slow)
     began = time.monotonic()
-    problem = post(f"http://127.0.0.1:{port_of(listener)}/", b"s", b"{}", "e", timeout=0.2)
-    assert problem == "no whole answer within 0.4 s" and time.monotonic() - began < 5
+    problem = post(f"http://127.0.0.1:{port_of(listener)}/", b"s", b"{}", "e", timeout=1)
+    assert problem == "no whole answer within 2 s" and time.monotonic() - began < 20
 
 
 def test_nobody_there_is_a_problem_too() -> None:

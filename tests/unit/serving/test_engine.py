@@ -1,9 +1,10 @@
 """The ladder of fallbacks, arms that are left alone, forced arms, and what of it stands in the log."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from loopwright.serving.engine import PLAIN, Answer, Call, Engine, Model, ModelF
 from loopwright.serving.events import Event, SegmentWriter, read_frames
 from loopwright.serving.lanes import Overloaded
 from loopwright.serving.rows import Rows
+from tests.unit.serving.watched import Watched
 
 KEY = SigningKey.generate()
 FAILING = STRICT.replace("codes = state", "raise RuntimeError('a bug')\n    codes = state")
@@ -343,7 +345,9 @@ class TestShadow:
 
 def test_a_slow_model_holds_up_no_other(tmp_path: Path, bundles: Callable[[str], Bundle]) -> None:
     """While a batch of the slow one runs in its thread, the fast one is answered on the spot."""
-    slow, fast = Served.of(1, bundles(SLOW)), Served.of(1, bundles(STRICT))
+    gate = threading.Event()
+    held = cast(Bundle, Watched(bundles(STRICT), lambda rows: gate.wait(30)))
+    slow, fast = Served.of(1, held), Served.of(1, bundles(STRICT))
     site = Site(tmp_path, {1: bundles(STRICT)}, STABLE)
     policy = ServingPolicy(batching=Batching(mode="on"))
     models = {
@@ -363,6 +367,7 @@ def test_a_slow_model_holds_up_no_other(tmp_path: Path, bundles: Callable[[str],
         await asyncio.sleep(0.001)
         await ask("fast")
         assert slow.lane is not None and slow.lane.waiting > 0
+        gate.set()
         await asyncio.gather(*waiting)
         return order
 

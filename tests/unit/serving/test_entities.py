@@ -537,7 +537,7 @@ def test_a_store_that_is_away_is_told_with_when_to_come_again_and_left_alone(
 def test_a_store_that_hangs_holds_a_request_no_longer_than_its_policy_says(
     broken: Callable[..., tuple[Site, Broken]],
 ) -> None:
-    site, store = broken(wait=0.3, timeout_ms=10.0, missing="nulls")
+    site, store = broken(wait=1.0, timeout_ms=10.0, missing="nulls")
     for _ in range(TIMEOUTS + 2):
         answer = site.infer(entity_tailnum="N1", hour=6, carrier="UA")
         assert told(answer, "feature_statuses") == {"plane": ["UNAVAILABLE"]}
@@ -548,7 +548,7 @@ def test_a_store_that_hangs_holds_a_request_no_longer_than_its_policy_says(
 def test_a_caller_in_a_hurry_does_not_make_the_store_look_away(
     broken: Callable[..., tuple[Site, Broken]],
 ) -> None:
-    site, _ = broken(wait=0.1, timeout_ms=5000.0)
+    site, _ = broken(wait=1.0, timeout_ms=5000.0)
     for _ in range(TIMEOUTS + 1):
         answer = site.call(
             "POST", "/v2/models/late/infer", headers={"X-Loopwright-Timeout-Ms": "5"},

@@ -439,7 +439,9 @@ def test_a_client_that_does_not_read_is_cut_off_and_one_that_reads_slowly_is_not
         wire = Wire(inside.app, Limits(write_seconds=30))
         deaf, slow = await wire.open(buffer=4096), await wire.open(buffer=4096)
         sending = [asyncio.create_task(_flood(one)) for one in (deaf, slow)]
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(30):  # until neither can be written to any more
+            while len(wire.connections._unread) < 2:
+                await asyncio.sleep(0.005)
         held = max(connection.unread() for connection in wire.state.connections)
         await slow.answers(20)
         await asyncio.sleep(0.05)
