@@ -200,6 +200,8 @@ class SqliteStore:
         with self._explained():
             writer: sqlite3.Connection | None = getattr(self._mine, "writer", None)
             if writer is None:
+                if not self.path.parent.is_dir():  # which a lock would make
+                    raise sqlite3.OperationalError("unable to open database file")
                 # A new file turns to WAL under a lock that SQLite waits for nobody to give up.
                 with lock(self.path.with_name(f".{self.path.name}.opening")):
                     writer = self._open_writer()
