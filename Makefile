@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# With one more than there are cores the suite takes a third less, and tests that hold processes to a time may fail.
+# Processes of the suite. On two cores a third one gains next to nothing.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help

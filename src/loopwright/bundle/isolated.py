@@ -51,6 +51,9 @@ _THREADS = dict.fromkeys(
 )
 _TAIL = 8 << 10
 _LONGEST_PAUSE = 30.0
+_HICCUP = 0.1
+"""Seconds that a machine may stall: what a fast model has left for an answer must be more."""
+
 _GRACE = 1.0
 
 
@@ -109,6 +112,8 @@ class IsolatedRunner:
         self._failures, self._not_before, self._why = 0, 0.0, ""
         self._closed = False
         self._seconds = self.limits.call_seconds
+        self._slowest: float | None = None
+        """Seconds of the slowest good answer, for one row."""
         self._held = _Held(_memory_file(model))
         self._finalizer = weakref.finalize(self, self._held.release)
         try:
@@ -169,8 +174,12 @@ class IsolatedRunner:
         try:
             child.wait_until_ready(min(until, child.started + self.limits.load_seconds))
             # The little that waiting for its turn, or for the process, has left would blame a model that is well.
-            late = until - time.monotonic() < seconds / 2
+            began, share = time.monotonic(), 1 + len(features) / 100
+            wanted = seconds / 2 if self._slowest is None else max(_HICCUP, 2 * self._slowest * share)
+            late = until - began < min(wanted, seconds / 2)
             answer = None if late else child.answer(features, until)
+            if answer is not None:
+                self._slowest = max(self._slowest or 0.0, (time.monotonic() - began) / share)
         except ModelFailed:
             raise
         except BaseException as error:
@@ -182,7 +191,7 @@ class IsolatedRunner:
         if answer is None:
             raise Unavailable(
                 "the model's process was free, or ready, too late for this call", where=self._file,
-                got=self._why or None, wanted=f"half of {seconds:g} s for the answer",
+                got=self._why or None, wanted="time for the answer",
             )  # fmt: skip
         self._failures, self._why = 0, ""
         return answer

@@ -112,6 +112,8 @@ class Emitter:
         written = 0
         with lock(self.folder / ".lock"):
             seq, size = self._told()
+            with self.ledger.read() as conn:  # again: another process may have told more since
+                newest = store.last_act(conn)
             self.file.touch()
             with self.file.open("r+b") as stream:
                 # Shorter than it was: somebody made room. What was told stays told.
@@ -128,9 +130,7 @@ class Emitter:
                 stream.flush()
                 os.fsync(stream.fileno())
                 size = stream.tell()
-            write_atomic(
-                self.folder / "told.json", json.dumps({"seq": max(seq, newest), "size": size}).encode()
-            )
+            write_atomic(self.folder / "told.json", json.dumps({"seq": newest, "size": size}).encode())
         self._seen = newest
         return written
 
@@ -200,6 +200,8 @@ class Emitter:
             stream.seek(self._posted())
             while stream.tell() < self._told()[1]:  # more may be told while this is posted
                 line = stream.readline()
+                if not line:  # the folder was deleted meanwhile, and its file began anew
+                    return
                 self._post_one(client, settings.url, line)
                 write_atomic(self.folder / "posted", str(stream.tell()).encode())
 

@@ -1,6 +1,7 @@
 """Starts the product's own processes, waits until they are ready, and ends them."""
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -23,13 +24,20 @@ def free_port() -> int:
     """A TCP port of the loopback address that nobody listens on just now.
 
     It is below those that systems hand out by themselves (32768 and up): no connection takes it before it is bound.
+    Raises Unavailable.
     """
-    chance = random.SystemRandom()
-    while True:
-        port = chance.randrange(15_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+    for port in random.SystemRandom().sample(range(15_000, 32_000), 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise Unavailable(f"no port can be had ({error.strerror})", where="127.0.0.1") from error
+            else:
+                return port
+    raise Unavailable(
+        "no port is free", where="127.0.0.1", got="a thousand between 15000 and 32000 are taken"
+    )
 
 
 class Process:

@@ -6,6 +6,7 @@ with the power, never half of them: what was lost is written again, because posi
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,6 @@ import msgspec
 
 from loopwright.features.online import Answer, Ask, Head
 from loopwright.kernel.errors import Conflict, Unavailable
-from loopwright.kernel.files import lock
 
 BUSY_SECONDS = 30.0
 MMAP_BYTES = 1 << 30
@@ -200,11 +200,7 @@ class SqliteStore:
         with self._explained():
             writer: sqlite3.Connection | None = getattr(self._mine, "writer", None)
             if writer is None:
-                if not self.path.parent.is_dir():  # which a lock would make
-                    raise sqlite3.OperationalError("unable to open database file")
-                # A new file turns to WAL under a lock that SQLite waits for nobody to give up.
-                with lock(self.path.with_name(f".{self.path.name}.opening")):
-                    writer = self._open_writer()
+                writer = self._open_writer()
                 self._mine.writer = writer
             writer.execute("BEGIN IMMEDIATE")
             try:
@@ -216,20 +212,35 @@ class SqliteStore:
                 raise
 
     def _open_writer(self) -> sqlite3.Connection:
+        until = time.monotonic() + self._seconds
+        while True:
+            try:
+                return self._try_to_open_writer()
+            except sqlite3.OperationalError as error:
+                # SQLite waits for nobody who turns a new file to WAL at the same moment.
+                if "locked" not in str(error) or time.monotonic() >= until:
+                    raise
+            time.sleep(0.02)
+
+    def _try_to_open_writer(self) -> sqlite3.Connection:
         new = not self.path.exists()
         writer = sqlite3.connect(
             self.path, timeout=self._seconds, isolation_level=None, check_same_thread=False
         )
+        try:
+            if new:
+                self.path.chmod(0o600)
+            writer.execute("PRAGMA page_size = 8192")  # of a file in which nothing is yet
+            writer.execute("PRAGMA journal_mode = WAL")
+            writer.execute("PRAGMA synchronous = NORMAL")
+            writer.execute("PRAGMA cache_size = -65536")
+            writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            for statement in _SCHEMA.split(";"):
+                writer.execute(statement)
+        except BaseException:
+            writer.close()
+            raise
         self._open.append(writer)
-        if new:
-            self.path.chmod(0o600)
-            writer.execute("PRAGMA page_size = 8192")
-        writer.execute("PRAGMA journal_mode = WAL")
-        writer.execute("PRAGMA synchronous = NORMAL")
-        writer.execute("PRAGMA cache_size = -65536")
-        writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        for statement in _SCHEMA.split(";"):
-            writer.execute(statement)
         return writer
 
     @contextmanager

@@ -97,10 +97,21 @@ class Results:
 
     def delete(self) -> None:
         """Delete every part and the manifest. Is idempotent."""
+        if self._storage.remote:
+            try:  # a thousand objects a request
+                self._storage.filesystem().delete_dir(self._storage.inner(self.uri))
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise _unwritable(self.uri, error) from error
+            return
         for stray in [*self._listed(), f"{self.uri}/{MANIFEST}"]:
             delete_file(stray)
-        if not self._storage.remote:
-            _remove_empty(Path(self.uri))
+        _remove_empty(Path(self.uri))
+
+    def reach(self) -> None:
+        """Raise Unavailable when the place does not answer."""
+        self._listed()
 
     def _put(self, uri: str, data: bytes) -> None:
         if not self._storage.remote:

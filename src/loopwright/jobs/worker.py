@@ -169,12 +169,16 @@ class Worker:
             old = store.ended_before(conn, before)
         for job in old:
             try:
+                # What lies elsewhere is not ours to delete.
+                ours = Request.from_json(job.request).output is None
+                results = Results(settings.output, job.id) if ours else None
+                if results is not None:
+                    results.reach()  # before anything is locked
                 with self.ledger.beside() as conn:
                     forgotten = store.forget(conn, job.id, before)
-                    # Under its lock: whoever takes the job up again wants what it has done so far. And what lies
-                    # elsewhere is not ours to delete.
-                    if forgotten and Request.from_json(job.request).output is None:
-                        Results(settings.output, job.id).delete()
+                    # Under its lock: whoever takes the job up again wants what it has done so far.
+                    if forgotten and results is not None:
+                        results.delete()
             except LoopwrightError as error:
                 self.say({"event": "kept", "job": job.id, "why": str(error)})
                 continue

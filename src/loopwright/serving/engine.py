@@ -103,6 +103,7 @@ class Engine:
         self._stuck = stuck
         self.warmer = warmer
         self._copies: deque[_Copy] = deque()
+        self._copied = self._handled = 0
         self._draining: asyncio.Task[None] | None = None
         self._shadow_credit, self._shadow_at = float(SHADOW_CREDIT_US), 0
         self._kept = Kept()
@@ -517,13 +518,18 @@ class Engine:
                 self._counters.add(("shadow_dropped", model.name, str(arm.version)))
                 return
             self._copies.append(_Copy(model.versions[arm.version], model, row_id, unit, time, values))
+            self._copied += 1
             if self._draining is None or self._draining.done():
                 self._draining = asyncio.get_running_loop().create_task(self._drain_shadow())
 
     async def drained(self) -> None:
         """Return when every copy made so far has been predicted and logged."""
-        if self._draining is not None:
-            await self._draining
+        last = self._copied
+        while self._handled < last and self._draining is not None:
+            if self._draining.done():
+                return await self._draining
+            await asyncio.wait({self._draining}, timeout=0.005)
+        return None
 
     async def _drain_shadow(self) -> None:
         while self._copies:
@@ -541,6 +547,8 @@ class Engine:
                 self._counters.add(
                     ("shadow_dropped", first.model.name, str(first.served.version)), len(batch)
                 )
+            finally:
+                self._handled += len(batch)
             self._shadow_credit -= (perf_counter_ns() - started) / 1000
 
     def _pause(self) -> float:

@@ -126,7 +126,7 @@ class Workers:
         self.failed = asyncio.Event()
         self.gauges: dict[str, float] = {}
         self.asked_to_drain = -1
-        """The newest number of {"drain": number}; a worker begun after it has nothing of before to give."""
+        """The newest number of {"drain": number}; who comes up later is told it then."""
         self._options = options
         self._counters = counters
         self._configure, self._greet, self._heard = configure, greet, heard
@@ -166,8 +166,9 @@ class Workers:
         return all((each.serial or 0) >= serial for each in self._answering())
 
     def all_drained(self, number: int) -> bool:
-        """Whether every worker that answers has said so to the message {"drain": number}."""
-        return all(each.drained >= number for each in self._answering())
+        """Whether every worker that answers, or answers its last, has said so to the message {"drain": number}."""
+        every = (each for slot in self.slots for each in slot.processes())
+        return all(each.drained >= number for each in every if each.ready)
 
     def _answering(self) -> Iterator[WorkerProcess]:
         return (slot.worker for slot in self.slots if slot.worker is not None and slot.worker.ready)
@@ -298,9 +299,8 @@ class Workers:
             ours.close()
             self.writing.discard(log)
             raise
-        born = asyncio.get_running_loop().time()
         worker = WorkerProcess(
-            place, log, process, await Channel.open(ours), born, drained=self.asked_to_drain
+            place, log, process, await Channel.open(ours), asyncio.get_running_loop().time()
         )
         worker.ended = asyncio.ensure_future(self._run(slot, worker))
         if self._stopping:  # was told while the process was made
@@ -323,6 +323,8 @@ class Workers:
                 worker.serial, slot.started = message["serial"], True
                 worker.fresh = resident(worker.process.pid)
                 worker.up.set()
+                if self.asked_to_drain >= 0:
+                    worker.channel.send({"drain": self.asked_to_drain})
                 for greeting in self._greet():
                     worker.channel.send(greeting)
             elif "applied" in message:

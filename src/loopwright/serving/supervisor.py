@@ -233,7 +233,8 @@ class Supervisor:
             otlp=options.otlp,
             trace_share=options.trace_share,
             unstarted=self.workers.not_started(),
-            gauges=self._numbers(),
+            # Everybody on the machine reads a command line: not where the log goes.
+            gauges={name: value for name, value in self._numbers().items() if "log_sink" not in name},
         )
 
     def _greet(self) -> list[dict[str, Any]]:
@@ -277,9 +278,13 @@ class Supervisor:
         self._drains += 1
         number = self.workers.asked_to_drain = self._drains
         self.workers.tell({"drain": number})
-        async with asyncio.timeout(FLUSH_SECONDS):
-            while not self.workers.all_drained(number):
-                await asyncio.sleep(0.005)
+        try:
+            async with asyncio.timeout(FLUSH_SECONDS):
+                while not self.workers.all_drained(number):
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            await self.ship()  # what there is
+            raise
         return 200, {"acknowledged": True, "bytes": await self.ship()}
 
     async def _refresh(self) -> tuple[int, dict[str, Any]]:

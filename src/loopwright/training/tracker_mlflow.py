@@ -98,10 +98,10 @@ class MlflowTracker:
     def _call(self, call: Callable[[MlflowClient], T]) -> T:
         self._probe()
         try:
+            # MLflow's own deprecations are not our user's. No `catch_warnings`: it puts the whole process's filters
+            # back, and this is a thread beside others, one of which may just have done so.
+            warnings.filterwarnings("ignore", module=rf"(mlflow|{re.escape(__name__)})\b")
             if self._client is None:
-                # MLflow's own deprecations are not our user's. For good: `catch_warnings` puts the whole process's
-                # filters back, and this is a thread beside others.
-                warnings.filterwarnings("ignore", module=rf"(mlflow|{re.escape(__name__)})\b")
                 self._client = MlflowClient(self._uri)
             return call(self._client)
         except MlflowException as error:

@@ -228,11 +228,13 @@ class TestSwitching:
 
         watching = threading.Thread(target=watch)
         watching.start()
-        assert watches.wait(60)
-        for number in range(1, 30):
-            write(store, {name: row(float(number)) for name in names}, f"b{number}")
-        stop.set()
-        watching.join()
+        try:
+            assert watches.wait(60)
+            for number in range(1, 30):
+                write(store, {name: row(float(number)) for name in names}, f"b{number}")
+        finally:
+            stop.set()
+            watching.join(60)
         assert not mixed
         assert seen >= {0.0, 29.0}  # it did watch while they changed
 

@@ -122,13 +122,13 @@ def test_rows_that_become_visible_late_are_found_within_the_lookback(
 def test_no_row_is_lost_or_doubled_while_others_insert(postgres_url: str, tmp_path: Path) -> None:
     """Four writers insert rows of a few equal times, each in a transaction of its own, while a reader reads on."""
     run(postgres_url, EVENTS, "CREATE SEQUENCE tick")
-    done = threading.Event()
+    done, failed = threading.Event(), threading.Event()
     brought, written = 0, [0] * 4
 
     def write(writer: int) -> None:
         with psycopg.connect(postgres_url, autocommit=True) as connection:
             # On until the reader has had its turns.
-            while written[writer] < 60 or (brought <= 2 and written[writer] < 5000):
+            while written[writer] < 60 or (brought <= 2 and written[writer] < 5000 and not failed.is_set()):
                 # The time is taken as the row is stored, under a lock: it never lags behind a committed one.
                 connection.execute(
                     "WITH turn AS MATERIALIZED (SELECT pg_advisory_xact_lock(1), nextval('tick') AS n, pg_sleep(0.005))"
@@ -150,8 +150,12 @@ def test_no_row_is_lost_or_doubled_while_others_insert(postgres_url: str, tmp_pa
         done.set()
 
     threading.Thread(target=wait).start()
-    while not done.wait(0.01):
-        brought += bool(reader.read())
+    try:
+        while not done.wait(0.01):
+            brought += bool(reader.read())
+    except BaseException:
+        failed.set()
+        raise
     reader.read()
     assert Counter(reader.got) == Counter(w * 10_000 + r for w in range(4) for r in range(written[w]))
     assert brought > 2

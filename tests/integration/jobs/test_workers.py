@@ -19,12 +19,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 from loopwright.cli.edge import run
 from loopwright.control.access import LOCAL
 from loopwright.control.context import Context, open_context
 from loopwright.control.operation import find
 from loopwright.control.work import make_worker
+from loopwright.jobs.results import Results
 from loopwright.jobs.worker import Options
 from loopwright.kernel.clock import utc_now
 from loopwright.kernel.webhook import verify
@@ -304,6 +306,11 @@ def test_files_and_results_lie_in_s3(
     page: Any = find("jobs.results")(ctx, job=job, after=3998)
     assert [one["row"] for one in page["rows"]] == [3999, 4000]
     assert page["rows"][1]["probability"] == pytest.approx(answer(3999), abs=1e-6)
+    own = Results(f"s3://{s3_bucket}/out", job)
+    for _ in range(2):
+        own.delete()
+        below = fs.FileSelector(f"{s3_bucket}/out", recursive=True, allow_not_found=True)
+        assert [one.path for one in files.get_file_info(below) if job in one.path] == []
 
 
 def test_the_command_line_submits_waits_and_writes_the_results(

@@ -338,7 +338,7 @@ def test_a_broker_that_is_away_and_a_killed_server_lose_nothing_and_delay_nothin
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait(10)
         # They hold the port until what is under way is answered.
-        eventually(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in orphans))
+        eventually(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in orphans), 60)
         broker.go_on()
         server = serve(log_to=[url], workers=2, port=server.port)
         more = len(answered)

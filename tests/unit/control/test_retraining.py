@@ -31,7 +31,7 @@ def proposed(ctx: Context, tmp_path: Path) -> Retrain:
 
 def says(report: object, *, code: int = 0, after: Path | None = None) -> Command:
     """A run that waits for a file, prints `report` and ends."""
-    wait = f"while not os.path.exists({str(after)!r}): time.sleep(0.02)" if after else ""
+    wait = f"[time.sleep(0.02) for _ in range(3000) if not os.path.exists({str(after)!r})]" if after else ""
     script = f"import os, sys, time\n{wait}\nsys.stdout.write({json.dumps(report)!r}); sys.exit({code})"
 
     def command(ctx: Context, retrain: Retrain, project: Path) -> list[str]:

@@ -176,7 +176,7 @@ def test_an_event_whose_pause_has_passed_before_anybody_looks_is_tried_again(
 def test_a_slow_receiver_holds_nobody_up(told: Context, receiver: Receiver) -> None:
     receiver.free.clear()
     open_one(told)
-    controller = IncidentsController(Webhook())
+    controller = IncidentsController(Webhook(timeout=60))
     for _ in range(3):
         controller.tick(told)
     assert receiver.got == []

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import resource
 import signal
 import threading
 import time
@@ -33,8 +34,10 @@ def test_a_signal_ends_the_wait_at_whatever_instant_it_comes(stops: list[Stop]) 
 
 
 def test_a_process_with_thousands_of_open_files_is_told_as_well() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
     reading, writing = os.pipe()
-    high = fcntl.fcntl(reading, fcntl.F_DUPFD, 2000)
+    high = fcntl.fcntl(reading, fcntl.F_DUPFD, 1100)
     os.close(reading)
     stop = Stop(_pipe=(high, writing))
     assert not stop.wait(0.01)

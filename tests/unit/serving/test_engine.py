@@ -332,6 +332,32 @@ class TestShadow:
         # The last copy's time is paid by nobody any more.
         assert sum(spent[:-1]) <= 0.25 * took * 1.2
 
+    def test_waiting_for_copies_ends_though_there_are_ever_more(
+        self, tmp_path: Path, bundles: Callable[[str], Bundle], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        site = Site(
+            tmp_path, {1: bundles(STRICT), 2: bundles(STRICT)}, Arm("stable", 1, 1.0), Arm("shadow", 2, 1.0)
+        )
+        inner, coming = site.engine._shadow, [True]
+
+        async def followed(batch: Any) -> None:
+            await inner(batch)
+            if coming:
+                await site.engine.infer(site.model, rows_of(["UA"]))
+
+        monkeypatch.setattr(site.engine, "_shadow", followed)
+
+        async def run() -> None:
+            await site.engine.infer(site.model, rows_of(["UA"]))
+            async with asyncio.timeout(30):
+                await site.engine.drained()
+            assert site.engine._copies
+            coming.clear()
+            await site.engine.drained()
+            assert not site.engine._copies
+
+        asyncio.run(run())
+
     def test_a_share_of_nothing_copies_nothing(
         self, tmp_path: Path, bundles: Callable[[str], Bundle]
     ) -> None:
