@@ -35,11 +35,11 @@ def test_every_flight_of_april_was_answered_once_by_version_1(
 
 def test_april_came_one_flight_at_a_time(played: Played) -> None:
     # A row of a request with several rows has no latency of its own: its latency_us is 0.
-    ((alone, p99),) = played.predictions(
-        f"SELECT count(*) FILTER (latency_us > 0), quantile_cont(latency_us, 0.99) FROM log WHERE {APRIL}"
+    ((alone, slow),) = played.predictions(
+        f"SELECT count(*) FILTER (latency_us > 0), count(*) FILTER (latency_us > 1e6) FROM log WHERE {APRIL}"
     )
     assert alone == 28_353
-    assert p99 < 1e6
+    assert slow <= 16  # what is under way at once: a machine that stalls once holds no more
 
 
 def test_all_the_year_every_flight_was_answered_exactly_once(

@@ -47,4 +47,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, format_: str) -> Non
         path.unlink()
     small, large = taken
     # Whoever held the 90 MB that one has more would take as much at least; buffers take now more, now less.
-    assert large < small + 70, taken
+    assert large < 200 and large < small + 70, taken

@@ -136,7 +136,9 @@ def test_a_process_that_fails_is_replaced_and_the_error_says_how_it_ended(
     hurry = hurried(runner) if act == faulty.HANGS else nullcontext()
     with hurry, pytest.raises(Unavailable, match=said) as caught:
         runner(rows(act))
-    assert time.monotonic() - started < 60  # it hangs for ten minutes
+    assert (
+        time.monotonic() - started < QUICK.call_seconds
+    )  # an end is seen as it comes, not when the time is over
     assert len(str(caught.value)) < 3000
     assert gone(pid) and runner.pid != pid
     assert answers(runner)
