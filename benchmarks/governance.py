@@ -11,7 +11,6 @@ import os
 import pwd
 import resource
 import shutil
-import socket
 import statistics
 import subprocess
 import tempfile
@@ -31,6 +30,7 @@ from sqlalchemy import Connection, Engine, insert
 from loopwright.control.access import LOCAL
 from loopwright.control.context import Context, open_context
 from loopwright.control.operation import find
+from loopwright.demo.processes import free_port
 from loopwright.kernel.actor import Actor, Role
 from loopwright.kernel.clock import to_us
 from loopwright.kernel.digest import canonical_json, digest_json
@@ -322,9 +322,7 @@ def postgres() -> Iterator[str | None]:
     )  # the server refuses to run as root
     if as_user:
         os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
 
     def run(program: str, *arguments: str) -> None:
         command = [*as_user, str(programs / program), "-D", str(folder / "data"), *arguments]

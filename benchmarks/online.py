@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loopwright.data.lake import Lake
+from loopwright.demo.processes import free_port
 from loopwright.features.materialize import Work, materialize
 from loopwright.features.module import FeatureModule
 from loopwright.features.online import OnlineFeatures, open_store
@@ -199,9 +200,7 @@ def redis_server(folder: Path) -> Iterator[str]:
         raise SystemExit(
             "Redis is not installed. Run scripts/test-services, or: apt-get install redis-server"
         )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     options = [
         "--port",
         str(port),

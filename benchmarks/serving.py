@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from loopwright.bundle.routes import Arm, Batching, ServingPolicy, sign_routes
 from loopwright.bundle.seal import SealedBundle, build_bundle
 from loopwright.bundle.signature import Field, Schema
 from loopwright.bundle.testing import CREATED, route_for, table_of
+from loopwright.demo.processes import free_port
 from loopwright.serving.wire import open_batch
 from loopwright.stats.profile import PREDICTION, build_reference
 
@@ -581,12 +581,6 @@ def start_bare(model: Path) -> tuple[subprocess.Popen[bytes], int]:
 
 
 # Small things.
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(port: int, path: str) -> None:

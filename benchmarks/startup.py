@@ -6,7 +6,6 @@ Run: .venv/bin/python benchmarks/startup.py [--rounds 5]
 
 import argparse
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from pathlib import Path
 from urllib.error import URLError
 
 import psutil
+
+from loopwright.demo.processes import free_port
 
 LOOPWRIGHT = [sys.executable, "-m", "loopwright"]
 
@@ -54,9 +55,7 @@ def fastest(command: list[str], rounds: int) -> float:
 
 def control_plane(home: Path) -> tuple[float, float]:
     """(seconds until ready, resident MB of the process and its children after a call to MLflow)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     start = time.perf_counter()
     process = subprocess.Popen(
         [*LOOPWRIGHT, "up", "--home", str(home), "--port", str(port)],

@@ -125,8 +125,8 @@ class Workers:
         self.failure: LoopwrightError | None = None
         self.failed = asyncio.Event()
         self.gauges: dict[str, float] = {}
-        self.asked_to_drain = -1
-        """The newest number of {"drain": number}; who comes up later is told it then."""
+        self._drains = -1
+        """The newest number of {"drain": number}; -1 before the first."""
         self._options = options
         self._counters = counters
         self._configure, self._greet, self._heard = configure, greet, heard
@@ -165,8 +165,15 @@ class Workers:
         """Whether every worker that answers has applied this route table, or a newer one."""
         return all((each.serial or 0) >= serial for each in self._answering())
 
+    def ask_to_drain(self) -> int:
+        """Ask every worker, and each that comes up later, to say when what it has done is in its log; the number of
+        this time, for `all_drained`."""
+        self._drains += 1
+        self.tell({"drain": self._drains})
+        return self._drains
+
     def all_drained(self, number: int) -> bool:
-        """Whether every worker that answers, or answers its last, has said so to the message {"drain": number}."""
+        """Whether every worker that answers, or answers its last, has said so."""
         every = (each for slot in self.slots for each in slot.processes())
         return all(each.drained >= number for each in every if each.ready)
 
@@ -323,8 +330,8 @@ class Workers:
                 worker.serial, slot.started = message["serial"], True
                 worker.fresh = resident(worker.process.pid)
                 worker.up.set()
-                if self.asked_to_drain >= 0:
-                    worker.channel.send({"drain": self.asked_to_drain})
+                if self._drains >= 0:
+                    worker.channel.send({"drain": self._drains})
                 for greeting in self._greet():
                     worker.channel.send(greeting)
             elif "applied" in message:

@@ -92,7 +92,6 @@ class Supervisor:
         self._complain = Complaints(options.say)
         self._told = asyncio.Event()
         self._told_again = asyncio.Event()
-        self._drains = 0
         self._not_ready = ""
         self._log_numbers: dict[str, float] = {}
         self._answers: set[asyncio.Task[None]] = set()
@@ -275,9 +274,7 @@ class Supervisor:
         worker.channel.send({"answer": number, "status": status, "body": body})
 
     async def _flush(self) -> tuple[int, dict[str, Any]]:
-        self._drains += 1
-        number = self.workers.asked_to_drain = self._drains
-        self.workers.tell({"drain": number})
+        number = self.workers.ask_to_drain()
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 while not self.workers.all_drained(number):

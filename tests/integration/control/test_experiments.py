@@ -110,17 +110,8 @@ def test_users_stay_with_their_variant_and_their_outcomes_are_compared(
         up.client(tokens["dora"]).call("experiments.start", model="late", variants=["b=1:40%"])
     server = serve(up.url)
     code, began = typed(
-        up.url,
-        tokens["ada"],
-        "start",
-        "late",
-        "--variant",
-        "b=1:40%",
-        "--reason",
-        "ask users",
-        "--salt",
-        "spring",
-    )
+        up.url, tokens["ada"], "start", "late", "--variant", "b=1:40%", "--reason", "ask users", "--salt", "spring",
+    )  # fmt: skip
     assert code == 0, began
     assert server.post("/admin/refresh").status_code == 200
 

@@ -254,9 +254,8 @@ def test_two_workers_share_a_queue_on_postgresql(
 
     eventually(both)
     eventually(lambda: all(show(ctx, job)["state"] == "succeeded" for job in [*few, *large]))
-    assert sorted(job for one in taken() for job in one) == sorted(
-        [*few, *large]
-    )  # each once, by one of them
+    # Each once, by one of them.
+    assert sorted(job for one in taken() for job in one) == sorted([*few, *large])
     for job in large:
         check_result(ctx, job, 3000)
     assert counted(ctx) == len(few) + 4 * 3000

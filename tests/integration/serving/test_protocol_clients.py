@@ -26,6 +26,7 @@ from loopwright.bundle.routes import Arm
 from loopwright.bundle.seal import build_bundle
 from loopwright.bundle.signature import Field, Schema
 from loopwright.bundle.testing import CREATED, logistic_onnx, route_for, tiny_answer
+from loopwright.demo.processes import free_port
 
 from .conftest import Control, Server, launch
 
@@ -50,10 +51,7 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Control]:
 
 @pytest.fixture(scope="module")
 def grpc_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    return free_port()
 
 
 @pytest.fixture(scope="module")

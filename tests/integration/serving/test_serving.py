@@ -18,6 +18,7 @@ import pytest
 from loopwright.bundle.keys import SigningKey
 from loopwright.bundle.routes import Arm, ModelRoute, VersionRoute
 from loopwright.bundle.testing import STRICT, TOLERANT, approval_for, route_for, tiny_answer
+from loopwright.demo.processes import free_port
 
 from .conftest import Control, Server, eventually, request
 
@@ -483,9 +484,7 @@ def test_grpc_answers_as_rest_does(control: Control, serve: Serve) -> None:
         Arm("canary", 2, 1.0),
         Arm("stable", 1, 0.0),
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = serve(grpc_port=port)
     client = triton.InferenceServerClient(f"127.0.0.1:{port}")
     assert client.is_server_live()
